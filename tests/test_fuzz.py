@@ -12,7 +12,7 @@ from exact import replace_operator
 from fuzz import oracle, runner
 from fuzz.__main__ import one
 from fuzz.draw import Draw, Mismatch
-from fuzz.runner import DIFFERENTIAL, KINDS, MUTATORS, Run, reproduction, run_case, seed_of_the_day
+from fuzz.runner import DIFFERENTIAL, KINDS, MUTATORS, RADIX, Run, reproduction, run_case, seed_of_the_day
 from tandem_cuda import IF, LIF, ops
 from tandem_cuda.neuron import STATES
 
@@ -100,6 +100,8 @@ def test_pooling_by_hand():
     rows, columns = [(0, 1, 1)], [(0, 2, 2)]  # means 0.5, 1, 0: potentials 0.5, 1.5 (spike), 0.5
     assert oracle.average_pool(spikes, (rows, columns), 1.0, None, np.float32).ravel().tolist() == [0, 1, 0]
     assert oracle.max_pool(spikes, (rows, columns)).ravel().tolist() == [1, 1, 0]
+    sums, common = oracle.window_sums(spikes[1], (rows, columns), 3)
+    assert (sums.tolist(), common) == ([[[[2]]]], 3)
     turns = np.array([[1, 0], [0, 1], [0, 1]]).reshape(3, 1, 1, 1, 2)  # the second neuron catches up, then leads
     assert oracle.max_pool(turns, (rows, columns)).ravel().tolist() == [1, 0, 1]
 
@@ -176,6 +178,7 @@ def flipped(op, *, one_in=1):
         ("products", "spiking_conv2d"),
         ("products", "spiking_linear"),
         ("networks", "spiking_conv2d"),
+        ("radix_networks", "integrate_and_fire"),
     ],
 )
 def test_a_flipped_spike_is_found(monkeypatch, kind, name):
@@ -190,6 +193,7 @@ def test_a_lost_bias_and_a_wrong_gradient_are_found(monkeypatch):
         monkeypatch, "count_linear", lambda bits, weight, bias, **named: right(bits, weight, None, **named)
     )
     assert first_failure("products") is not None
+    assert first_failure("radix_networks") is not None
     monkeypatch.undo()
     replace_operator(monkeypatch, "tandem_count", lambda bits, v, steps, *rest: ops.spike_count(bits, v.dtype) + 0 * v)
     assert any(isinstance(run_case("coupling", seed)[0], Mismatch) for seed in range(20))
@@ -280,6 +284,11 @@ def fuzz(kinds):
 @pytest.mark.slow
 def test_fuzz_operators_and_layers():
     fuzz(DIFFERENTIAL)
+
+
+@pytest.mark.slow
+def test_fuzz_radix_spikes():
+    fuzz(RADIX)
 
 
 @pytest.mark.slow

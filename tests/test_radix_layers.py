@@ -31,6 +31,7 @@ from tandem_cuda import (
     synops,
 )
 from tandem_cuda import reference as ref
+from tandem_cuda.freeze import file as artefact
 from tensors import normal
 
 FIRING = [case for case in CASES if (case.has_weights or case.kind == "TandemAdd") and "neuron" not in case.named]
@@ -289,6 +290,46 @@ def test_one_phase_neurons_refuse_numbers():
     frozen = freeze(nn.Sequential(layer, Decode()).eval())
     with pytest.raises(ValueError, match="TandemLinear: neuron must wait for all time steps to read radix spikes"):
         frozen(SpikeTrain(torch.ones(1, 2, 3, dtype=torch.uint8), 4, radix=True))
+
+
+def test_frozen_networks_know_radix_spikes_before_a_call(tmp_path):
+    """Whether a layer reads radix spikes is known when a network is frozen or its file is loaded."""
+    for source in (Encode(4, "radix"), [Encode(4, "impulse"), TandemLinear(6, 6, neuron=RadixIF())]):
+        front = [source] if isinstance(source, Encode) else source
+        net = nn.Sequential(*front, nn.Flatten(), TandemLinear(6, 3, neuron=RadixIF()), Decode()).eval()
+        freeze(net).save(tmp_path / "net.safetensors")
+        description, tensors = artefact.read(tmp_path / "net.safetensors")
+        last = next(node for node in reversed(description["nodes"]) if node["kind"] == "TandemLinear")
+        last["settings"]["neuron"] = IF().settings()
+        with pytest.raises(ValueError, match=f"^FrozenNetwork: TandemLinear '{last['name']}': neuron must wait for"):
+            tandem_cuda.FrozenNetwork(*artefact.parsed(description, tensors))
+        net[-2].neuron = IF()
+        with pytest.raises(ValueError, match=f"^freeze: TandemLinear '{last['name']}': neuron must wait for all time"):
+            freeze(net)
+
+
+def refused_behind_radix_spikes(layer, *others):
+    """The message about a layer that reads radix spikes of an Encode, and what other layers make of these."""
+    graph = torch.fx.Graph()
+    x = graph.call_module("encode", (graph.placeholder("x"),))
+    reads = [graph.call_module(f"other_{i}", (x,)) if other else x for i, other in enumerate(others)]
+    graph.output(graph.call_module("decode", (graph.call_module("layer", (*reads,)),)))
+    named = {"encode": Encode(4, "radix"), "layer": layer, "decode": Decode()}
+    named |= {f"other_{i}": other for i, other in enumerate(others) if other}
+    with pytest.raises(ValueError) as refused:  # noqa: PT011  # the message is what the tests look at
+        freeze(torch.fx.GraphModule(nn.ModuleDict(named), graph).eval())
+    return str(refused.value)
+
+
+def test_frozen_networks_know_what_joins_read():
+    counts = TandemLinear(6, 6, neuron=IF(two_phase=True))
+    message = refused_behind_radix_spikes(TandemAdd(nn.Identity(), nn.Identity()), counts, None)
+    assert message.startswith("freeze: TandemAdd 'layer': neuron must wait for all time steps to read radix spikes")
+    message = refused_behind_radix_spikes(tandem_cuda.SpikeCat(False, False), counts, None)
+    assert message == "freeze: SpikeCat 'layer': inputs must have the same radix, got [False, True]"
+    gated = nn.Sequential(Encode(4, "radix"), tandem_cuda.SpikeRearrange("flatten"), TandemLinear(6, 6))
+    with pytest.raises(ValueError, match=r"^freeze: TandemLinear '2': neuron must wait for all time steps"):
+        freeze(gated.eval())
 
 
 @every(with_weights())

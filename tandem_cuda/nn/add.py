@@ -166,7 +166,7 @@ class TandemAdd(Spiking):
             if not isinstance(x, SpikeTrain):
                 raise TypeError(f"TandemAdd: inputs must be SpikeTrains, got {type(x).__name__}")
             if x.code.radix:
-                check_reads_radix("TandemAdd", self.neuron)
+                check_reads_radix(self.neuron, "TandemAdd")
         if len({x.time_steps for x in inputs}) > 1:
             raise ValueError(
                 f"TandemAdd: inputs must have the same number of time steps, got {[x.time_steps for x in inputs]}"
@@ -377,10 +377,12 @@ class TandemAdd(Spiking):
         for i, (branch, x) in enumerate(zip(self.branches, inputs, strict=True)):
             x.check_kind(SPIKES)
             x.check_dims(*_DIMS)
+            if x.radix:
+                check_reads_radix(self.neuron)
             y = branch.synapses.out_size(x) if isinstance(branch, TandemLayer) else x
             joined = y if joined is None else _agreed(i, joined, y)
         assert joined is not None
-        return joined._replace(kind=SPIKES, pair_dim=self._sum_pair_dim(inputs))
+        return joined._replace(kind=SPIKES, pair_dim=self._sum_pair_dim(inputs), radix=self.neuron.radix)
 
     def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[SpikeTrain, State | None]:
         self.check_inputs(inputs)

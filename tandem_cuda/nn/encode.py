@@ -150,7 +150,8 @@ class Encode(Spiking):
         return encode
 
     def out_size(self, *inputs: Value) -> Value:
-        return single(inputs, REAL)._replace(kind=SPIKES if self.mode == "radix" else ENCODED)
+        radix = self.mode == "radix"
+        return single(inputs, REAL)._replace(kind=SPIKES if radix else ENCODED, radix=radix)
 
     def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[EncodedInput | SpikeTrain, None]:
         encoded = self.forward(*inputs)
@@ -274,7 +275,7 @@ class Decode(Spiking):
 
     def out_size(self, *inputs: Value) -> Value:
         x = single(inputs, SPIKES)
-        value = without_pairs(x, self.pair_dim(x))._replace(kind=REAL)
+        value = without_pairs(x, self.pair_dim(x))._replace(kind=REAL, radix=None)
         if self.scale is None or not (value.shape or value.last):
             return value
         number, shape = len(self.scale), value.shape

@@ -31,12 +31,15 @@ class Fired(NamedTuple):
     """The neurons' final state; empty unless asked for."""
 
 
-def check_reads_radix(name: str, neuron: Neuron) -> None:
-    """Raise ValueError if neurons cannot read radix spikes, which make a number only together."""
+def check_reads_radix(neuron: Neuron, name: str | None = None) -> None:
+    """Raise ValueError if neurons cannot read radix spikes, which make a number only together.
+
+    name: of the layer, for the message; None where the caller adds it.
+    """
     if not neuron.two_phase:
         raise ValueError(
-            f"{name}: neuron must wait for all time steps to read radix spikes, as RadixIF(...) and "
-            f"IF(two_phase=True) do, got {neuron}"
+            f"{f'{name}: ' if name else ''}neuron must wait for all time steps to read radix spikes, as RadixIF(...) "
+            f"and IF(two_phase=True) do, got {neuron}"
         )
 
 

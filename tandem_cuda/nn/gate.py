@@ -124,7 +124,7 @@ class TandemGate(Spiking):
             wrong = any(g.exact and g.least != 1 and s.exact and g.least != s.least for s, g in sizes)
             if wrong or len(decoded.shape) != len(gate.shape):
                 raise ValueError(f"the gate must broadcast over {decoded}, got {gate}")
-        return x._replace(kind=SPIKES, pair_dim=self.decode.pair_dim(x))
+        return x._replace(kind=SPIKES, pair_dim=self.decode.pair_dim(x), radix=self.neuron.radix)
 
     def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[SpikeTrain, None]:
         x, gate = inputs

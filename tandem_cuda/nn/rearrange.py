@@ -224,7 +224,7 @@ class SpikeRearrange(Spiking):
         x = single(inputs, SPIKES)
         how, numbers, pair_dim = self.how, self.arguments, self._pair_dim(x)
         if x.shape is None:
-            return Value(SPIKES, pair_dim=self._new_pair_dim(pair_dim, 2 if how == "flatten" else None))
+            return Value(SPIKES, pair_dim=self._new_pair_dim(pair_dim, 2 if how == "flatten" else None), radix=x.radix)
         if how not in ("channels", "channel_shuffle", "flatten", "pairs"):
             x.check_dims(2 if how == "unsqueeze" else 3)
         channels, *rest = without_pairs(x, pair_dim).shape or ()
@@ -387,18 +387,18 @@ class SpikeCat(Spiking):
     def out_size(self, *inputs: Value) -> Value:
         if len(inputs) != len(self.signed):
             raise ValueError(f"number of inputs must be {len(self.signed)}, as in signed, got {len(inputs)}")
-        total, (pair_dim, silent) = Size(0, True), self._pairs(inputs)
+        total, (pair_dim, silent), radix = Size(0, True), self._pairs(inputs), _common_radix(inputs)
         inputs = tuple(with_pairs(x, pair_dim) if adds else x for x, adds in zip(inputs, silent, strict=True))
         for x in inputs:
             x.check_kind(SPIKES)
             if x.shape is None:
-                return Value(SPIKES, pair_dim=pair_dim)
+                return Value(SPIKES, pair_dim=pair_dim, radix=radix)
             if len(x.shape) != len(inputs[0].shape or ()):
                 raise ValueError(f"inputs must have the same dimensions, got {inputs[0]} and {x}")
             total = Size(total.least + x.shape[0].least, total.exact and x.shape[0].exact)
         rest = (inputs[0].shape or ())[1:]
         check_count("outputs", [size.least for size in (total, *rest)])
-        return Value(SPIKES, (total, *rest), pair_dim=pair_dim)
+        return Value(SPIKES, (total, *rest), pair_dim=pair_dim, radix=radix)
 
     def extra_repr(self) -> str:
         amplitudes = [] if self.amplitudes is None else [f"amplitudes={self.amplitudes}"]
@@ -413,6 +413,14 @@ class SpikeCat(Spiking):
     def arity(self) -> int:
         """The number of inputs."""
         return len(self.signed)
+
+
+def _common_radix(inputs: Sequence[Value]) -> bool | None:
+    """Return the ``radix`` of all inputs, None if it is not known; raise a ValueError if they differ."""
+    found = {x.radix for x in inputs if x.radix is not None}
+    if len(found) > 1:
+        raise ValueError(f"inputs must have the same radix, got {[x.radix for x in inputs]}")
+    return next(iter(found), None)
 
 
 def _axis(pair_dim: int) -> int:

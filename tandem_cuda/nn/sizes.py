@@ -84,6 +84,8 @@ class Value(NamedTuple):
     """The ``pair_dim`` of a spike train."""
     features: Size | None = None
     """The size of the last dimension if ``shape`` is None, where that much is known."""
+    radix: bool | None = None
+    """The ``radix`` of a spike train; None if it is not known."""
 
     @property
     def last(self) -> Size | None:

@@ -229,8 +229,12 @@ class SpikingTwin(WeightedLayer):
     # -- the spiking twin
 
     def out_size(self, *inputs: Value) -> Value:
-        size = self.synapses.out_size(single(inputs, self.reads))
-        return size._replace(pair_dim=self.pair_dim(None if size.shape is None else 1 + len(size.shape)))
+        x = single(inputs, self.reads)
+        if x.radix:
+            check_reads_radix(self.neuron)
+        size = self.synapses.out_size(x)
+        pair_dim = self.pair_dim(None if size.shape is None else 1 + len(size.shape))
+        return size._replace(pair_dim=pair_dim, radix=self.neuron.radix)
 
     def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[SpikeTrain, State | None]:
         (x,) = inputs
@@ -240,7 +244,7 @@ class SpikingTwin(WeightedLayer):
             bits, carried = self._run_on_values(span, state, x, affine, kernel)
         elif isinstance(x, SpikeTrain):
             if x.code.radix:
-                check_reads_radix(type(self).__name__, self.neuron)
+                check_reads_radix(self.neuron, type(self).__name__)
             self.synapses.check_pairs(x)
             bits, _, neurons = self.synapses.fire(
                 x,

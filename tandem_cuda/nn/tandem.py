@@ -81,7 +81,7 @@ class TandemLayer(SpikingTwin):
                 "front of the first tandem layer, or SpikeTrain.from_dense(spikes) for recorded spikes"
             )
         if x.code.radix:
-            check_reads_radix(type(self).__name__, self.neuron)
+            check_reads_radix(self.neuron, type(self).__name__)
         synapses.check_pairs(x)
         steps, dtype = x.time_steps, weights.dtype
         checks.check_dtype(type(self).__name__, "weight", dtype)

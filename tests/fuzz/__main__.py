@@ -5,7 +5,7 @@ import os
 import sys
 import traceback
 
-from .runner import DIFFERENTIAL, KINDS, MUTATORS, Run, run_case, seed_of_the_day, work
+from .runner import DIFFERENTIAL, KINDS, MUTATORS, RADIX, Run, run_case, seed_of_the_day, work
 
 
 def main():
@@ -19,7 +19,7 @@ def main():
     parser.add_argument("--first", type=int, help="seed of the first case; default one of today's date")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)  # what the parent starts
     arguments = parser.parse_args()
-    kinds = arguments.kinds or [*DIFFERENTIAL, *MUTATORS]
+    kinds = arguments.kinds or [*DIFFERENTIAL, *RADIX, *MUTATORS]
     if arguments.worker:
         first, stride, seconds = arguments.worker
         work(kinds, int(first), int(stride), float(seconds))

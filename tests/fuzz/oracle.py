@@ -269,23 +269,36 @@ def average_pool(spikes, axes, threshold, override, dtype):
 
     `axes` has the windows along each of the last dimensions.
     """
+    sums, common = window_sums(spikes, axes, override)
+    return neurons(sums.astype(dtype), IF(threshold * common))[0]
+
+
+def window_sums(x, axes, override):
+    """(the means of windows in units of 1 / common, float64; the divisors' common multiple)."""
     windows = [*itertools.product(*axes)]
     divisors = [override or math.prod(divisor for *_, divisor in window) for window in windows]
     common, last = math.lcm(*divisors), tuple(range(-len(axes), 0))
-    covered = [(..., *(slice(start, stop) for start, stop, _ in window)) for window in windows]
-    sums = np.stack([spikes[at].astype(np.float64).sum(last) for at in covered], -1)
-    currents = (sums * (common // np.array(divisors))).astype(dtype)
-    fired = neurons(currents, IF(threshold * common))[0]
-    return fired.reshape(*fired.shape[:-1], *map(len, axes))
+    sums = np.stack([part.astype(np.float64).sum(last) for part in _parts(x, windows)], -1)
+    sums = sums * (common // np.array(divisors))
+    return sums.reshape(*sums.shape[:-1], *map(len, axes)), common
 
 
 def max_pool(spikes, axes):
     """A neuron spikes when the largest count of its window grows. `axes`: as in `average_pool`."""
-    counts, last = spikes.cumsum(0, dtype=np.int64), tuple(range(-len(axes), 0))
-    covered = [(..., *(slice(start, stop) for start, stop, _ in window)) for window in itertools.product(*axes)]
-    largest = np.stack([counts[at].max(last) for at in covered], -1)
-    grown = np.diff(largest, axis=0, prepend=np.zeros_like(largest[:1])).astype(spikes.dtype)
-    return grown.reshape(*grown.shape[:-1], *map(len, axes))
+    largest = window_maxima(spikes.cumsum(0, dtype=np.int64), axes)
+    return np.diff(largest, axis=0, prepend=np.zeros_like(largest[:1])).astype(spikes.dtype)
+
+
+def window_maxima(x, axes):
+    """The largest number of each window."""
+    last = tuple(range(-len(axes), 0))
+    largest = np.stack([part.max(last) for part in _parts(x, itertools.product(*axes))], -1)
+    return largest.reshape(*largest.shape[:-1], *map(len, axes))
+
+
+def _parts(x, windows):
+    """What each window covers."""
+    return [x[(..., *(slice(start, stop) for start, stop, _ in window))] for window in windows]
 
 
 def batch_norm_fold(gamma, beta, mean, var, eps, bias):

@@ -27,8 +27,11 @@ KINDS = {
     "files": "files",
     "nir_graphs": "nir_graphs",
     "conversions": "conversions",
+    "radix_networks": "radix_networks",
+    "radix_conversions": "radix_conversions",
 }
 DIFFERENTIAL = ("trains", "neurons", "radix", "products", "products", "coupling", "norms", "networks", "conversions")
+RADIX = ("radix_networks", "radix_conversions")
 MUTATORS = ("files", "nir_graphs")
 
 ROOT = Path(__file__).resolve().parents[2]
