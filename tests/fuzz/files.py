@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from tandem_cuda import IF, LIF, Decode, Encode, FrozenNetwork, SpikeTrain, convert, freeze
+from tandem_cuda import IF, LIF, Decode, Encode, FrozenNetwork, RadixIF, SpikeTrain, convert, freeze
 from tandem_cuda import nn as tandem
 from tandem_cuda.freeze import file as artefact
 
@@ -89,6 +89,21 @@ def _networks():
         torch.rand(2, 2, 3, 8, 8),
     )
     yield convert(_Residual().eval(), time_steps=4), image
+    yield (
+        nn.Sequential(
+            Encode(8, "radix"),
+            tandem.TandemConv2d(2, 4, 3, padding=1, neuron=RadixIF(2.0), **named),
+            tandem.SpikingAvgPool2d(2, threshold=0.5, initial=0.5),
+            tandem.SpikingMaxPool2d(2, 1),
+            tandem.TandemConv2d(4, 6, 2, neuron=IF(0.5, initial=0.5, two_phase=True)),
+            nn.Flatten(),
+            tandem.TandemLinear(24, 7, neuron=RadixIF(initial=0.25)),
+            Decode(),
+            nn.Linear(7, 3),
+        ),
+        image / 2,
+    )
+    yield convert(_Residual().eval(), time_steps=4, neuron=RadixIF()), image
 
 
 @functools.cache

@@ -332,6 +332,7 @@ def radix_networks(draw: Draw):
         if any(isinstance(module, tandem.spiking.Spiking) for module, _ in net.calls):
             check_frozen(net)
             check_analysis(net)
+            check_refusals(net)
         if net.input.shape[0] > 1:
             check_training(net)
 
@@ -465,6 +466,27 @@ def check_analysis(net):
             agree("with its activity recorded", graph(net.input), want)
         str(record)
         str(synops(graph, net.input))
+
+
+@torch.no_grad()
+def check_refusals(net):
+    """Neurons that cannot read radix spikes, and constant input: errors that name the layer."""
+    first = 0 if net.mode in ("rates", "numbers") else 1
+    spiking = [i for i, (module, _) in enumerate(net.calls) if isinstance(module, (TandemLayer, tandem.TandemAdd))]
+    reading = [i for i in spiking if any(getattr(net.outputs[j], "radix", False) for j in net.calls[i][1])]
+    if reading:
+        graph, at = copy.deepcopy(graph_of(net)), net.draw.one(reading)
+        layer = graph.get_submodule(str(at + first))
+        layer.neuron = IF()
+        message = rf"{type(layer).__name__}( '\w+')?: neuron must wait for all time steps to read radix spikes"
+        must_refuse(ValueError, message, lambda: graph(net.input))
+        must_refuse(ValueError, message, lambda: freeze(graph)(net.input))
+    if net.mode == "impulse" and net.calls[spiking[0]][0].neuron.radix:
+        graph = copy.deepcopy(graph_of(net))
+        graph.get_submodule("0").mode = "constant"
+        message = rf"^{type(net.calls[spiking[0]][0]).__name__}: input of RadixIF neurons must be encoded with mode"
+        must_refuse(ValueError, message, lambda: graph(net.input))
+        must_refuse(ValueError, message, lambda: freeze(graph)(net.input))
 
 
 # ---- Training: each layer against the specification, with what the layers before it have put out
