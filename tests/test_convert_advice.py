@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from exact import generator, same
-from tandem_cuda import IF, LIF, RadixIF, SpikeTrain, TandemConv2d, convert, freeze
+from tandem_cuda import IF, LIF, RadixIF, SpikeTrain, TandemConv2d, convert, freeze, from_quantised
 from tandem_cuda.convert import advice, rules
 from tandem_cuda.convert.rules import WeightRule, register
 
@@ -875,6 +875,17 @@ def small():
     return nn.Sequential(conv(3, 4), nn.ReLU(), conv(4, 4), nn.ReLU(), nn.Flatten(), nn.Linear(384, 3)).eval()
 
 
+def quantised():
+    """The same network with 8 bits, by torch.ao.quantization."""
+    from torch.ao import quantization
+
+    ann = nn.Sequential(quantization.QuantStub(), *small(), quantization.DeQuantStub()).eval()
+    ann.qconfig = quantization.get_default_qconfig(torch.backends.quantized.engine)
+    prepared = quantization.prepare(ann)
+    prepared(IMAGES)
+    return quantization.convert(prepared)
+
+
 def plain(**settings):
     return lambda: convert(small(), **{"time_steps": 8, **settings})
 
@@ -980,6 +991,11 @@ ARGUMENTS = [
         "parameters of float32 with weights='int8'",
         lambda: convert(small().double(), 8, weights="int8"),
         plain(weights="int8"),
+    ),
+    (
+        "ann must be a network of floats, .*from_quantised takes networks",
+        lambda: convert(quantised(), 8),
+        lambda: from_quantised(quantised(), IMAGES),
     ),
     ("mode must be 'constant', 'impulse', 'radix' or 'spikes', got", plain(mode="rate"), plain(mode="impulse")),
     (
