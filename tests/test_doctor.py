@@ -260,4 +260,4 @@ def test_medians():
     times = benchmark.medians("test", {"long": sleep(0.02), "short": sleep(0.005)}, 0.0, 3)
     assert list(times) == ["long", "short"]
     assert times["short"] >= 0.005
-    assert times["long"] > 1.5 * times["short"]
+    assert times["long"] >= 0.02
