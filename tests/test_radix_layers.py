@@ -11,6 +11,7 @@ from torch import nn
 
 import tandem_cuda
 from exact import ENGINES, dyadic, every_path, same, train
+from freezable import graph_of
 from layer_cases import AVERAGES, CASES, every, of_each_kind, with_weights
 from layer_cases import named as layer_case
 from layer_twins import agree, fronts, twins
@@ -388,3 +389,13 @@ def test_layers_take_the_neurons():
     x = SpikeTrain(torch.full((1, 2, 3), 5, dtype=torch.uint8), 3, radix=True, amplitude=0.25)
     with pytest.raises(ValueError, match="TandemAdd: inputs must have the same number of time steps"):
         join(x, SpikeTrain(torch.ones(1, 2, 3, dtype=torch.uint8), 4))
+
+
+def test_frozen_sums_of_other_shapes_are_refused():
+    """Of sizes that nobody knew before the call."""
+    join = TandemAdd(tandem_cuda.TandemConv2d(2, 2, 3), nn.Identity(), neuron=RadixIF())
+    frozen = freeze(
+        graph_of(nn.ModuleDict({"join": join, "decode": Decode()}), {"join": "xx", "decode": ["join"]}).eval()
+    )
+    with pytest.raises(ValueError, match="TandemAdd: branches must agree in shape, got"):
+        frozen(SpikeTrain(torch.ones(1, 2, 2, 5, 5, dtype=torch.uint8), 3, radix=True))

@@ -387,6 +387,7 @@ class TandemAdd(Spiking):
     def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[SpikeTrain, State | None]:
         self.check_inputs(inputs)
         pairs = list(zip(self.branches, inputs, strict=True))
+        self._check_shapes(pairs)
         kernels: list[Kernel | None] = [None] * len(pairs)
         drives: list[Affine | None] = [None] * len(pairs)
         for i, (branch, _) in enumerate(pairs):
