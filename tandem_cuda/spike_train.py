@@ -14,6 +14,7 @@ from torch.utils.data._utils.collate import default_collate_fn_map  # documented
 from . import ops
 from .events import event_planes
 from .ops import checks
+from .ops.spike_count import spike_value
 from .spike_code import SpikeCode as SpikeCode
 from .spike_code import check_count, check_pairs, check_radix, ending
 
@@ -236,8 +237,7 @@ class SpikeTrain:
         """
         if not self.code.radix:
             return self.value
-        count = ops.spike_count.trusted(self.bits, self._dtype)
-        value = self._value
+        count, value = ops.spike_count.trusted(self.bits, self._dtype), self._value
         if value is None or not (value.requires_grad and torch.is_grad_enabled()):
             return count
         return count + (value - value.detach()) * (self.time_steps / (2**self.time_steps - 1))
@@ -246,10 +246,7 @@ class SpikeTrain:
     def value(self) -> Tensor:
         """What the next layer reads, [N, ...]: the count or, of radix spikes, their number. Carries the gradient."""
         if self._value is None:
-            if self.code.radix:
-                self._value = self.bits[0].to(self._dtype)
-            else:
-                self._value = ops.spike_count.trusted(self.bits, self._dtype)
+            self._value = spike_value(self.bits, self._dtype, self.code.radix)
         return self._value
 
     @property
@@ -319,8 +316,7 @@ class SpikeTrain:
 
     def replace_unchecked(self, **changes: Any) -> SpikeTrain:
         """Work as ``replace``, but do not check the values: for tensors that this library made."""
-        fields = {"bits": self.bits, "time_steps": self.time_steps, "dtype": self._dtype}
-        fields |= self.code._asdict()
+        fields = {"bits": self.bits, "time_steps": self.time_steps, "dtype": self._dtype, **self.code._asdict()}
         if "count" in changes:
             changes["value"] = changes.pop("count")
         unknown = changes.keys() - fields.keys() - {"value"}

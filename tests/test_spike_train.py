@@ -495,6 +495,7 @@ def test_a_data_loader_batches_trains(workers):
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("cuda")
 def test_a_data_loader_pins_trains():
     ((x, _),) = DataLoader(recordings(), batch_size=6, pin_memory=True)
     assert x.bits.is_pinned()
