@@ -321,7 +321,7 @@ class TandemModule(lightning.LightningModule):
             check_graph_trainer(self.trainer)
             optimizer = graphed.GraphedAdamW(groups, self.learning_rate, self.weight_decay)
         else:
-            optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, weight_decay=self.weight_decay)
+            optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)
         if self.schedule == "none":
             return optimizer
         self._steps = steps = max(1, int(self.trainer.estimated_stepping_batches))

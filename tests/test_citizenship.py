@@ -17,10 +17,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from exact import HALVES, META, generator, planes, same
+from exact import HALVES, META, dyadic, generator, planes, same
 from pairwise import pairs
-from tandem_cuda import Decode, Encode, SpikeTrain, TandemConv2d, TandemLinear, from_authors, ops
+from tandem_cuda import Decode, Encode, SpikeTrain, TandemConv2d, TandemLinear, from_authors, ops, quantise
 from tandem_cuda.ops.pack_weight import packed_like
+from tandem_cuda.ops.spike_count import spike_value
 
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
 
@@ -118,23 +119,68 @@ def test_autocast(norm, engine, mode):
         assert F.cosine_similarity(got.flatten(), reference.flatten(), 0) > 0.8
 
 
-@pairs(norm=[None, "batch"], engine=["auto", "event", "dense"], training=[True, False])
-def test_autocast_leaves_products_of_spikes_alone(norm, engine, training):
-    """The same bits, counts and gradients as without, also if backward() runs under autocast."""
+@pairs(norm=[None, "batch"], engine=["auto", "event", "dense"], training=[True, False], weights=[None, "int8"])
+def test_autocast_lowers_gradients_alone(norm, engine, training, weights):
+    """The same bits and counts as without, and nearly the same gradients, whether backward() runs under it or not."""
     net = network(norm, engine=engine)[2:5].train(training)
-    twin = copy.deepcopy(net)
+    if weights:
+        quantise(net, 8)
     bits = planes(8, 8, 4, 8, 8, seed=1, rate=0.3)
-    results = []
-    for module, enabled in ((net, True), (twin, False)):
-        count = ops.spike_count(bits).requires_grad_()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+    modules, results = [], []
+    for forward, backward in ((True, True), (True, False), (False, False)):
+        module, count = copy.deepcopy(net), ops.spike_count(bits).requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=forward):
             out = module(SpikeTrain(bits, 8, count))
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=backward):
             out.count.square().sum().backward()
         results.append((out.bits, out.count.detach(), count.grad, *(p.grad for p in module.parameters())))
-    assert results[1][0].any()
-    same(*results)
+        modules.append(module.eval())
+    assert results[2][0].any()
+    same(results[0], results[1])
+    same(results[1][:2], results[2][:2])
+    for got, want in zip(results[1][2:], results[2][2:], strict=True):
+        assert got.dtype == torch.float32
+        assert (got - want).norm() <= 2**-5 * want.norm()
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        same(net.eval()(SpikeTrain(bits, 8)).bits, twin.eval()(SpikeTrain(bits, 8)).bits)
+        same(*(module(SpikeTrain(bits, 8)).bits for module in modules[1:]))
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("radix", [0, 8])
+@pytest.mark.parametrize("small", [False, True], ids=["large weight", "small weight"])
+@pytest.mark.parametrize("kind", ["linear", "conv2d", "stride"])
+def test_gradients_of_products_under_autocast(kind, small, radix, scaled):
+    """Float32 sums of bfloat16 numbers, rounded in the end. A value of 255 is among the numbers.
+
+    Weights with more elements than the gradient take another way.
+    """
+    if kind == "linear":
+        bits, weight = planes(1, 3, 5, seed=1, rate=0.5), dyadic(2 if small else 40, 5, seed=2)
+        run, where = ops.count_linear, {}
+    else:
+        size, channels = (6, 2) if small else (3, 16)
+        bits, weight = planes(1, 2, 3, size, size, seed=1, rate=0.5), dyadic(channels, 3, 3, 3, seed=2)
+        run, where = ops.count_conv2d, {"padding": 1, "stride": 2 if kind == "stride" else 1}
+    bits.view(-1)[0] = 255
+    scale = torch.full((len(weight),), 0.5) if scaled else None
+    grads = []
+    for cast, grad in ((True, 1 + 2**-12), (False, 1)):
+        w, count = weight.clone().requires_grad_(), spike_value(bits, torch.float32, radix > 0).requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=cast):
+            out = run(bits, w, count=count, scale=scale, radix=radix, **where)
+        grads.append(torch.autograd.grad(out, (count, w), torch.full_like(out, grad)))
+    for got, want in zip(*grads, strict=True):
+        assert got.dtype == torch.float32
+        assert torch.equal(got, want.bfloat16().float())
+
+
+def test_autocast_keeps_float64_gradients():
+    weight = torch.full((1, 1), 1 + 2**-40, dtype=torch.float64, requires_grad=True)
+    count = torch.ones(1, 1, dtype=torch.float64, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = ops.count_linear(torch.ones(1, 1, 1, dtype=torch.uint8), weight, count=count)
+    out.sum().backward()
+    assert count.grad == weight.detach()
 
 
 def test_autocast_stem():

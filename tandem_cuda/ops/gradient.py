@@ -74,6 +74,11 @@ def register_gradient(name: str, backward: Callable[..., Any], setup_context: Ca
     _LIBRARY.impl(name, differentiable, "Autograd", with_keyset=True)
 
 
+def implement_autocast(name: str, device: str, implementation: Callable[..., Any]) -> None:
+    """Let Python decide what an operator does under autocast on a type of device."""
+    _LIBRARY.impl(name, implementation, f"Autocast{device.upper()}")
+
+
 def implement_on_cuda(name: str, implementation: Callable[..., Any]) -> None:
     """Let Python compute an operator on CUDA, where it is a combination of other operators."""
     _LIBRARY.impl(name, implementation, "CUDA")

@@ -109,7 +109,7 @@ def _(x: Tensor, weight: Tensor, packed: Tensor | None, *geometry: Any) -> Tenso
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, weight, _, *convolution, _, unit = inputs
-    ctx.convolution = tuple(convolution)
+    ctx.convolution, ctx.dtype = tuple(convolution), autocast.running.gradients
     ctx.save_for_backward(x, weight, unit)
     ctx.set_materialize_grads(False)
 
@@ -119,9 +119,9 @@ def _backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         return (None,) * 9
     x, weight, unit = ctx.saved_tensors
     needed = ctx.needs_input_grad[0], ctx.needs_input_grad[7]
-    grad_x, grad_master = gradients_of(grad, x, weight, unit, needed, ctx.convolution)
+    grad_x, grad_master = gradients_of(grad, x, weight, unit, needed, ctx.convolution, None, ctx.dtype)
     return grad_x, *[None] * 6, grad_master, None
 
 
 register_gradient("ordered_product", _backward, _setup)
-autocast.keep_precision("ordered_product")
+autocast.lower_gradients("ordered_product")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import _C
 from .. import neuron as models
-from . import autocast, layout
+from . import autocast, checks, layout
 from .geometry import out_size
 from .gradient import register_gradient
 from .product import current_dtype
@@ -74,6 +74,7 @@ def _save(
     ctx: Any, bits: Tensor, count: Tensor | None, weight: Tensor, scale: Tensor | None, unit: Tensor | None
 ) -> None:
     """Save the tensors for the gradient of a product: the count rather than the bits, since bits grow with T."""
+    ctx.dtype = autocast.running.gradients
     ctx.save_for_backward(None if count is not None else bits, count, weight, scale, unit)
     ctx.set_materialize_grads(False)
 
@@ -93,12 +94,17 @@ def _gradients(ctx: Any, grad: Tensor | None, at: int) -> Gradients:
         return None, None, None
     needs, saved = ctx.needs_input_grad, ctx.saved_tensors  # activation checkpointing allows one read
     needed = needs[1], needs[2] or needs[at], needs[5]
-    return _product_gradients(grad, saved, needed, ctx.convolution, ctx.radix)
+    return _product_gradients(grad, saved, needed, ctx.convolution, ctx.radix, ctx.dtype)
 
 
 @autocast.without_autocast
 def _product_gradients(
-    grad: Tensor, saved: Saved, needed: tuple[bool, bool, bool], convolution: Convolution, radix: bool
+    grad: Tensor,
+    saved: Saved,
+    needed: tuple[bool, bool, bool],
+    convolution: Convolution,
+    radix: bool,
+    dtype: torch.dtype | None,
 ) -> Gradients:
     """Return the needed gradients of scale * (weight * count) + bias with respect to count, weight and bias."""
     *_, weight, scale, unit = saved
@@ -108,7 +114,7 @@ def _product_gradients(
     if needed[2]:
         grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0) if linear else grad.sum([0, 2, 3])
     values = _values(saved, grad.dtype, radix)
-    return *gradients_of(grad, values, weight, unit, needed[:2], convolution, scale), grad_bias
+    return *gradients_of(grad, values, weight, unit, needed[:2], convolution, scale, dtype), grad_bias
 
 
 @autocast.without_autocast
@@ -120,27 +126,31 @@ def gradients_of(
     needed: tuple[bool, bool],
     convolution: Convolution,
     scale: Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the needed gradients of scale * (weight * values) with respect to values and weight.
 
     Integer weights get no gradient. The gradient returned for them belongs to the float weights, unit * weight.
+    ``dtype``: what autocast asks for; float64 stays float64.
     """
+    precision = dtype if dtype is not None and grad.dtype == torch.float32 else grad.dtype
+    products = functools.partial(_unscaled_gradients, convolution=convolution, precision=precision)
     if weight.is_floating_point() or not needed[1]:
         unit = None
     if scale is None and unit is None:
-        return _unscaled_gradients(grad, values, weight, needed, convolution)
+        return products(grad, values, weight, needed)
     per_weight, per_neuron = [-1, *[1] * (weight.dim() - 1)], [-1, *[1] * (weight.dim() - 2)]
     if grad.numel() <= weight.numel():  # multiply the smaller tensor by the factors
         scaled = grad if scale is None else grad * scale.view(per_neuron)
         if unit is None:
-            return _unscaled_gradients(scaled, values, weight, needed, convolution)
-        grad_values = _unscaled_gradients(scaled, values, weight, (needed[0], False), convolution)[0]
+            return products(scaled, values, weight, needed)
+        grad_values = products(scaled, values, weight, (needed[0], False))[0]
         scaled = _over_unit(grad, scale, unit, per_neuron)
-        return grad_values, _unscaled_gradients(scaled, values, weight, (False, True), convolution)[1]
+        return grad_values, products(scaled, values, weight, (False, True))[1]
     floats = weight
     if scale is not None:  # in the dtype of the gradient, so that grad_weight is rounded only after it is scaled
         floats = weight.to(grad.dtype) * scale.view(per_weight) if needed[0] else weight.to(grad.dtype)
-    grad_values, grad_weight = _unscaled_gradients(grad, values, floats, needed, convolution)
+    grad_values, grad_weight = products(grad, values, floats, needed)
     if grad_weight is not None:
         grad_weight = _over_unit(grad_weight, scale, unit, per_weight)
         grad_weight = grad_weight.to(weight.dtype) if weight.is_floating_point() else grad_weight
@@ -155,18 +165,27 @@ def _over_unit(x: Tensor, scale: Tensor | None, unit: Tensor | None, shape: list
 
 
 def _unscaled_gradients(
-    grad: Tensor, values: Tensor, weight: Tensor, needed: tuple[bool, bool], convolution: Convolution
+    grad: Tensor,
+    values: Tensor,
+    weight: Tensor,
+    needed: tuple[bool, bool],
+    convolution: Convolution,
+    precision: torch.dtype,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the needed gradients of weight * values with respect to values and weight."""
-    integers = not weight.is_floating_point()
-    dtype = grad.dtype if integers else weight.dtype
+    dtypes = grad.dtype, weight.dtype if weight.is_floating_point() else grad.dtype
+    grad, values = grad.to(precision), values.to(precision)
     if weight.dim() == 2:
         grad_values, grad_weight = _linear_gradients(grad, values, weight, needed)
     else:
         # The gradient of the weights needs their shape alone.
         floats = weight.to(grad.dtype) if needed[0] else torch.empty_like(weight, dtype=grad.dtype)
         grad_values, grad_weight = _conv2d_gradients(grad, values, floats, needed, convolution)
-    return grad_values, None if grad_weight is None else grad_weight.to(dtype)
+    return _cast(grad_values, dtypes[0]), _cast(grad_weight, dtypes[1])
+
+
+def _cast(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if x is None else x.to(dtype)
 
 
 def _conv2d_gradients(
@@ -176,8 +195,8 @@ def _conv2d_gradients(
     settings = (stride, padding, dilation, False, [0, 0], groups)
     grad, values, weight = layout.canonical(grad), layout.canonical(values), layout.canonical(weight)
     grad_values = grad_weight = None
-    # conv2d_weight_gradient runs on the CPU only and is not differentiable itself.
-    if grad.device.type != "cpu" or torch.is_grad_enabled():
+    # conv2d_weight_gradient runs on the CPU only, in full precision, and is not differentiable itself.
+    if grad.device.type != "cpu" or torch.is_grad_enabled() or grad.dtype not in checks.FLOATING:
         mask = [*needed, False]
         grad_values, grad_weight, _ = torch.ops.aten.convolution_backward(grad, values, weight, None, *settings, mask)
     else:
@@ -265,4 +284,4 @@ def register_products() -> None:
     register_gradient("spiking_product", _spiking_backward, _setup_spiking)
     register_gradient("count_product", _count_backward, _setup_count)
     for name in ("spiking_product", "count_product"):
-        autocast.keep_precision(name)
+        autocast.lower_gradients(name)
