@@ -31,7 +31,8 @@ from torch import Tensor, nn
 
 import peers
 from machine import describe
-from tandem_cuda import IF, TandemNetwork, convert
+from tandem_cuda import IF, RadixIF, TandemNetwork, convert
+from tandem_cuda.neuron.radix_if import MOST_STEPS
 
 Samples = tuple[Tensor, Tensor]
 """Images [N, 3, 16, 16] and labels [N]."""
@@ -199,7 +200,7 @@ def train(net: nn.Module, data: Samples, learning_rate: float, epochs: int) -> N
 class Setting:
     """Arguments of convert, and the row of the table."""
 
-    neuron: IF
+    neuron: IF | RadixIF
     per_channel: bool = False
     correct_bias: bool = False
     percentile: float | None = None
@@ -209,9 +210,11 @@ class Setting:
         arguments = [f"{name}=True" for name in ("per_channel", "correct_bias") if getattr(self, name)]
         if self.percentile is not None:
             arguments.append(f"percentile={self.percentile}")
-        initial = f"initial={self.neuron.initial}" if self.neuron.initial else ""
-        neuron = f"IF({', '.join([initial, *(['two_phase=True'] if self.neuron.two_phase else [])])})"
-        return ", ".join([neuron, *arguments])
+        return ", ".join([NEURONS[self.neuron], *arguments])
+
+    def takes(self, time_steps: int) -> bool:
+        """Whether the neurons can run in so many steps."""
+        return not isinstance(self.neuron, RadixIF) or time_steps <= MOST_STEPS
 
     def convert(self, ann: nn.Module, time_steps: int, sample: Tensor) -> TandemNetwork:
         return convert(
@@ -225,22 +228,30 @@ class Setting:
         )
 
 
-PLAIN, HALF, TWO_PHASE = IF(), IF(initial=0.5), IF(initial=0.5, two_phase=True)
-BEST = Setting(TWO_PHASE, per_channel=True, correct_bias=True)
+PLAIN, HALF, TWO_PHASE, RADIX = IF(), IF(initial=0.5), IF(initial=0.5, two_phase=True), RadixIF()
+NEURONS = {
+    PLAIN: "IF()",
+    HALF: "IF(initial=0.5)",
+    TWO_PHASE: "IF(initial=0.5, two_phase=True)",
+    RADIX: "RadixIF()",
+}
+BEST = Setting(RADIX, per_channel=True, correct_bias=True)
 SETTINGS = [
-    Setting(PLAIN),
     BEST,
-    Setting(TWO_PHASE),
-    Setting(TWO_PHASE, correct_bias=True),
-    Setting(TWO_PHASE, per_channel=True),
-    Setting(TWO_PHASE, per_channel=True, correct_bias=True, percentile=99.9),
+    Setting(TWO_PHASE, per_channel=True, correct_bias=True),
+    Setting(RADIX),
     Setting(HALF, per_channel=True, correct_bias=True),
     Setting(PLAIN, per_channel=True, correct_bias=True),
+    Setting(PLAIN),
 ]
 MORE_SETTINGS = [
-    Setting(neuron, per_channel, correct_bias)
-    for neuron in (HALF, PLAIN)
-    for per_channel, correct_bias in ((False, True), (True, False), (False, False))
+    *(
+        Setting(neuron, per_channel, correct_bias)
+        for neuron in (RADIX, TWO_PHASE, HALF, PLAIN)
+        for per_channel, correct_bias in ((False, True), (True, False), (False, False))
+        if Setting(neuron, per_channel, correct_bias) not in SETTINGS
+    ),
+    *(Setting(neuron, True, True, percentile=99.9) for neuron in (RADIX, TWO_PHASE)),
 ]
 
 
@@ -424,12 +435,18 @@ def choice_table(results: dict[str, list[dict[str, Any]]], settings: list[Settin
         for name, runs in results.items()
         for setting in settings
         for T in steps
+        if setting.takes(T)
     }
-    least = {(name, T): min(lost[name, setting, T] for setting in settings) for name in results for T in steps}
+    least = {
+        (name, T): min(lost[name, setting, T] for setting in settings if setting.takes(T))
+        for name in results
+        for T in steps
+    }
     for setting in settings:
-        cells = [sum(lost[name, setting, T] for name in results) / len(results) for T in steps]
-        cells.append(max(lost[name, setting, T] - least[name, T] for name in results for T in steps))
-        yield f"| `{setting.row}` | {' | '.join(f'{x:.1f}' for x in cells)} |"
+        able = [T for T in steps if setting.takes(T)]
+        cells = {T: f"{sum(lost[name, setting, T] for name in results) / len(results):.1f}" for T in able}
+        worst = max(lost[name, setting, T] - least[name, T] for name in results for T in able)
+        yield f"| `{setting.row}` | {' | '.join(cells.get(T, '') for T in steps)} | {worst:.1f} |"
 
 
 def default_table(results: dict[str, list[dict[str, Any]]], steps: list[int]) -> Iterator[str]:
@@ -468,10 +485,10 @@ def main() -> None:
     add("--data-dir", type=Path, required=True, help="folder of CIFAR-10, or with train/CLASS/*.jpg and test/CLASS/*")
     add("--runs", type=Path, required=True, help="folder that keeps trained ANNs and results")
     add("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    add("--time-steps", nargs="+", type=int, default=[2, 4, 8, 16])
+    add("--time-steps", nargs="+", type=int, default=[2, 3, 4, 8, 16])
     add("--seeds", nargs="+", type=int, default=[0], help="of the ANNs' training; means are printed")
     add("--threads", type=int, default=1)
-    add("--more-settings", action="store_true", help="with one-phase neurons, too, each combination of arguments")
+    add("--more-settings", action="store_true", help="each combination of arguments, too")
     add("--without-peers", action="store_true")
     add("--fine-tune", action="store_true", help=f"train further after conversion, at T = {TUNED_STEPS}")
     options = parser.parse_args()
@@ -491,7 +508,7 @@ def main() -> None:
             run = Run(name, seed, options.runs, data, what)
             results[name].append(run.results)
             for setting in settings:
-                for T in steps:
+                for T in filter(setting.takes, steps):
                     run.measure(f"{setting.row}, T = {T}", run.ours, setting, T)
             if not options.without_peers:
                 for label, recipe in recipes(data["training"][0], run.sample).items():

@@ -26,15 +26,15 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from experiments import EXPERIMENTS, Experiment, Network, as_published
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "results.md"
 BEGIN, END = "<!-- begin: written by examples/results.py -->", "<!-- end -->"
-QUICK = ("--data.limit", "400", "--trainer.max_epochs", "1")
-FOLDER = ("--data.source", "folder")
 ANALYSED = 2000  # test samples that pictures are drawn from
 OF_ALL = ("early_exit",)
 # The C library would give the memory of large tensors back at once, and the system would clear new pages for the next
@@ -51,218 +51,6 @@ RECORDED = (
 
 class ResultsError(Exception):
     """A message of one or two lines."""
-
-
-@dataclass(frozen=True)
-class Network:
-    """A network of an experiment."""
-
-    name: str
-    label: str
-    options: tuple[str, ...] = ()
-
-    @property
-    def spiking(self) -> bool:
-        return self.name != "ann"
-
-
-def trained_for(time_steps: int, *options: str) -> Network:
-    return Network(f"t{time_steps}", f"SNN, T = {time_steps}", ("--model.time_steps", str(time_steps), *options))
-
-
-MANY = Network("many", "SNN, T = 2, 4, 8", ("--model.time_steps", "[2,4,8]"))
-ANN = Network("ann", "ANN", ("--model.spiking", "false"))
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """A configuration of train.py, run with some seeds, as SNNs and as ANN."""
-
-    name: str
-    title: str
-    config: str
-    needs: str
-    """What must be there below --data-dir."""
-    networks: tuple[Network, ...]
-    below: str = "."
-    """--data.dir below --data-dir."""
-    options: tuple[str, ...] = ()
-    """Of all networks."""
-    quick_options: tuple[str, ...] = QUICK
-    seeds: tuple[int, ...] = (0, 1, 2)
-    remark: str = ""
-    pictures: tuple[str, ...] = ("time_steps",)
-    """Of the first seed's runs of the first network and the last, which is the ANN; those in OF_ALL of all SNNs."""
-    time_steps: tuple[int, ...] = (1, 2, 4, 8, 16)
-    """Of tests and pictures."""
-    on_demand: bool = False
-    """Whether it takes so long that it is run with --only alone."""
-
-
-SMALL = ("--model.ann", "tandem_cuda.models.small_cifarnet")
-QUARTER = (
-    *("--model.ann", "tandem_cuda.models.cifarnet"),
-    *("--model.ann.width", "0.25", "--model.ann.dropout", "0", "--trainer.max_epochs", "30"),
-)
-# The recipes are compared on parts of the data, at T = 4.
-SOME_DIGITS = ("--data.limit", "12000", "--trainer.max_epochs", "4")
-SOME_PHOTOGRAPHS = (*FOLDER, *SMALL, "--data.limit", "20000", "--trainer.max_epochs", "8")
-ONE_PHASE = ("--model.two_phase", "false")
-
-
-def callback(name: str, **arguments: Any) -> tuple[str, ...]:
-    return (f"--trainer.callbacks={json.dumps([{'class_path': name, 'init_args': arguments}])}",)
-
-
-def recipes(epochs: int) -> tuple[Network, ...]:
-    """The recipes for a training of so many epochs, from the paper's neurons to all that helps."""
-    at_4 = ("--model.time_steps", "4")
-    calibrated = (*at_4, "--model.level", "null")
-    return (
-        Network("two_phase", "two-phase", at_4),
-        Network("paper", "paper: one phase, impulse", (*at_4, *ONE_PHASE, "--model.initial", "0")),
-        Network("half", "the same, u[0] half a threshold", (*at_4, *ONE_PHASE)),
-        Network("constant", "the same, constant input", (*at_4, *ONE_PHASE, "--model.encoding", "constant")),
-        Network("learned", "two-phase, thresholds that learn", (*at_4, "--model.learn_thresholds", "true")),
-        Network(
-            "ann_first",
-            "two-phase, the ANN first",
-            (*calibrated, *callback("recipes.AnnFirst", epochs=epochs // 2)),
-        ),
-        Network(
-            "progressive",
-            "two-phase, progressive",
-            (
-                *(*calibrated, "--model.schedule", "none", "--model.learning_rate", "0.001"),
-                *callback("recipes.ProgressiveTandem", patience=1),
-                *("--trainer.max_epochs", str(20 * epochs)),  # it ends when the patience of its last stage does
-            ),
-        ),
-        Network("many", "two-phase, T = 2, 4, 8", MANY.options),
-        ANN,
-    )
-
-
-EXPERIMENTS = (
-    Experiment(
-        "recipes_mnist",
-        "Recipes, 12,000 digits of MNIST",
-        "mnist",
-        "MNIST/raw/train-images-idx3-ubyte",
-        recipes(4),
-        options=SOME_DIGITS,
-        quick_options=QUICK[:2],
-        pictures=(),
-        time_steps=(1, 2, 4, 8),
-    ),
-    Experiment(
-        "recipes_cifar10",
-        "Recipes, 20,000 photographs of CIFAR-10",
-        "cifar10",
-        "cifar10/train",
-        recipes(8),
-        below="cifar10",
-        options=SOME_PHOTOGRAPHS,
-        quick_options=QUICK[:2],
-        pictures=(),
-        time_steps=(1, 2, 4, 8),
-        on_demand=True,
-    ),
-    Experiment(
-        "mnist",
-        "MNIST",
-        "mnist",
-        "MNIST/raw/train-images-idx3-ubyte",
-        (trained_for(8), trained_for(4), trained_for(2), MANY, ANN),
-        pictures=("counts", "angles", "gradients", "curves", "time_steps", "synops", "rates", "bits", "early_exit"),
-    ),
-    Experiment(
-        "fashion_mnist",
-        "Fashion-MNIST",
-        "fashion_mnist",
-        "FashionMNIST/raw/train-images-idx3-ubyte",
-        (trained_for(8), trained_for(4), ANN),
-        options=("--trainer.max_epochs", "8"),
-    ),
-    Experiment(
-        "nmnist",
-        "N-MNIST",
-        "nmnist",
-        "NMNIST/Train",
-        (trained_for(4), ANN),
-        remark="N-MNIST has 60,000 recordings to train and 10,000 to test. Figures from a part of it "
-        "are not comparable with the paper's.",
-        pictures=("time_steps", "rates"),
-    ),
-    Experiment(
-        "mnist_autoencoder",
-        "Autoencoder, MNIST",
-        "mnist_autoencoder",
-        "MNIST/raw/train-images-idx3-ubyte",
-        (trained_for(8), Network("ann", "ANN", (*ANN.options, "--trainer.callbacks", "null"))),
-        quick_options=(
-            *("--data.limit", "400", "--trainer.max_epochs", "2"),
-            *callback("recipes.AnnFirst", epochs=1),
-        ),
-        pictures=("reconstructions", "curves"),
-        time_steps=(2, 4, 8, 16, 32),
-    ),
-    Experiment(
-        "small_cifar10",
-        "CIFAR-10, small network",
-        "cifar10",
-        "cifar10/train",
-        (trained_for(8, "--model.level", "6"), ANN),
-        below="cifar10",
-        options=(*FOLDER, *SMALL, "--trainer.max_epochs", "20"),
-        seeds=(0,),
-        remark="This network has a sixteenth of CifarNet's channels and is trained for 20 epochs; not comparable with "
-        "the paper's figures.",
-        pictures=("counts", "curves", "time_steps"),
-        on_demand=True,
-    ),
-    Experiment(
-        "cifar10",
-        "CIFAR-10, a quarter of CifarNet",
-        "cifar10",
-        "cifar10/train",
-        (
-            trained_for(8, "--model.level", "5"),
-            trained_for(4, "--model.level", "3"),
-            trained_for(2, "--model.level", "2"),
-            ANN,
-        ),
-        below="cifar10",
-        options=(*FOLDER, *QUARTER),
-        seeds=(0,),
-        remark="This network has a quarter of CifarNet's channels and is trained for 30 epochs; not comparable with "
-        "the paper's figures.",
-        pictures=("counts", "curves", "time_steps"),
-        on_demand=True,
-    ),
-    Experiment(
-        "cifarnet",
-        "CIFAR-10, CifarNet as in the paper",
-        "cifar10",
-        "cifar10/train",
-        (trained_for(8), ANN),
-        below="cifar10",
-        options=(*FOLDER, "--trainer.max_epochs", "6"),
-        seeds=(0,),
-        remark="As many epochs as two hours allow, with a learning rate that falls to zero over them. The network is "
-        "far from trained.",
-        pictures=("curves",),
-        on_demand=True,
-    ),
-)
-
-
-def as_published(experiment: Experiment) -> Experiment:
-    """The same with CIFAR-10 itself in place of a folder of its images."""
-    if experiment.options[: len(FOLDER)] != FOLDER:
-        return experiment
-    options = experiment.options[len(FOLDER) :]
-    return replace(experiment, needs="cifar-10-batches-py/data_batch_1", below=".", options=options)
 
 
 @dataclass(frozen=True)
@@ -334,7 +122,7 @@ class Training:
             write(self.folder / "started.json", json.dumps(started) + "\n")
         command = [sys.executable, str(HERE / "train.py"), "--config", f"{HERE}/configs/{self.experiment.config}.yaml"]
         command += ["--data.dir", str(data_dir / self.experiment.below), "--out", str(self.folder)]
-        steps = ",".join(map(str, self.experiment.time_steps))
+        steps = ",".join(map(str, filter(self.network.takes, self.experiment.time_steps)))
         command += [
             *self.settings,
             "--test_time_steps",
@@ -464,7 +252,7 @@ def columns(results: Sequence[dict[str, Any]], anns: Sequence[dict[str, Any]]) -
 
     def against(r: dict[str, Any]) -> float | None:
         """Points that a network is behind its ANN, or its error over the ANN's."""
-        if mean is None or not r["spiking"]:
+        if mean is None or any(r is ann for ann in anns):
             return None
         return 100 * (mean - r["test"][what]) if classifies else r["test"][what] / mean
 
@@ -529,7 +317,7 @@ def section(experiment: Experiment, args: argparse.Namespace) -> list[str]:
     }
     lines += [f"{'; '.join(sorted(threads))}; {'; '.join(sorted(versions | kernels))}. Commands:", "", "```bash"]
     command = ["python", "examples/train.py", "--config", f"examples/configs/{experiment.config}.yaml"]
-    seeds = [str(run.seed) for run in runs if run.network == ANN or run.network.name == "ann"]
+    seeds = [str(run.seed) for run in runs if run.network.name == "ann"]
     chosen = seeds[0] if len(seeds) == 1 else f"{{{','.join(seeds)}}}"
     lines.append(f"export GLIBC_TUNABLES={KEEP_MEMORY}")
     for network in experiment.networks:

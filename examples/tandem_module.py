@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from other_libraries import SurrogateGradient
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
@@ -46,7 +47,7 @@ class TandemModule(lightning.LightningModule):
             convert a trained ANN find their own.
         level: T times the threshold, in place of ``threshold``: the activation at which a neuron spikes in every step,
             equal for every T. A spike then weighs a threshold. Or a dict with the levels of some layers; all other
-            layers have 3.
+            layers have 3, and so have all with ``radix`` and no level.
         clip: of IF: whether neurons get no gradient where the ANN's pre-activation exceeds T thresholds, since they
             spike at most T times.
         initial: of IF: where the membrane potential starts, as a share of the threshold.
@@ -99,10 +100,10 @@ class TandemModule(lightning.LightningModule):
         self.spiking = spiking
         if level is not None and threshold != 1:
             raise ValueError(f"threshold: must be 1 with a level, which is T thresholds, got {threshold}")
-        if level is None and len(self.trained_steps) > 1:
+        if radix and threshold != 1:
+            raise ValueError(f"threshold: must be 1 with radix, whose range is level, got {threshold}")
+        if level is None and len(self.trained_steps) > 1 and not radix:
             raise ValueError("level: must be given with several time_steps, got None")
-        if level is None and radix:
-            raise ValueError("level: must be given with radix, got None")
         self.threshold = threshold
         self.level = level
         counting = IF(1.0, clip, initial=initial, two_phase=two_phase)
@@ -165,9 +166,10 @@ class TandemModule(lightning.LightningModule):
         return net
 
     def _convert(self, ann: nn.Module) -> TandemNetwork:
-        if self.level is not None:
+        if self.level is not None or self.neuron.radix:
             layers = convert(ann, self.time_steps, mode=self.encoding, neuron=self.neuron).spiking_layers
-            return self._converted(ann, neuron=self.neuron, calibrate=_by_name("level", self.level, 3.0, layers))
+            level = {} if self.level is None else self.level
+            return self._converted(ann, neuron=self.neuron, calibrate=_by_name("level", level, 3.0, layers))
         net = self._converted(ann, neuron=self.neuron)
         for name, threshold in _by_name("threshold", self.threshold, 1.0, net.spiking_layers).items():
             layer: Any = net.snn.get_submodule(name)
@@ -461,6 +463,8 @@ def evaluate(module: TandemModule, net: nn.Module, batches: Any, device: torch.d
         device: where to compute.
     """
     net.to(device).eval()
+    if isinstance(net, SurrogateGradient):
+        net.forget()
     loss, correct, samples = 0.0, 0, 0
     with record_activity(net.snn if isinstance(net, TandemNetwork) else net) as record:
         for batch in batches:
@@ -473,6 +477,8 @@ def evaluate(module: TandemModule, net: nn.Module, batches: Any, device: torch.d
     results: dict[str, Any] = {"samples": samples, "loss": loss / samples}
     if module.loss == "cross_entropy":
         results["accuracy"] = correct / samples
+    if isinstance(net, SurrogateGradient):
+        results |= net.activity()
     if isinstance(net, TandemNetwork):
         table = record.table()
         spiking = [(a.firing_rate, a.neurons) for a in table if a.firing_rate is not None]

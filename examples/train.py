@@ -43,6 +43,7 @@ except ImportError as error:
 import torch
 
 import tandem_cuda
+from tandem_cuda.neuron.radix_if import MOST_STEPS
 
 SHOWN = {
     "train_loss": "training loss {:.4f}",
@@ -98,7 +99,7 @@ class CLI(LightningCLI):
         add("--early_stopping", type=positive | None, help="stop after so many epochs without progress")
         add("--threads", type=positive, default=torch.get_num_threads(), help="CPU threads of each process")
         add("--cuda_graph", type=bool, default=False, help="capture training steps in a CUDA graph, replay them")
-        add("--test_time_steps", type=list[positive], default=[2, 4, 8, 16], help="T of further tests, same weights")
+        add("--test_time_steps", type=list[positive] | None, help="further T to test (default: 2, 4, 8; of counts 16)")
         parser.link_arguments("cuda_graph", "model.cuda_graph")
         parser.link_arguments("seed_everything", "model.seed")
         parser.link_arguments("seed_everything", "data.init_args.seed")
@@ -121,6 +122,12 @@ class CLI(LightningCLI):
             raise RunError(f"--model.time_steps must be at least 1, got {steps}.")
         if encoding == "spikes" and isinstance(steps, list) and len(steps) > 1:
             raise RunError(f"--model.time_steps must be one number with recorded spikes, got {steps}.")
+        radix = self.config.model.spiking and (self.config.model.radix or encoding == "radix")
+        tested = self.config.test_time_steps
+        if tested is None:
+            self.config.test_time_steps = [2, 4, 8] if radix else [2, 4, 8, 16]
+        elif radix and max(tested, default=0) > MOST_STEPS:
+            raise RunError(f"--test_time_steps must be at most {MOST_STEPS} with radix spikes, got {tested}.")
 
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
         out = Path(self.config.out)
@@ -194,7 +201,7 @@ def check(module: Any, datamodule: data.DataModule) -> None:
     datamodule.setup("fit")
     classes, samples = datamodule.classes, datamodule.parts["train"]
     if (samples.time_steps is not None) != (module.encoding == "spikes"):
-        wanted = "spikes" if samples.time_steps is not None else "constant or impulse"
+        wanted = "spikes" if samples.time_steps is not None else "constant, impulse or radix"
         raise RunError(f"--model.encoding must be {wanted} for these data, got {module.encoding}.")
     x, target = samples[torch.arange(2), 0]
     module.eval()

@@ -209,7 +209,11 @@ def refused(monkeypatch, example, synthetic):
 
 NEW_RUNS = {
     "missing data": (("--data.dir", "/nowhere"), "no /nowhere/MNIST/raw/train-images-idx3-ubyte"),
-    "spikes of images": (("--model.encoding", "spikes"), "--model.encoding must be constant or impulse"),
+    "spikes of images": (("--model.encoding", "spikes"), "--model.encoding must be constant, impulse or radix"),
+    "T of radix spikes": (
+        ("--model.radix", "true", "--model.level", "3", "--test_time_steps", "[4,16]"),
+        "--test_time_steps must be at most 8 with radix spikes, got [4, 16]",
+    ),
     "another size": (("--model.ann.size", "20"), r"--model.ann does not take samples of [1, 28, 28]"),
     "too few outputs": (("--model.ann.classes", "3"), "--model.ann puts out [3] for a sample"),
     "mse of labels": (("--model.loss", "mse"), "--model.ann puts out [10] for a sample. With --model.loss mse"),
