@@ -23,7 +23,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
 
-from tandem_cuda import FiringRatePenalty, SpikeTrain, SynOpsPenalty, TandemNetwork, convert, quantise
+from tandem_cuda import ActivePenalty, FiringRatePenalty, SpikeTrain, SynOpsPenalty, TandemNetwork, convert, quantise
 from tandem_cuda.quantisation import check_bits
 
 
@@ -302,7 +302,9 @@ class Regulariser(lightning.Callback):
         if stage == "fit" and not module.spiking:
             raise RecipeError(f"{name} asks for fewer spikes: it needs --model.spiking true.")
         if sum(isinstance(callback, Regulariser) for callback in trainer.callbacks) > 1:
-            raise RecipeError(f"{name}: only one of RateRegulariser and SynOpsRegulariser can be a term of the loss.")
+            raise RecipeError(
+                f"{name}: only one of RateRegulariser, ActiveRegulariser and SynOpsRegulariser is possible."
+            )
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
         self.watch(module)
@@ -343,6 +345,19 @@ class RateRegulariser(Regulariser):
     """
 
     kind, logged, end = FiringRatePenalty, "rate_penalty", 1.0
+
+
+class ActiveRegulariser(Regulariser):
+    """A term of the training loss: weight times tandem_cuda.ActivePenalty. An ANN that does not spike yet has none.
+
+    Logged each epoch: active_penalty, without its weight.
+
+    Args:
+        weight: positive.
+        target: share of active neurons that costs nothing, in [0, 1).
+    """
+
+    kind, logged, end = ActivePenalty, "active_penalty", 1.0
 
 
 class SynOpsRegulariser(Regulariser):

@@ -264,6 +264,7 @@ def columns(results: Sequence[dict[str, Any]], anns: Sequence[dict[str, Any]]) -
         ),
         **{f"T = {t}": (at(t), quality) for t in steps},
         "firing rate": (lambda r: r["test"].get("firing_rate"), mean_and_spread(percent)),
+        "active neurons": (lambda r: r["test"].get("active"), mean_and_spread(percent)),
         "SynOps": (lambda r: r["test"].get("synops_per_sample"), mean_and_spread(whole)),
         "MACs": (lambda r: r["test"].get("snn_macs_per_sample", None), mean_and_spread(whole)),
         "MACs of its ANN": (lambda r: r["test"].get("ann_macs_per_sample"), mean_and_spread(whole)),

@@ -484,6 +484,7 @@ def evaluate(module: TandemModule, net: nn.Module, batches: Any, device: torch.d
         spiking = [(a.firing_rate, a.neurons) for a in table if a.firing_rate is not None]
         neurons = sum(n for _, n in spiking)
         results["firing_rate"] = sum(rate * n for rate, n in spiking) / neurons
+        results["active"] = sum((1 - a.silent) * a.neurons for a in table if a.silent is not None) / neurons
         results["synops_per_sample"] = sum(a.synops for a in table)
         results["snn_macs_per_sample"] = sum(a.macs for a in table if a.analogue)
         results["ann_macs_per_sample"] = sum(a.macs for a in table)

@@ -220,7 +220,7 @@ def test_calibration_can_be_used_again(how):
 
 def test_corrections_shrink_with_the_thresholds():
     ann, x = small()
-    snn = convert(ann, 4, calibrate=x, correct_bias=True)
+    snn = convert(ann, 4, calibrate=x, correct_bias=True, neuron=TWO)
     before = snn.snn.get_submodule("0").correction
     snn.set_time_steps(16)
     torch.testing.assert_close(snn.snn.get_submodule("0").correction * 4, before)
@@ -362,7 +362,7 @@ def test_a_calibration_is_not_changed_by_the_network():
     ann, x = small()
     found = convert(ann, 4, calibrate=x, **BOTH).calibration
     kept = {field.name: copy.deepcopy(getattr(found, field.name)) for field in dataclasses.fields(found)}
-    convert(ann, 9, calibrate=found).set_time_steps(3)
+    convert(ann, 7, calibrate=found).set_time_steps(3)
     assert found.time_steps == kept["time_steps"]
     for name in ("levels", "corrections"):
         for key, value in getattr(found, name).items():

@@ -43,7 +43,8 @@ def test_hybrid_approximates_its_ann(make, k):
     want = whole(ann(x)).detach()
     errors = []
     for steps in (8, 256):
-        snn = convert(ann, steps, calibrate=x, percentile=100, spiking_layers=k)
+        neuron = IF(initial=0.5, two_phase=True)
+        snn = convert(ann, steps, calibrate=x, percentile=100, spiking_layers=k, neuron=neuron)
         assert len(snn.spiking_layers) == len(snn.levels) == k
         assert_no_leak(snn)
         with torch.no_grad():

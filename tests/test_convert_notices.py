@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from anns import Residual, inputs
-from tandem_cuda import IF, SpikeTrain, convert, freeze, quantise
+from tandem_cuda import IF, RadixIF, SpikeTrain, convert, freeze, quantise
 from tandem_cuda.convert import Calibration
 
 
@@ -485,7 +485,7 @@ def test_a_saved_network_comes_back_whole(how, nested, neuron):
     prefix = "net." if nested else ""
     state = kept((nn.ModuleDict({"net": snn}) if nested else snn).state_dict(), how)
     calibration = Calibration.of_state(state, prefix)
-    assert calibration.neuron == (neuron or IF(initial=0.5, two_phase=True))
+    assert calibration.neuron == (neuron or RadixIF())
     fresh = convert(Residual().eval(), 8, calibrate=calibration, learn_thresholds=True)
     (nn.ModuleDict({"net": fresh}) if nested else fresh).load_state_dict(state)
     assert torch.equal(fresh(x), snn(x))
@@ -512,7 +512,7 @@ def test_a_calibrated_state_does_not_load_into_other_networks():
     with pytest.raises(RuntimeError, match="thresholds for other channels"):
         layers.load_state_dict(state)
     one_phase = convert(Residual().eval(), 8, calibrate=x, neuron=IF())
-    with pytest.raises(RuntimeError, match="the state is of a network with IF"):
+    with pytest.raises(RuntimeError, match="the state is of a network with RadixIF"):
         one_phase.load_state_dict(state)
     with pytest.raises(RuntimeError, match="Unexpected key"):
         Residual().load_state_dict(state)
@@ -648,15 +648,25 @@ def test_the_plain_call_has_the_best_settings(recwarn):
     ann, x = deep()
     plain = convert(ann, 4, calibrate=x)
     assert not [w for w in recwarn if "convert" in str(w.message)]
-    best = convert(ann, 4, calibrate=x, neuron=IF(initial=0.5, two_phase=True), per_channel=True, correct_bias=True)
+    best = convert(ann, 4, calibrate=x, neuron=RadixIF(), per_channel=True, correct_bias=True)
     assert torch.equal(plain(x), best(x))
     assert plain.report().agreement >= 0.9
+
+
+@pytest.mark.parametrize(("T", "how"), [(9, {}), (8, {"mode": "constant"})])
+def test_the_plain_call_where_radix_spikes_are_impossible(T, how):
+    ann, x = deep()
+    plain = convert(ann, T, calibrate=x, **how)
+    best = convert(ann, T, calibrate=x, neuron=IF(initial=0.5, two_phase=True), **how)
+    assert torch.equal(plain(x), best(x))
+    assert plain.calibration.neuron == IF(initial=0.5, two_phase=True)
 
 
 @pytest.mark.parametrize(
     ("how", "said"),
     [
         ({"neuron": IF()}, "leave out neuron,"),
+        ({"neuron": IF(), "mode": "constant"}, "leave out mode and neuron,"),
         (
             {"neuron": IF(), "per_channel": False, "correct_bias": False, "percentile": 50.0},
             "leave out neuron and percentile and per_channel and correct_bias,",
@@ -681,6 +691,14 @@ def test_a_conversion_that_went_badly_warns(how, said):
     assert better.agreement > report.agreement
     more = convert(ann, 256, calibrate=x, **(how | {"percentile": 100.0})).report()
     assert not more.is_unlike
+
+
+def test_no_advice_to_use_more_radix_spikes_than_there_are():
+    ann, x = deep()
+    with pytest.warns(UserWarning, match="the network gives the class of its ANN") as warned:
+        convert(ann, 8, calibrate=x, percentile=50.0)
+    advice = "To change that: leave out percentile, since the defaults are better; or train the network further."
+    assert advice in str(warned[0].message)
 
 
 def test_outputs_that_are_no_classes_are_compared_too():
@@ -715,7 +733,12 @@ def test_neurons_of_a_calibration_are_used_again():
     first = convert(ann, 8, calibrate=x, neuron=IF(initial=0.25))
     again = convert(ann, 8, calibrate=first.calibration)
     assert torch.equal(again(x), first(x))
-    assert convert(ann, 8, calibrate=x).calibration.neuron == IF(initial=0.5, two_phase=True)
+    radix = convert(ann, 8, calibrate=x)
+    assert radix.calibration.neuron == RadixIF()
+    with pytest.raises(ValueError, match=r"got 16; pass neuron=IF\(initial=0.5, two_phase=True\) for more"):
+        convert(ann, 16, calibrate=radix.calibration)
+    counting = convert(ann, 16, calibrate=radix.calibration, neuron=IF(initial=0.5, two_phase=True))  # the advice
+    assert not counting.report(x).is_unlike
 
 
 def test_conversions_without_calibration_have_the_neurons_of_the_paper():

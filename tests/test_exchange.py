@@ -158,7 +158,7 @@ def test_a_converted_network(tmp_path: Path):
         nn.ReLU(),
         nn.Linear(9, 3),
     )
-    net = convert(ann.eval(), 8, calibrate=IMAGES)
+    net = convert(ann.eval(), 8, mode="constant", calibrate=IMAGES)
     assert any(isinstance(module, TandemDropout) for module in net.modules())
     for module in net.modules():
         if isinstance(module, (TandemConv2d, TandemLinear)):

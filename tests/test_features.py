@@ -217,7 +217,7 @@ def test_training_lowers_the_loss(name):
 
 def test_states_and_other_time_steps():
     ann, x = made("sum with a signed value")
-    snn = converted(ann, 8, calibrate=x)
+    snn = converted(ann, 8, calibrate=x, neuron=IF(initial=0.5, two_phase=True))
     file = io.BytesIO()
     torch.save(snn.state_dict(), file)
     file.seek(0)

@@ -62,7 +62,8 @@ class Seen(lightning.Callback):
         self.losses.append(float(trainer.callback_metrics["train_loss"]))
         self.weights.append({k: v.clone() for k, v in module.ann.state_dict().items()})
         logged = trainer.callback_metrics
-        self.penalties.append(logged.get("rate_penalty", logged.get("synops_penalty")))
+        kinds = (recipes.RateRegulariser, recipes.ActiveRegulariser, recipes.SynOpsRegulariser)
+        self.penalties.append(next((logged[kind.logged] for kind in kinds if kind.logged in logged), None))
 
 
 def fit(callbacks, epochs, folder=None, checkpoint=None, **settings):
@@ -141,7 +142,7 @@ def test_few_bits():
         same(frozen(x), module.net(x))
 
 
-@pytest.mark.parametrize("kind", [recipes.RateRegulariser, recipes.SynOpsRegulariser])
+@pytest.mark.parametrize("kind", [recipes.RateRegulariser, recipes.ActiveRegulariser, recipes.SynOpsRegulariser])
 @pytest.mark.parametrize("order", [1, -1])
 def test_few_spikes(order, kind):
     rates = []
@@ -260,7 +261,7 @@ def test_what_was_best_is_forgotten(tmp_path):
         (lambda: recipes.SynOpsRegulariser(1.0, -0.1), r"SynOpsRegulariser: target must be in \[0, inf\), got -0.1"),
         (
             lambda: fit([recipes.RateRegulariser(1.0), recipes.SynOpsRegulariser(1.0)], 2),
-            "only one of RateRegulariser and SynOpsRegulariser",
+            "only one of RateRegulariser, ActiveRegulariser and SynOpsRegulariser",
         ),
         (lambda: fit([recipes.AnnFirst(3)], 3), "AnnFirst: epochs must be fewer than --trainer.max_epochs 3, got 3"),
         (lambda: fit([recipes.QuantiseWeights(4, 2)], 2), "from_epoch must be less than --trainer.max_epochs 2, got 2"),

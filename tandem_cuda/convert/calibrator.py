@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..neuron import IF, Neuron, check_neuron
+from ..neuron import IF, Neuron, RadixIF, check_neuron
+from ..neuron.radix_if import MOST_STEPS
 from ..nn.modes import evaluating
 from ..nn.tandem import TandemLayer
 from ..ops import checks
@@ -28,8 +29,13 @@ from .conversion import Conversion
 from .trace import check_traced
 from .values import SpikingLayer
 
-CALIBRATED = IF(initial=0.5, two_phase=True)
-"""The neurons of a calibrated conversion, unless ``neuron`` says otherwise."""
+COUNTING = IF(initial=0.5, two_phase=True)
+"""The most accurate neurons of which each spike counts alike."""
+
+
+def most_accurate(time_steps: int, mode: str | None) -> Neuron:
+    """Return the neurons of a calibrated conversion, unless ``neuron`` says otherwise."""
+    return RadixIF() if time_steps <= MOST_STEPS and mode != "constant" else COUNTING
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ class CalibrationSettings:
         if self.correct_bias and mode == "spikes":
             raise ValueError("convert: mode must be that of Encode with correct_bias=True, got 'spikes'")
 
-    def neuron(self, neuron: Neuron | None) -> Neuron:
+    def neuron(self, neuron: Neuron | None, time_steps: int, mode: str | None) -> Neuron:
         """Return the neurons of the network: ``neuron``, or the default.
 
         Raises:
@@ -77,7 +83,7 @@ class CalibrationSettings:
         """
         if neuron is None:
             found = self.calibrate.neuron if isinstance(self.calibrate, Calibration) else None
-            neuron = found or (IF() if self.calibrate is None else CALIBRATED)
+            neuron = found or (IF() if self.calibrate is None else most_accurate(time_steps, mode))
         check_neuron("convert", neuron)
         if self.calibrate is not None:
             try:
@@ -95,10 +101,15 @@ class CalibrationSettings:
         value: bool | None = self.per_channel
         return value
 
-    def not_default(self, neuron: Neuron) -> list[str]:
-        """Return the names of the arguments that make a network less accurate than the defaults."""
+    def not_default(self, neuron: Neuron | None, time_steps: int, mode: str | None) -> list[str]:
+        """Return the names of the arguments that make a network less accurate than the defaults.
+
+        ``neuron`` and ``mode`` are those of the call.
+        """
+        best = most_accurate(time_steps, None)
         worse = {
-            "neuron": neuron != CALIBRATED,
+            "mode": mode == "constant" and best.radix,
+            "neuron": neuron is not None and neuron != best,
             "percentile": self.percentile is not None,
             "per_channel": self.per_channel is False,
             "correct_bias": self.correct_bias is False,

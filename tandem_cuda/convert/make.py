@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..neuron import Neuron
-from ..neuron.radix_if import check_radix_steps
+from ..neuron.radix_if import MOST_STEPS, check_radix_steps
 from ..nn.quantised import check_quantisable, quantise_layers, unquantise_layers, weight_layers
 from ..nn.quantiser import quantiser
 from ..ops import checks
@@ -82,9 +82,9 @@ def convert(
     layer by layer for T steps, then tandem learning: Wu et al., "Progressive Tandem Learning for Pattern Recognition
     with Deep Spiking Neural Networks", 2022, doi:10.1109/TPAMI.2021.3114196). A spike then has the weight of one
     threshold, and in mode "constant" the input is divided by T. So threshold * count approximates the ANN's activation,
-    and weights, biases and batch norms are used unchanged. The defaults are the most accurate settings: two-phase
-    neurons whose counts round, a threshold for each channel, and corrected biases. Two-phase neurons take all T steps
-    in one call. For streams and early exit pass ``neuron=IF(initial=0.5)``, for NIR ``neuron=IF()``.
+    and weights, biases and batch norms are used unchanged. The defaults are the most accurate settings: neurons whose
+    spike of step t weighs 2^(T-t) (:class:`RadixIF`), a threshold for each channel, and corrected biases. Such neurons
+    take all T steps in one call. For streams and early exit pass ``neuron=IF(initial=0.5)``, for NIR ``neuron=IF()``.
 
     Average pooling adds no rounding error in a calibrated network: before the read-out it averages decoded counts, and
     before a spiking layer it is folded into that layer's weights (:class:`SpikeWindows`). Folding requires windows of
@@ -105,8 +105,9 @@ def convert(
         mode: "constant", "impulse" or "radix", as for ``Encode``, or "spikes". By default "constant", but "impulse" for
             RadixIF neurons. With "radix" the ANN takes pixels from 0 to 1.
         neuron: the neurons of every spiking layer. By default ``IF()``; with ``calibrate`` the neurons of that
-            calibration, and ``IF(initial=0.5, two_phase=True)`` for new data. With ``calibrate`` it must be IF(...),
-            whose threshold and amplitude are replaced, or RadixIF(...), whose level is.
+            calibration. For new data the default is ``RadixIF()``, or ``IF(initial=0.5, two_phase=True)`` for more than
+            8 time steps or mode "constant". With ``calibrate`` it must be IF(...), whose threshold and amplitude are
+            replaced, or RadixIF(...), whose level is.
         calibrate: inputs for the ANN: one batch; a Dataset; or an iterable of batches, such as a DataLoader. A batch is
             a Tensor; a tuple or list that begins with the inputs in the order of ``forward``, or whose first element
             holds them; or a dict with the names that they have in ``forward``. What else it holds, such as labels, is
@@ -165,7 +166,8 @@ def convert(
     refuse_quantised(ann)
     checks.check_time_steps("convert", time_steps)
     settings = CalibrationSettings(calibrate, percentile, per_channel, correct_bias)
-    neuron = settings.neuron(neuron)
+    changed = settings.not_default(neuron, time_steps, mode)
+    neuron = settings.neuron(neuron, time_steps, mode)
     if mode is None:
         mode = "impulse" if neuron.radix else "constant"
     _check_choices(mode, engine, weights, gates, learn_thresholds, spiking_layers)
@@ -201,7 +203,7 @@ def convert(
                 record.sample = Sample(batches[0])
                 if correct_bias is not False:
                     network.calibration = replaced_fields(calibration, corrections=calibrator.corrections(batches))
-                _warn_if_unlike(network, trace, settings.not_default(neuron))
+                _warn_if_unlike(network, trace, changed, neuron)
             return network
 
 
@@ -234,7 +236,7 @@ def _sizes(example: Tensor | Sequence[Tensor]) -> tuple[tuple[torch.Size, torch.
     return tuple((torch.Size([1, *x.shape[1:]]), x.dtype) for x in inputs)
 
 
-def _warn_if_unlike(network: TandemNetwork, trace: Traced, changed: Sequence[str]) -> None:
+def _warn_if_unlike(network: TandemNetwork, trace: Traced, changed: Sequence[str], neuron: Neuron) -> None:
     """Warn if a calibrated network does not compute what its ANN does, and say what to change.
 
     ``changed``: the arguments that make the network less accurate than the defaults.
@@ -243,10 +245,12 @@ def _warn_if_unlike(network: TandemNetwork, trace: Traced, changed: Sequence[str
     report = report_on(network, network._record, None, trace)
     if not report.is_unlike:
         return
-    defaults = f"leave out {' and '.join(changed)}, since the defaults are better; " if changed else ""
+    remedies = [f"leave out {' and '.join(changed)}, since the defaults are better"] if changed else []
+    if not (neuron.radix and network.time_steps == MOST_STEPS):
+        remedies.append(f"use more time steps than {network.time_steps}")
+    remedies.append(f"{'or ' if remedies else ''}train the network further")
     warnings.warn(
-        f"convert: {report.verdict}. To change that: {defaults}use more time steps than {network.time_steps}; or train "
-        "the network further. print(snn.report()) shows all layers",
+        f"convert: {report.verdict}. To change that: {'; '.join(remedies)}. print(snn.report()) shows all layers",
         stacklevel=3,
     )
 
@@ -254,7 +258,10 @@ def _warn_if_unlike(network: TandemNetwork, trace: Traced, changed: Sequence[str
 def _check_code(neuron: Neuron, mode: str, time_steps: int) -> None:
     """Raise a ValueError unless the neurons can read what Encode returns, and can have that many time steps."""
     if neuron.radix:
-        check_radix_steps("convert", time_steps)
+        try:
+            check_radix_steps("convert", time_steps)
+        except ValueError as error:
+            raise ValueError(f"{error}; pass neuron=IF(initial=0.5, two_phase=True) for more") from None
         if mode == "constant":
             raise ValueError(
                 f"convert: mode must be 'impulse', 'radix' or 'spikes' with {type(neuron).__name__} neurons, got "
