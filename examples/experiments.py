@@ -114,6 +114,9 @@ def recipes(epochs: int) -> tuple[Network, ...]:
     )
 
 
+COMPARED_STEPS = (2, 4, 8)
+
+
 def compared(network: str) -> tuple[Network, ...]:
     """Tandem learning, surrogate gradients and quantisation-aware training of one network, at several T."""
 
@@ -128,13 +131,12 @@ def compared(network: str) -> tuple[Network, ...]:
         )
         return Network(f"{name.lower()}{T}", label.format(T), (*ANN.options, *made, *options))
 
-    steps = (2, 4, 8)
     return (
-        *map(radix_at, steps),
-        *map(trained_for, steps),
-        *(other("SpikingJelly", "SpikingJelly, T = {}", T, "time_steps") for T in steps),
-        *(other("SnnTorch", "snnTorch, T = {}", T, "time_steps") for T in steps),
-        *(other("QuantisationAware", "Brevitas, activations of {} bits", T, "bits") for T in steps),
+        *map(radix_at, COMPARED_STEPS),
+        *map(trained_for, COMPARED_STEPS),
+        *(other("SpikingJelly", "SpikingJelly, T = {}", T, "time_steps") for T in COMPARED_STEPS),
+        *(other("SnnTorch", "snnTorch, T = {}", T, "time_steps") for T in COMPARED_STEPS),
+        *(other("QuantisationAware", "Brevitas, activations of {} bits", T, "bits") for T in COMPARED_STEPS),
         ANN,
     )
 
@@ -195,7 +197,7 @@ EXPERIMENTS = (
         below="cifar10",
         options=SOME_PHOTOGRAPHS,
         pictures=(),
-        time_steps=(1, 2, 4, 8),
+        time_steps=(1, 2, 3, 4, 8),
         on_demand=True,
     ),
     Experiment(

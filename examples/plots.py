@@ -109,6 +109,24 @@ def accuracy_against_synops(
     save(figure, path)
 
 
+def accuracy_at_time_steps(
+    one: Mapping[str, Mapping[int, float]], each: Mapping[str, Mapping[int, float]], ann: float, title: str, path: Path
+) -> None:
+    """Accuracy by T: of networks that run at every T with the same weights, and where each T has weights of its own."""
+    figure, axes = plt.subplots(figsize=(8, 4.6), layout="constrained")
+    axes.axhline(ann, color=ANN, ls="--", lw=1.3, label=f"ANN: {ann:.1%}")
+    for (name, accuracies), colour in zip(one.items(), (SNN, "#e0a458"), strict=False):
+        axes.plot([*accuracies], [*accuracies.values()], "o-", color=colour, label=name)
+    for (name, accuracies), marker in zip(each.items(), "s^", strict=False):
+        axes.plot([*accuracies], [*accuracies.values()], f"{marker}:", color=GREY, lw=1, label=name)
+    axes.set(xlabel="time steps T", ylabel="test accuracy", title=title)
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.xaxis.set_major_locator(FixedLocator([1, 2, 3, 4, 8]))
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, loc="lower right", fontsize=9)
+    save(figure, path)
+
+
 def count_against_activation(layers: Mapping[str, tuple[Tensor, Tensor]], time_steps: int, path: Path) -> None:
     """How well spike counts follow the ANN; layers: ANN activation and spike count of the same neurons, [N, ...]."""
     figure, row = plt.subplots(

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments import EXPERIMENTS, Experiment, Network, as_published
+from experiments import COMPARED_STEPS, EXPERIMENTS, Experiment, Network, as_published
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "results.md"
@@ -355,6 +355,32 @@ def front(args: argparse.Namespace) -> None:
     plots.accuracy_against_synops(panels, folder / "recipes.png")
 
 
+def every_t(args: argparse.Namespace) -> None:
+    """The picture of README: one network at every T, and what networks of other libraries reach at theirs."""
+    experiment = next(e for e in args.experiments if e.name == "compared_cifar10")
+    runs = [(run.network, run.recorded(args.records)) for run in trainings(experiment, args.out, args.quick)]
+    if any(results is None for _, results in runs):
+        return
+
+    def mean(name: str, T: int | None = None) -> float:
+        """The mean over seeds, at a T that is not the network's own if ``T`` is given."""
+        found = [results for network, results in runs if network.name == name]
+        at = [r["test"] if T is None else r["test_at_time_steps"][str(T)] for r in found]
+        return statistics.fmean(tested["accuracy"] for tested in at)
+
+    import plots  # matplotlib takes a while
+
+    one = {"radix4": "one network, radix spikes, trained at T = 4", "t8": "one network, counts, trained at T = 8"}
+    each = {"spikingjelly": "SpikingJelly, a network for each T", "snntorch": "snnTorch, a network for each T"}
+    plots.accuracy_at_time_steps(
+        {label: {T: mean(name, T) for T in experiment.time_steps} for name, label in one.items()},
+        {label: {T: mean(f"{name}{T}") for T in COMPARED_STEPS} for name, label in each.items()},
+        mean("ann"),
+        experiment.title,
+        args.page.parent / "results" / "every_t.png",
+    )
+
+
 def panel(
     experiment: Experiment, runs: Sequence[tuple[Network, Any]]
 ) -> tuple[dict[str, list[tuple[int, float, float]]], tuple[float, float] | None]:
@@ -385,6 +411,7 @@ def write_page(args: argparse.Namespace) -> None:
     if not begin or not end:
         raise ResultsError(f"{PAGE} has no lines '{BEGIN}' and '{END}' to write between.")
     front(args)
+    every_t(args)
     lines = [line for experiment in args.experiments for line in section(experiment, args)]
     args.page.parent.mkdir(parents=True, exist_ok=True)
     write(args.page, "\n".join([before + BEGIN, "", *lines, END + after]))
