@@ -205,7 +205,16 @@ EXPERIMENTS = (
         "MNIST",
         "mnist",
         "MNIST/raw/train-images-idx3-ubyte",
-        (trained_for(8), trained_for(4), trained_for(2), MANY, radix_at(4), radix_at(3), radix_at(2), ANN),
+        (
+            trained_for(8),
+            trained_for(4),
+            trained_for(2),
+            MANY,
+            radix_at(4),
+            radix_at(3),
+            radix_at(2, "--model.level", "2"),
+            ANN,
+        ),
         pictures=("counts", "angles", "gradients", "curves", "time_steps", "synops", "rates", "bits", "early_exit"),
     ),
     Experiment(
@@ -213,7 +222,7 @@ EXPERIMENTS = (
         "Fashion-MNIST",
         "fashion_mnist",
         "FashionMNIST/raw/train-images-idx3-ubyte",
-        (trained_for(8), trained_for(4), radix_at(4), radix_at(3), radix_at(2), ANN),
+        (trained_for(8), trained_for(4), radix_at(4), radix_at(3), radix_at(2, "--model.level", "2"), ANN),
         options=("--trainer.max_epochs", "8"),
     ),
     Experiment(
