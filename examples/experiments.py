@@ -271,7 +271,7 @@ EXPERIMENTS = (
         options=(*FOLDER, *QUARTER),
         remark="This network has a quarter of CifarNet's channels and is trained for 30 epochs; not comparable with "
         "the paper's figures.",
-        pictures=("counts", "curves", "time_steps"),
+        pictures=("counts", "curves", "time_steps", "early_exit"),
         on_demand=True,
     ),
     Experiment(

@@ -1,4 +1,4 @@
-"""What time buys: networks for one T, one network for several, and the latter with early exit."""
+"""What time buys: networks for one T, one network for several, the latter with early exit."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from analyses.common import NotApplicable, Work
 from tandem_cuda import Cascade, OperatingPoint, SpikeTrain, freeze, plot
 
 CONFIDENCES = (0.5, 0.7, 0.9, 0.95, 0.99, 0.999)
+RADIX_STEPS = (2, 4, 8)
+"""Numbers of time steps at which networks of radix neurons run, whichever they were trained for."""
 
 
 def points_of(run: Run) -> dict[str, list[OperatingPoint]]:
-    """By kind: a network as a whole at each T that it was trained for; with several T, also their cascade."""
-    steps = sorted(run.module.trained_steps)
+    """By kind: a network as a whole at each T that its weights are for; with several T, also their cascade."""
+    steps = sorted(run.module.trained_steps) if not run.module.neuron.radix else RADIX_STEPS
     stages = [freeze(run.network(t)) for t in steps]
     # A cascade of one network runs as a whole, whatever its neurons.
     alone = [Cascade([stage]).accuracy_curve(run.batches(t), []) for stage, t in zip(stages, steps, strict=True)]
