@@ -42,6 +42,9 @@ def radix_at(time_steps: int, *options: str) -> Network:
 
 
 MANY = Network("many", "SNN, T = 2, 4, 8", ("--model.time_steps", "[2,4,8]"))
+RADIX_MANY = Network(
+    "radix_many", "SNN, radix spikes, T = 2, 3, 4", ("--model.radix", "true", "--model.time_steps", "[2,3,4]")
+)
 ANN = Network("ann", "ANN", ("--model.spiking", "false"))
 
 
@@ -213,6 +216,7 @@ EXPERIMENTS = (
             radix_at(4),
             radix_at(3),
             radix_at(2, "--model.level", "2"),
+            RADIX_MANY,
             ANN,
         ),
         pictures=("counts", "angles", "gradients", "curves", "time_steps", "synops", "rates", "bits", "early_exit"),

@@ -101,9 +101,9 @@ def test_refused(kind, monkeypatch):
     make = getattr(other_libraries, kind)
     with pytest.raises(ValueError, match=r"is missing \(No module named .*\): pip install 'tandem_cuda\[bench\]'"):
         make()
+    monkeypatch.undo()
+    pytest.importorskip(MAKERS[kind][0])
     with pytest.raises(ValueError, match=f"{kind}: network must be a function of tandem_cuda.models, got '_cnn'"):
-        monkeypatch.undo()
-        pytest.importorskip(MAKERS[kind][0])
         make("_cnn")
 
 
