@@ -320,7 +320,7 @@ def test_results(mnist, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
     status, said, error = results(mnist, out, *chosen)
     assert status == 0, error
-    assert said.count(": complete") == 2
+    assert said.count(": complete") == 3
     assert "Training" not in said
     changed = {path for path, time in before.items() if path.stat().st_mtime_ns != time}
     assert {path.parent.name for path in changed} <= {"runs", "results"}  # the page and copies of pictures
@@ -345,7 +345,7 @@ def test_results_of_photographs(laid_out, tmp_path):
     assert status == 0, error
     page = tables(tmp_path)
     assert "lossy copies" in page
-    assert len(re.findall(r"\| (?:SNN, T = 8|ANN) \| 1 \| \d", page)) == 2
+    assert len(re.findall(r"\| (?:SNN, T = 8|SNN, radix spikes, T = 4|ANN) \| 1 \| \d", page)) == 3
     assert "--model.ann tandem_cuda.models.small_cifarnet" in page
     assert page.count("--model.spiking false") == 1
 
@@ -358,6 +358,7 @@ def test_records_stand_in_for_runs(mnist, tmp_path):
     page = tables(out)
     assert {path.name for path in (out / "results" / "runs").iterdir()} == {
         "mnist_autoencoder_t8_seed0.json",
+        "mnist_autoencoder_radix4_seed0.json",
         "mnist_autoencoder_ann_seed0.json",
     }
     shutil.rmtree(out / "mnist_autoencoder")
@@ -366,9 +367,49 @@ def test_records_stand_in_for_runs(mnist, tmp_path):
     assert tables(out) == page
     status, said, error = results(mnist, out, "--only", "mnist_autoencoder", "--missing")
     assert status == 0, error
-    assert said.count(": recorded") == 2
+    assert said.count(": recorded") == 3
     assert "training" not in said
     assert tables(out) == page
+
+
+def test_results_of_other_libraries(mnist, tmp_path, monkeypatch):
+    """Their networks are behind the ANN or not, like tandem networks; the picture needs the runs of all of them."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    import experiments
+
+    records = tmp_path / "results" / "runs"
+    records.mkdir(parents=True)
+    (compared,) = (e for e in experiments.EXPERIMENTS if e.name == "compared_cifar10")
+    accuracies = {"ann": 0.75, "spikingjelly4": 0.5, "radix4": 0.76}
+    for network in compared.networks:
+        tested = {"accuracy": accuracies.get(network.name, 0.25), "samples": 10}
+        results = {
+            "test": tested, "network": "networks.small", "parameters": 1, "epochs": 1, "peak_memory_mib": 1.0,
+            "fastest_epoch_seconds": 1.0, "device": "cpu", "threads": 1, "cpu": "a processor", "lossy": True,
+            "versions": {"torch": "2", "tandem_cuda": "0"}, "build": {"cpu_isa": "scalar", "cuda_usable": False},
+            "spiking": "--model.spiking" not in network.options, "samples": {"train": 1, "val": 1}, "settings": [],
+        }
+        at = {str(t): tested for t in (1, 2, 3, 4, 8)} if results["spiking"] else {}
+        (records / f"compared_cifar10_{network.name}_seed0.json").write_text(
+            json.dumps({**results, "test_at_time_steps": at})
+        )
+    status, _, error = results_of_nothing(mnist, tmp_path)
+    assert status == 0, error
+    page = tables(tmp_path)
+    assert "| SpikingJelly, T = 4 | 1 | 50.00 % | 25.00 |" in page
+    assert "| SNN, radix spikes, T = 4 | 1 | 76.00 % | -1.00 | 76.00 % |" in page
+    assert "| ANN | 1 | 75.00 % |  |" in page
+    picture = tmp_path / "results" / "every_t.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    picture.unlink()
+    (records / "compared_cifar10_snntorch8_seed0.json").unlink()
+    assert results_of_nothing(mnist, tmp_path)[0] == 0
+    assert not picture.exists()
+
+
+def results_of_nothing(folder, out):
+    """Only write the page: there are no data for this experiment."""
+    return results(folder, out, "--only", "cifarnet")
 
 
 def test_results_of_recipes(mnist, tmp_path):
