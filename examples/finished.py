@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import recipes
 import torch
 import train
 from data import DataModule, ImageData
-from tandem_module import CheckpointError, TandemModule, evaluate
+from tandem_module import CheckpointError, TandemModule, at_time_steps, evaluate
 from torch import Tensor, nn
 
 from tandem_cuda import SpikeTrain, convert
@@ -85,6 +87,16 @@ class Run:
             net = self.module.net if time_steps is None else self._transferred(time_steps)
         return net.to(self.device).eval()
 
+    @contextmanager
+    def at(self, time_steps: int | None) -> Iterator[nn.Module]:
+        """``network(time_steps)``; of a spiking one with batch norm's statistics for so many steps, for that long."""
+        if self.spiking and time_steps not in (None, self.time_steps):
+            self.data.setup("fit")
+            with at_time_steps(self.module, time_steps, self.data, self.device) as net:
+                yield net.eval()
+        else:
+            yield self.network(time_steps)
+
     def _transferred(self, time_steps: int) -> nn.Module:
         """The trained ANN as a spiking network, thresholds from training samples, without further training."""
         how: dict[str, Any] = {"mode": self.module.encoding, "neuron": self.module.neuron}
@@ -104,14 +116,15 @@ class Run:
         if self.spiking and time_steps is None:
             time_steps = self.time_steps
         if time_steps not in self._evaluated:
-            net = self.network(time_steps)
-            self._evaluated[time_steps] = evaluate(self.module, net, self.batches(time_steps), self.device)
+            with self.at(time_steps) as net:
+                self._evaluated[time_steps] = evaluate(self.module, net, self.batches(time_steps), self.device)
         return self._evaluated[time_steps]
 
     def validated(self, time_steps: int) -> dict[str, Any]:
         """The same on the validation set."""
         self.data.setup("fit")
-        return evaluate(self.module, self.network(time_steps), self.data.loader(self.data.parts["val"]), self.device)
+        with self.at(time_steps) as net:
+            return evaluate(self.module, net, self.data.loader(self.data.parts["val"]), self.device)
 
 
 def load(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
@@ -17,10 +19,14 @@ import torch.nn.functional as F
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from other_libraries import SurrogateGradient
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from tandem_cuda import IF, RadixIF, SpikeTrain, TandemNetwork, convert, record_activity
 from tandem_cuda.analysis import diagnose
+
+STATISTICS = 64
+"""Training batches that give batch norm's statistics for another T."""
 
 
 class CheckpointError(Exception):
@@ -450,6 +456,35 @@ def _by_name(what: str, given: float | dict[str, float], default: float, layers:
         if name not in layers:
             raise ValueError(f"{what}: layers are {', '.join(layers)}, got {name!r}")
     return {name: given.get(name, default) for name in layers}
+
+
+@contextmanager
+def at_time_steps(module: TandemModule, time_steps: int, data: Any, device: torch.device) -> Iterator[TandemNetwork]:
+    """The module's network in so many steps, with batch norm's statistics for them as long as the context lasts.
+
+    Where it was not trained for so many, values are rounded otherwise, so that currents have other means and variances.
+    These are then taken from training batches. Recorded spikes keep theirs: there are none in other steps.
+
+    Args:
+        module: whose network it is.
+        time_steps: T.
+        data: the DataModule whose training set it is, set up.
+        device: where to compute.
+    """
+    net = module.network_at(time_steps).to(device)
+    if time_steps in module.trained_steps or module.encoding == "spikes":
+        yield net
+        return
+    norms = [layer for layer in net.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    before = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
+    batches = itertools.islice(data.loader(data.parts["train"], shuffle=True, alone=True), STATISTICS)
+    try:
+        with torch.no_grad():
+            update_bn(batches, net, device)
+        yield net
+    finally:
+        for buffer, value in before:
+            buffer.copy_(value)
 
 
 @torch.no_grad()

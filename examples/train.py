@@ -242,7 +242,7 @@ def write(path: Path, text: str) -> None:
 
 
 def test(cli: CLI) -> dict[str, Any]:
-    """The best checkpoint on the test set, at its T and at others."""
+    """The best checkpoint on the test set, at its T and at others (tandem_module.at_time_steps)."""
     module, device = cli.model, cli.trainer.strategy.root_device
     best = Path(cli.checkpoints.best_model_path)
     module.load_state_dict(checkpoint_of(best)["state_dict"])
@@ -255,7 +255,8 @@ def test(cli: CLI) -> dict[str, Any]:
             others[t] = tested
             if t != steps:
                 batches = cli.datamodule.test_batches(t)
-                others[t] = tandem_module.evaluate(module, module.network_at(t), batches, device)
+                with tandem_module.at_time_steps(module, t, cli.datamodule, device) as net:
+                    others[t] = tandem_module.evaluate(module, net, batches, device)
     kept = ("loss", "accuracy", "firing_rate", "synops_per_sample")
     return {
         "test": tested,

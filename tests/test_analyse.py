@@ -384,10 +384,21 @@ def test_results_of_other_libraries(mnist, tmp_path, monkeypatch):
     for network in compared.networks:
         tested = {"accuracy": accuracies.get(network.name, 0.25), "samples": 10}
         results = {
-            "test": tested, "network": "networks.small", "parameters": 1, "epochs": 1, "peak_memory_mib": 1.0,
-            "fastest_epoch_seconds": 1.0, "device": "cpu", "threads": 1, "cpu": "a processor", "lossy": True,
-            "versions": {"torch": "2", "tandem_cuda": "0"}, "build": {"cpu_isa": "scalar", "cuda_usable": False},
-            "spiking": "--model.spiking" not in network.options, "samples": {"train": 1, "val": 1}, "settings": [],
+            "test": tested,
+            "network": "networks.small",
+            "parameters": 1,
+            "epochs": 1,
+            "peak_memory_mib": 1.0,
+            "fastest_epoch_seconds": 1.0,
+            "device": "cpu",
+            "threads": 1,
+            "cpu": "a processor",
+            "lossy": True,
+            "versions": {"torch": "2", "tandem_cuda": "0"},
+            "build": {"cpu_isa": "scalar", "cuda_usable": False},
+            "spiking": "--model.spiking" not in network.options,
+            "samples": {"train": 1, "val": 1},
+            "settings": [],
         }
         at = {str(t): tested for t in (1, 2, 3, 4, 8)} if results["spiking"] else {}
         (records / f"compared_cifar10_{network.name}_seed0.json").write_text(

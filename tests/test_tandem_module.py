@@ -316,6 +316,48 @@ def test_a_T_outside_the_list_is_told():
         module(time_steps=8).network_at(3)
 
 
+class Data:
+    """What at_time_steps asks a DataModule for."""
+
+    def __init__(self):
+        self.parts = {"train": [(SAMPLES, LABELS), (SAMPLES.flip(0) * 0.5, LABELS)]}
+
+    def loader(self, samples, shuffle, alone):
+        assert shuffle
+        assert alone
+        return samples
+
+
+@pytest.mark.parametrize("radix", [False, True])
+def test_statistics_for_other_steps(radix):
+    """Those of the training batches at that T, for so long; a T that was trained for keeps its own."""
+    made = settled(time_steps=[2, 4], encoding="impulse", level=3.0, two_phase=True, radix=radix)
+    norm, cpu = made.ann.get_submodule("norm2"), torch.device("cpu")
+    kept = {name: buffer.clone() for name, buffer in made.ann.named_buffers()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # T = 8 is not trained for
+        want = made.network_at(8)
+        torch.optim.swa_utils.update_bn(Data().parts["train"], want)
+        mean = norm.running_mean.clone()
+        for name, buffer in made.ann.named_buffers():
+            buffer.copy_(kept[name])
+        assert not torch.equal(mean, norm.running_mean)
+        torch.manual_seed(0)
+        with example.at_time_steps(made, 8, Data(), cpu) as net:
+            assert net.time_steps == 8
+            torch.testing.assert_close(norm.running_mean, mean, rtol=0.2, atol=0.05)  # but for dropout
+    assert all(torch.equal(buffer, kept[name]) for name, buffer in made.ann.named_buffers())
+    with example.at_time_steps(made, 2, None, cpu) as net:
+        assert net.time_steps == 2
+        assert torch.equal(norm.running_mean, kept["norm2.running_mean"])
+
+
+def test_recordings_keep_their_statistics():
+    made = settled(time_steps=8, encoding="spikes", level=3.0)
+    with example.at_time_steps(made, 4, None, torch.device("cpu")) as net:
+        assert net.time_steps == 4
+
+
 def test_evaluate():
     made = settled()
     batches = [(SAMPLES[:20], LABELS[:20]), (SAMPLES[20:], LABELS[20:])]

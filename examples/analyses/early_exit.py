@@ -19,7 +19,10 @@ RADIX_STEPS = (2, 4, 8)
 def points_of(run: Run) -> dict[str, list[OperatingPoint]]:
     """By kind: a network as a whole at each T that its weights are for; with several T, also their cascade."""
     steps = sorted(run.module.trained_steps) if not run.module.neuron.radix else RADIX_STEPS
-    stages = [freeze(run.network(t)) for t in steps]
+    stages = []
+    for t in steps:
+        with run.at(t) as net:
+            stages.append(freeze(net))
     # A cascade of one network runs as a whole, whatever its neurons.
     alone = [Cascade([stage]).accuracy_curve(run.batches(t), []) for stage, t in zip(stages, steps, strict=True)]
     found = {"as a whole": [curve.over_time[-1] for curve in alone]}

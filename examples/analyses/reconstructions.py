@@ -35,7 +35,8 @@ def reconstructions(work: Work) -> None:
         if work.anns:
             pictures["ANN"] = work.anns[0].network()(images)
         for steps in work.steps_of(run):
-            pictures[f"T = {steps}"] = run.network(steps)(images)
+            with run.at(steps) as net:
+                pictures[f"T = {steps}"] = net(images)
     figure = plt.figure(figsize=(0.7 * len(images) + 5.6, 0.7 * len(pictures) + 0.6), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(0.7 * len(images) + 1.2, 4.4))
     grid = left.subplots(len(pictures), len(images), squeeze=False)
