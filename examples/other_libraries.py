@@ -74,15 +74,15 @@ class SurrogateGradient(nn.Module):
     def forget(self) -> None:
         """Begin to count anew."""
         self.spikes, self.steps, self.synops, self.samples = 0.0, 0, 0.0, 0
-        self._fan_out: dict[int, Tensor] = {}
+        self._fan_out: dict[nn.Module, Tensor] = {}
 
-    def count(self, spikes: Tensor, readers: Iterable[nn.Module]) -> None:
-        """Count the spikes [T, N, ...] that a block of layers reads."""
+    def count(self, spikes: Tensor, reader: Any) -> None:
+        """Count the spikes [T, N, ...] that a block of layers, an nn.Sequential, reads."""
         if self.training:
             return
-        known = self._fan_out.get(id(readers))
+        known = self._fan_out.get(reader)
         if known is None or known.shape != spikes.shape[2:]:
-            known = self._fan_out[id(readers)] = fan_out(readers, spikes.shape[2:])
+            known = self._fan_out[reader] = fan_out(reader, spikes.shape[2:])
         total = spikes.detach().sum((0, 1))
         self.spikes += float(total.sum())
         self.steps += spikes.numel()

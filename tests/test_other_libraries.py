@@ -18,13 +18,13 @@ class Thresholds(other_libraries.SurrogateGradient):
 
     def __init__(self, layers, time_steps=3):
         super().__init__(time_steps)
-        self.layers = nn.ModuleList(layers)
+        self.layers = nn.ModuleList(nn.Sequential(layer) for layer in layers)
 
     def forward(self, x):
         self.samples += 0 if self.training else len(x)
         spikes = (x > 0).float().expand(self.time_steps, *x.shape)
         for layer in self.layers:
-            self.count(spikes, [layer])
+            self.count(spikes, layer)
             spikes = (torch.stack([layer(s) for s in spikes]) > 0).float()
         return spikes.mean(0)
 

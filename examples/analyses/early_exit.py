@@ -1,4 +1,4 @@
-"""What time buys: networks for one T, one network for several, the latter with early exit."""
+"""What time buys: networks for one T, one network for several, and the latter with early exit."""
 
 from __future__ import annotations
 
