@@ -4,14 +4,37 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#if defined(TANDEM_AVX512VBMI2_KERNELS) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#define TANDEM_MATRIX_TILES_
+#endif
+
 namespace tandem {
 
 namespace {
 
 // Ascending: the last one that runs is the default.
 #define TANDEM_NAME_(isa, of) #isa,
-constexpr const char* kNames[] = {TANDEM_ISAS(TANDEM_NAME_, )};
+constexpr const char* kNames[] = {
+    TANDEM_ISAS(TANDEM_NAME_, )
+#if defined(TANDEM_MATRIX_TILES_)
+        "amx",
+#endif
+};
 constexpr int kIsas = sizeof(kNames) / sizeof(kNames[0]);
+
+#if defined(TANDEM_MATRIX_TILES_)
+// Whether the processor has tiles of bytes and the system lets this process use them, which it must ask for.
+bool may_use_tiles() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  constexpr unsigned kTiles = 1U << 24 | 1U << 25;  // AMX-TILE, AMX-INT8
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & kTiles) != kTiles) return false;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#endif
 
 bool processor_has(const std::string& isa) {
 #if defined(TANDEM_X86_KERNELS)
@@ -26,6 +49,9 @@ bool processor_has(const std::string& isa) {
     return avx512 && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2") &&
            __builtin_cpu_supports("avx512vnni");
   }
+#if defined(TANDEM_MATRIX_TILES_)
+  if (isa == "amx") return processor_has("avx512vbmi2") && may_use_tiles();
+#endif
 #elif defined(TANDEM_NEON_KERNELS)
   if (isa == "neon") return true;  // every aarch64 processor has it
 #endif
@@ -65,8 +91,16 @@ std::vector<std::string> runnable_isas() {
   return out;
 }
 
-std::string active_isa() { return kNames[active_isa_index()]; }
-int active_isa_index() { return active().load(std::memory_order_relaxed); }
+std::string active_isa() { return kNames[active().load(std::memory_order_relaxed)]; }
+int active_isa_index() { return active().load(std::memory_order_relaxed) - (has_matrix_tiles() ? 1 : 0); }
+
+bool has_matrix_tiles() {
+#if defined(TANDEM_MATRIX_TILES_)
+  return active().load(std::memory_order_relaxed) == kIsas - 1;
+#else
+  return false;
+#endif
+}
 
 void set_active_isa(const std::string& name) {
   for (const int i : runnable()) {

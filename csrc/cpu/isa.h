@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-// X(isa, of) for each instruction set that the build compiles kernels for, in ascending order.
+// X(isa, of) for each instruction set that the build compiles all kernels for, in ascending order.
 #if defined(TANDEM_AVX2_KERNELS)
 #define TANDEM_AVX2_(X, of) X(avx2, of)
 #else
@@ -31,12 +31,15 @@
 
 namespace tandem {
 
+// In ascending order: TANDEM_ISAS, and behind them "amx", the last of them with matrix tiles of bytes
+// (count_matrix.inl.h).
 std::vector<std::string> compiled_isas();
 // The compiled instruction sets that this processor has, in ascending order, capped by TANDEM_CPU_ISA.
 std::vector<std::string> runnable_isas();
 std::string active_isa();
-// Where the instruction set in use stands in TANDEM_ISAS.
+// Where the instruction set in use stands in TANDEM_ISAS, without its matrix tiles.
 int active_isa_index();
+bool has_matrix_tiles();
 // Throws std::invalid_argument for a name that is not runnable.
 void set_active_isa(const std::string& name);
 

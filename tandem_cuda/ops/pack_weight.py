@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import _C
 from . import checks
 from .checked import checked_by
 
@@ -19,6 +20,9 @@ _SUM_BYTES = {torch.int8: 2, torch.int16: 4}
 _WIDE = 16
 # Tensor cores: the bytes of integer weights of 64 outputs and 128 inputs.
 _STEP_BYTES = 64 * 128
+# Matrix tiles of a CPU: the 8-bit digits of a weight, and the fewest input channels of a group.
+_DIGITS = {torch.int8: 1, torch.int16: 2, torch.float32: 3}
+_FILLING = 8
 # Tensor cores: the bf16 terms that are stored for each float weight.
 _TERMS = {torch.float32: 3, torch.float16: 2, torch.bfloat16: 1}
 
@@ -80,7 +84,8 @@ def check_packed(op: str, argument: str, packed: Any, weight: Tensor, groups: in
     """Check that ``packed`` has the size, dtype and device of ``pack_weight(weight, groups)``."""
     checks.check_tensor(op, argument, packed)
     size, dtype = packed_like(weight, groups)
-    if packed.dtype != dtype or packed.shape != torch.Size([size]):
+    sizes = {size} if weight.is_cuda else {size, _rows(weight, groups), _with_panels(weight, groups)}
+    if packed.dtype != dtype or packed.dim() != 1 or packed.numel() not in sizes:
         raise ValueError(
             f"{op}: {argument} must be what pack_weight returns for this weight, {dtype} [{size}], got {packed.dtype} "
             f"{list(packed.shape)}"
@@ -98,14 +103,40 @@ def packed_like(weight: Tensor, groups: int) -> tuple[int, torch.dtype]:
 
     On CUDA, weights of layers with 16 or more input and output channels per group are packed twice: in rows, and for
     tensor cores, which take no float64 (csrc/ops/product/fragment_layout.h for integers, term_layout.h for floats).
+    On a CPU with matrix tiles, weights of layers with 8 or more input channels per group are, too (matrix_layout.h).
     """
     dtype = _PACKED.get(weight.dtype, weight.dtype)
+    outputs = weight.shape[0] // groups
+    if weight.is_cuda:
+        rows = _rows(weight, groups)
+        if dtype != torch.float64 and min(outputs, weight.shape[1]) >= _WIDE:
+            return rows + _fragment_bytes(weight, groups) // dtype.itemsize, dtype
+        return rows, dtype
+    return (_with_panels if _C.cpu_isa() == "amx" else _rows)(weight, groups), dtype
+
+
+def _block(weight: Tensor, groups: int) -> int:
+    """Return the output channels in a row of packed weights."""
+    dtype = _PACKED.get(weight.dtype, weight.dtype)
     outputs, lanes = weight.shape[0] // groups, 64 // _SUM_BYTES.get(dtype, dtype.itemsize)
-    block = lanes if outputs <= lanes else 2 * lanes if outputs <= 2 * lanes else 4 * lanes
-    rows = groups * -(-outputs // block) * block * (weight.numel() // weight.shape[0])
-    if weight.is_cuda and dtype != torch.float64 and min(outputs, weight.shape[1]) >= _WIDE:
-        return rows + _fragment_bytes(weight, groups) // dtype.itemsize, dtype
-    return rows, dtype
+    return lanes if outputs <= lanes else 2 * lanes if outputs <= 2 * lanes else 4 * lanes
+
+
+def _rows(weight: Tensor, groups: int) -> int:
+    """Return the elements of the rows of packed weights."""
+    block = _block(weight, groups)
+    return groups * -(-weight.shape[0] // groups // block) * block * (weight.numel() // weight.shape[0])
+
+
+def _with_panels(weight: Tensor, groups: int) -> int:
+    """Return the elements of packed weights with their form for the matrix tiles of a CPU, if they have one."""
+    dtype, rows, channels = _PACKED.get(weight.dtype, weight.dtype), _rows(weight, groups), weight.shape[1]
+    if dtype not in _DIGITS or channels < _FILLING:
+        return rows
+    taps, block = math.prod(weight.shape[2:]), _block(weight, groups)
+    depth = -(-taps * -(-channels // 4) * 4 // 64) * 64
+    panels = groups * -(-weight.shape[0] // groups // block)
+    return rows - (-(panels * block * (_DIGITS[dtype] * depth + 4) + 64) // dtype.itemsize)
 
 
 def _fragment_bytes(weight: Tensor, groups: int) -> int:

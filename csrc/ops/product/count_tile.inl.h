@@ -28,33 +28,32 @@ TANDEM_HOST __m256i digits(const int16_t* weights, int64_t left) {
   return _mm512_cvtepi16_epi8(v);
 }
 
-// The bytes of four rows of `block` weights, side by side; rows past the n-th are zero.
-template <int kDigit, class E>
-TANDEM_HOST void fill_quad(const E* rows, int64_t n, int64_t block, uint8_t* panel) {
-  for (int64_t c = 0; c < block; c += 32) {
-    const auto row = [&](int64_t i) TANDEM_INLINE {
-      return i < n ? digits<kDigit>(rows + i * block + c, block - c) : _mm256_setzero_si256();
-    };
-    // Two rows are zipped to words, in order, and two of these to quads.
-    const auto zipped = [&](__m256i even, __m256i odd) TANDEM_INLINE {
-      return _mm512_or_si512(_mm512_cvtepu8_epi16(even), _mm512_slli_epi16(_mm512_cvtepu8_epi16(odd), 8));
-    };
-    const __m512i low = zipped(row(0), row(1)), high = zipped(row(2), row(3));
-    const auto quads = [&](__m256i first, __m256i last) TANDEM_INLINE {
-      return _mm512_or_si512(_mm512_cvtepu16_epi32(first), _mm512_slli_epi32(_mm512_cvtepu16_epi32(last), 16));
-    };
-    _mm512_store_si512(panel + 4 * c, quads(_mm512_castsi512_si256(low), _mm512_castsi512_si256(high)));
-    if (block - c < 32) break;
-    _mm512_store_si512(panel + 4 * c + 64,
-                       quads(_mm512_extracti64x4_epi64(low, 1), _mm512_extracti64x4_epi64(high, 1)));
-  }
+// 32 bytes of each of four rows, or the first 16 where no more are `left`, side by side.
+TANDEM_HOST void store_quads(const __m256i (&row)[4], int64_t left, uint8_t* panel) {
+  // Two rows are zipped to words, in order, and two of these to quads.
+  const auto zipped = [&](__m256i even, __m256i odd) TANDEM_INLINE {
+    return _mm512_or_si512(_mm512_cvtepu8_epi16(even), _mm512_slli_epi16(_mm512_cvtepu8_epi16(odd), 8));
+  };
+  const __m512i low = zipped(row[0], row[1]), high = zipped(row[2], row[3]);
+  const auto quads = [&](__m256i first, __m256i last) TANDEM_INLINE {
+    return _mm512_or_si512(_mm512_cvtepu16_epi32(first), _mm512_slli_epi32(_mm512_cvtepu16_epi32(last), 16));
+  };
+  _mm512_store_si512(panel, quads(_mm512_castsi512_si256(low), _mm512_castsi512_si256(high)));
+  if (left < 32) return;
+  _mm512_store_si512(panel + 64, quads(_mm512_extracti64x4_epi64(low, 1), _mm512_extracti64x4_epi64(high, 1)));
 }
 
-// [n, block] weights, or digits of them -> [(n + 3) / 4, block, 4] of 8 bits.
+// [n, block] weights, or digits of them -> [(n + 3) / 4, block, 4] of 8 bits. Rows past the n-th are zero.
 template <int kDigit, class E>
 TANDEM_HOST void fill_panel(const E* rows, int64_t n, int64_t block, uint8_t* panel) {
   for (int64_t first = 0; first < n; first += 4, panel += 4 * block) {
-    fill_quad<kDigit>(rows + first * block, n - first, block, panel);
+    for (int64_t c = 0; c < block; c += 32) {
+      const auto row = [&](int64_t i) TANDEM_INLINE {
+        const E* const from = rows + (first + i) * block + c;
+        return first + i < n ? digits<kDigit>(from, block - c) : _mm256_setzero_si256();
+      };
+      store_quads({row(0), row(1), row(2), row(3)}, block - c, panel + 4 * c);
+    }
   }
 }
 
@@ -110,6 +109,36 @@ TANDEM_HOST void multiply_block(const uint8_t* const* counts, int64_t rows, cons
   }
 }
 
+// Writes scale * sum + bias of some output pixels for `outputs` channels from `channel` of the block on. sum: [rows,
+// row_stride] of each digit, digit_stride apart; unit: of floats.
+template <class E>
+TANDEM_HOST void write_sums(const CountTileArgs<E>& a, int64_t row_begin, int64_t rows, int64_t outputs,
+                            const int32_t* sum, int64_t row_stride, int64_t digit_stride, int64_t channel,
+                            const float* unit) {
+  using Exact = Simd<float>::Int32;
+  using Wide = LanesOf<float, double>::type;
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t c = 0; c < outputs; c += kLanes<float>) {
+      const int64_t left = outputs - c, at = channel + c;
+      const auto digit = [&](int64_t i) TANDEM_INLINE {
+        return *reinterpret_cast<const Exact*>(sum + i * digit_stride + row * row_stride + c);
+      };
+      Vec<float> total;
+      if constexpr (kDigitsOf8<E> == 1) {
+        total = __builtin_convertvector(digit(0), Vec<float>);
+      } else {
+        Wide all = 256 * __builtin_convertvector(digit(1), Wide) + __builtin_convertvector(digit(0), Wide);
+        if constexpr (kDigitsOf8<E> == 3) all += 65536 * __builtin_convertvector(digit(2), Wide);
+        total = __builtin_convertvector(all, Vec<float>);
+      }
+      if constexpr (std::is_same_v<E, float>) total *= load(unit + at, left);
+      if (a.scale) total *= load(a.scale + at, left);
+      if (a.bias) total += load(a.bias + at, left);
+      store(a.sum + (row_begin + row) * a.row_stride + at, total, left);
+    }
+  }
+}
+
 template <class E>
 void count_tile(const CountTileArgs<E>& a) {
   constexpr int64_t kDigits = sizeof(E);
@@ -137,23 +166,7 @@ void count_tile(const CountTileArgs<E>& a) {
       });
     }
   }
-  using Exact = Simd<float>::Int32;
-  using Wide = LanesOf<float, double>::type;
-  for (int64_t row = 0; row < rows; ++row) {
-    for (int64_t c = 0; c < a.valid; c += kLanes<float>) {
-      const int64_t left = a.valid - c;
-      const Exact* const exact = reinterpret_cast<const Exact*>(sum + row * block + c);
-      Vec<float> total = __builtin_convertvector(*exact, Vec<float>);
-      if constexpr (kDigits == 2) {
-        const Exact high = *reinterpret_cast<const Exact*>(sum + (rows + row) * block + c);
-        const Wide both = 256 * __builtin_convertvector(high, Wide) + __builtin_convertvector(*exact, Wide);
-        total = __builtin_convertvector(both, Vec<float>);
-      }
-      total *= load(a.scale + c, left);
-      if (a.bias) total += load(a.bias + c, left);
-      store(a.sum + (a.row_begin + row) * a.row_stride + c, total, left);
-    }
-  }
+  write_sums<E>(a, a.row_begin, rows, a.valid, sum, block, rows * block, 0, nullptr);
 }
 constexpr bool kMultipliesBytes = true;
 template <class E>

@@ -5,7 +5,7 @@
 // depthwise          | depthwise.inl.h                 | depthwise.inl.h               | as below
 // events, float      | visits, or lists of windows     | lists of counts               | visits, or lists of windows
 // events, integer    | visits, or lists of windows     | as spikes, one a binary digit | visits, or lists of windows
-// dense, float       | torch's convolution             | torch's convolution           | -
+// dense, float       | torch's convolution             | bytes on AMX, else torch's    | -
 // dense, integer     | tables of sums                  | bytes on VNNI, else tables    | -
 //
 // Counts are numbers of spikes, or the values of radix spikes.
@@ -137,6 +137,13 @@ double value_crossover(const ConvGeometry& g) {
   return crossover(g, 5, 2) * alone(g, 1);
 }
 
+// The share of counts that are not zero above which matrix tiles are the faster ones. They read all weights, which
+// counts where few pixels use them. The sums of floats must not depend on the batch.
+double matrix_crossover(const ConvGeometry& g, bool integers) {
+  if (integers) return 0.4 / static_cast<double>(g.pixels_out());
+  return is_linear(g) ? 0.1 : crossover(g, 3, 20);
+}
+
 // Of integers: ones per digit of the input above which tables of sums are the faster ones; and, for numbers of so many
 // digits, above which multiplying them is. Lists cost more the more digits there are, and rearranging the weights is
 // not worth it for few output pixels. Their number depends on the batch, which changes no sum of integers.
@@ -182,18 +189,17 @@ std::vector<Run> choose(const Planes& in, Engine engine, double crossover) {
 }
 
 // event(plan, samples, density) and dense(plan, samples) for all runs; what they need of the weights is made once.
+// `arranged`: whether the dense engine takes packed weights, too.
 template <class Event, class Dense>
-void run_engines(const char* op, const ProductPlan& plan, const std::vector<Run>& runs, const Event& event,
-                 const Dense& dense) {
+void run_engines(const char* op, const ProductPlan& plan, const std::vector<Run>& runs, bool arranged,
+                 const Event& event, const Dense& dense) {
   const auto is_dense = [](const Run& run) { return run.dense; };
   const int64_t dense_runs = std::count_if(runs.begin(), runs.end(), is_dense);
-  const bool integers = is_integer(plan.weight.scalar_type());
   ProductPlan event_plan = plan;
-  if (!plan.packed && static_cast<int64_t>(runs.size()) - (integers ? 0 : dense_runs) > 1) {
+  if (!plan.packed && static_cast<int64_t>(runs.size()) - (arranged ? 0 : dense_runs) > 1) {
     event_plan.packed = packed_weight(op, plan.weight, plan.geometry);
   }
-  // Integers are arranged the same way for both.
-  const ProductPlan dense_plan = integers ? event_plan : dense_runs > 0 ? plan_dense(op, plan) : plan;
+  const ProductPlan dense_plan = arranged ? event_plan : dense_runs > 0 ? plan_dense(op, plan) : plan;
   for (const Run& run : runs) {
     run.dense ? dense(dense_plan, run.samples) : event(event_plan, run.samples, run.density);
   }
@@ -215,7 +221,7 @@ std::tuple<Tensor, Tensor, Tensor> spiking(const char* op, const ProductArgument
                        geometry.height * geometry.width * geometry.in_channels, geometry.batch};
     run_engines(
         op, plan, choose(in, engine, integers ? word_crossover(geometry) : spike_crossover(geometry, time_steps)),
-        [&](const ProductPlan& p, Samples samples, double density) {
+        integers, [&](const ProductPlan& p, Samples samples, double density) {
           run_spiking_events(op, p, samples, time_steps, density);
         },
         [&](const ProductPlan& p, Samples samples) {
@@ -231,31 +237,33 @@ Tensor counted(const char* op, const ProductArguments& arguments, const ConvGeom
   const bool depthwise = is_depthwise(plan, largest_input(plan));
   const bool integers = is_integer(plan.weight.scalar_type());
   const Engine engine = asked(plan, depthwise);
-  if (engine == Engine::kDense && !integers) {
+  const bool bytes = multiplies_counts(plan);
+  if (engine == Engine::kDense && !integers && !bytes) {
     run_count_dense(op, plan_dense(op, plan), {0, geometry.batch});
   } else if (depthwise && engine != Engine::kDense) {
     run_count_depthwise(op, plan);
   } else {
     check_32_bits(op, plan);
     const BinaryCounts counts(op, plan);
-    const bool bytes = multiplies_counts(plan), values = plan.radix && !integers;
+    const bool matrices = bytes && uses_matrices(plan), values = matrices || (plan.radix && !integers);
     Planes in = {counts.bytes, counts.planes, counts.digits, geometry.height * geometry.width * geometry.in_channels,
                  geometry.batch};
     if (values) in.digits = 1, in.count = count_live;
-    const double crossover = values      ? value_crossover(geometry)
+    const double crossover = matrices    ? matrix_crossover(geometry, integers)
+                             : values    ? value_crossover(geometry)
                              : !integers ? count_crossover(geometry) / static_cast<double>(counts.digits)
                              : bytes     ? byte_crossover(geometry, counts.digits)
                                          : word_crossover(geometry);
     run_engines(
-        op, plan, choose(in, engine, crossover),
+        op, plan, choose(in, engine, crossover), integers || bytes,
         [&](const ProductPlan& p, Samples samples, double density) {
           integers ? run_count_events(op, p, samples, counts, density) : run_count_lists(op, p, samples, counts);
         },
         [&](const ProductPlan& p, Samples samples) {
-          if (!integers) {
-            run_count_dense(op, p, samples);
-          } else if (bytes) {
+          if (bytes) {
             run_count_bytes(op, p, samples, counts);
+          } else if (!integers) {
+            run_count_dense(op, p, samples);
           } else {
             run_count_words(op, p, samples, counts);
           }

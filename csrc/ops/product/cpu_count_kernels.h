@@ -5,6 +5,7 @@
 
 #include "core/conv_geometry.h"
 #include "cpu/kernel_table.h"
+#include "ops/product/matrix_layout.h"
 #include "ops/product/tile_sizes.h"
 
 namespace tandem {
@@ -77,11 +78,42 @@ struct CountTileArgs {
   int64_t group;
   int64_t row_begin, row_end;  // output pixels, at most kCountRows
   int64_t row_stride;          // of sum, in elements
-  const float* scale;          // [block]
+  const float* scale;          // [block] or null
   const float* bias;           // [block] or null
   float* sum;
   void* scratch;  // count_scratch_bytes(), 64-byte aligned
 };
+
+template <class E>
+struct MatrixPanelArgs {
+  const E* weight;  // [taps, channels, block]
+  int64_t taps, channels, block;
+  MatrixSizes sizes;
+  uint8_t* panel;
+};
+
+// The inputs of some output pixels, side by side as the panel has the weights.
+struct MatrixRowsArgs {
+  const ConvGeometry* geometry;
+  const uint8_t* counts;  // [pixels_in, groups, group_counts]
+  MatrixSizes sizes;
+  int64_t group, row_begin, row_end;  // output pixels
+  uint8_t* rows;                      // [row_end - row_begin, row_bytes()]
+};
+
+template <class E>
+struct MatrixTileArgs {
+  CountTileArgs<E> tile;  // without counts and weight; up to any number of output pixels
+  MatrixSizes sizes;
+  const uint8_t* rows;  // [row_end - row_begin, row_bytes()], up to a multiple of 16 in which anything may stand
+  const uint8_t* panel;
+};
+
+// Sums of a pair of tiles for each digit of the weights.
+template <class E>
+constexpr int64_t matrix_scratch_bytes() {
+  return kDigitsOf8<E> * kMatrixRows * kMatrixRows * static_cast<int64_t>(sizeof(int32_t));
+}
 
 // Sums of each digit of the weights, rearranged weights, and a pixel of zeros.
 template <class E>
@@ -94,6 +126,11 @@ template <class T>
 using SweepCounts = void(const CountSweepArgs<T>&);
 template <class E>
 using CountTile = void(const CountTileArgs<E>&);
+template <class E>
+using FillMatrixPanel = void(const MatrixPanelArgs<E>&);
+using FillMatrixRows = void(const MatrixRowsArgs&);
+template <class E>
+using MatrixTile = void(const MatrixTileArgs<E>&);
 
 struct CountKernels {
   // The lists of a tile of counts, and a tile of a product with them.
@@ -101,6 +138,10 @@ struct CountKernels {
   KernelOf<SweepCounts<float>, SweepCounts<double>> sweep_counts;
   bool multiplies_bytes;  // whether there is count_tile
   KernelOf<CountTile<int8_t>, CountTile<int16_t>> count_tile;
+  // The same on matrix tiles, where has_matrix_tiles(), and what it takes as weights and as inputs.
+  KernelOf<FillMatrixPanel<int8_t>, FillMatrixPanel<int16_t>, FillMatrixPanel<float>> fill_matrix_panel;
+  FillMatrixRows* fill_matrix_rows;
+  KernelOf<MatrixTile<int8_t>, MatrixTile<int16_t>, MatrixTile<float>> matrix_tile;
 };
 
 TANDEM_KERNELS(CountKernels)

@@ -82,75 +82,149 @@ void run_count_words(const char* op, const ProductPlan& plan, Samples samples, c
   });
 }
 
+bool uses_matrices(const ProductPlan& plan) {
+  return has_matrix_tiles() && plan.type == ScalarType::Float && fills_matrices(plan.geometry);
+}
+
 bool multiplies_counts(const ProductPlan& plan) {
   const int64_t largest = largest_input(plan);
-  return kernels<CountKernels>().multiplies_bytes && largest <= 255 &&
-         plan.geometry.features() <= most_inputs(ScalarType::Char) / largest;  // of a digit, 8 bits
+  const bool integers = is_integer(plan.weight.scalar_type());
+  const bool able = integers ? kernels<CountKernels>().multiplies_bytes : uses_matrices(plan);
+  return able && largest <= 255 && plan.geometry.features() <= most_inputs(ScalarType::Char) / largest;  // of a digit, 8 bits
 }
 
 namespace {
+
+
+// f(geometry of some samples, their first one, their counts [pixels_in, groups, group_counts]) for all samples, in
+// passes where zeros must stand behind the channels of a group. group_counts: a multiple of 4.
+template <class F>
+void for_each_band(const char* op, const ConvGeometry& g, Samples samples, const uint8_t* counts, int64_t group_counts,
+                   const F& f) {
+  const int64_t pixels = g.height * g.width, channels = g.group_in(), size = g.groups * group_counts;
+  const bool pads = group_counts > channels;
+  const int64_t most = pads ? std::clamp<int64_t>(kPassBytes / std::max<int64_t>(1, pixels * size), 1, samples.count())
+                            : samples.count();
+  const AlignedBuffer<uint8_t> padded(op, pads ? most * pixels * size : 0);
+  for (int64_t n = samples.first; n < samples.last; n += most) {
+    ConvGeometry band = g;
+    band.batch = std::min(most, samples.last - n);
+    const uint8_t* const from = counts + n * pixels * g.in_channels;
+    if (pads) {
+      parallel_ranges(
+          band.batch * pixels * g.groups, std::max<int64_t>(1, 16384 / channels), [&](int64_t begin, int64_t end) {
+            for (int64_t i = begin; i < end; ++i) {
+              uint8_t* const to = padded.data + i * group_counts;
+              std::fill_n(std::copy_n(from + i * channels, channels, to), group_counts - channels, uint8_t{0});
+            }
+          });
+    }
+    f(band, n, pads ? padded.data : from);
+  }
+}
+
+// What all tiles of a block of outputs have in common; `n`: the first sample.
+template <class E>
+CountTileArgs<E> block_of_tiles(const ProductPlan& plan, const ConvGeometry& band, int64_t n, int64_t block,
+                                int64_t group, int64_t b) {
+  const ConvGeometry& g = plan.geometry;
+  const int64_t channel = group * g.group_out() + b * block;
+  CountTileArgs<E> tile = {};
+  tile.geometry = &band;
+  tile.block = block;
+  tile.valid = std::min(block, g.group_out() - b * block);
+  tile.group = group;
+  tile.row_stride = g.out_channels;
+  tile.scale = plan.scale ? data_or_null<float>(plan.scale) + channel : nullptr;
+  tile.bias = plan.bias ? data_or_null<float>(plan.bias) + channel : nullptr;
+  tile.sum = output<float>(plan.out_sum) + n * g.out_height * g.out_width * g.out_channels + channel;
+  return tile;
+}
+
+// Tasks of one block, each of so many output pixels, a multiple of `multiple`, that all threads find work.
+int64_t rows_of_tasks(const ConvGeometry& band, int64_t blocks, int64_t multiple) {
+  const int64_t wanted = int64_t{4} * torch::stable::get_num_threads();
+  const int64_t tiles = (wanted + blocks - 1) / blocks;
+  const int64_t rows = (band.pixels_out() + tiles - 1) / tiles;
+  return std::clamp<int64_t>((rows + multiple - 1) / multiple * multiple, multiple, kCountRows);
+}
 
 template <class E>
 void run_bytes(const char* op, const ProductPlan& plan, Samples samples, const BinaryCounts& given) {
   const ConvGeometry& g = plan.geometry;
   const PackedLayout layout = packed_layout<E>(g);
-  const int64_t pixels = g.height * g.width, channels = g.group_in();
-  const int64_t group_counts = (channels + 3) / 4 * 4, size = g.groups * group_counts;
-  const bool pads = group_counts > channels;
-  const int64_t most = pads ? std::clamp<int64_t>(kPassBytes / std::max<int64_t>(1, pixels * size), 1, samples.count())
-                            : samples.count();
+  const int64_t group_counts = (g.group_in() + 3) / 4 * 4, blocks = g.groups * layout.blocks;
   with_packed<E>(op, plan, [&](const E* packed) {
-    const AlignedBuffer<uint8_t> padded(op, pads ? most * pixels * size : 0);
-    for (int64_t n = samples.first; n < samples.last; n += most) {
-      ConvGeometry band = g;
-      band.batch = std::min(most, samples.last - n);
-      const uint8_t* const from = given.bytes + n * pixels * g.in_channels;
-      if (pads) {
-        parallel_ranges(
-            band.batch * pixels * g.groups, std::max<int64_t>(1, 16384 / channels), [&](int64_t begin, int64_t end) {
-              for (int64_t i = begin; i < end; ++i) {
-                uint8_t* const to = padded.data + i * group_counts;
-                std::fill_n(std::copy_n(from + i * channels, channels, to), group_counts - channels, uint8_t{0});
-              }
-            });
-      }
-      const int64_t wanted = int64_t{4} * torch::stable::get_num_threads();
-      const int64_t tasks_per_tile = g.groups * layout.blocks;
-      const int64_t wanted_tiles = (wanted + tasks_per_tile - 1) / tasks_per_tile;
-      const int64_t rows = std::clamp<int64_t>((band.pixels_out() + wanted_tiles - 1) / wanted_tiles, 1, kCountRows);
+    for_each_band(op, g, samples, given.bytes, group_counts,
+                  [&](const ConvGeometry& band, int64_t n, const uint8_t* counts) {
+      const int64_t rows = std::min(rows_of_tasks(band, blocks, 1), band.pixels_out());
       const int64_t tiles = (band.pixels_out() + rows - 1) / rows;
-      parallel_tasks(tasks_per_tile, tiles, [&](const auto& next) {
+      parallel_tasks(blocks, tiles, [&](const auto& next) {
         const AlignedBuffer<uint8_t> scratch(op, count_scratch_bytes<E>(rows, layout.block));
         for (int64_t task = next(); task >= 0; task = next()) {
           const int64_t b = task / tiles % layout.blocks, group = task / tiles / layout.blocks;
-          const int64_t channel = group * g.group_out() + b * layout.block;
-          CountTileArgs<E> tile = {};
-          tile.geometry = &band;
-          tile.counts = pads ? padded.data : from;
+          CountTileArgs<E> tile = block_of_tiles<E>(plan, band, n, layout.block, group, b);
+          tile.counts = counts;
           tile.group_counts = group_counts;
           tile.weight = packed + (group * layout.blocks + b) * layout.block_elements();
-          tile.block = layout.block;
-          tile.valid = std::min(layout.block, g.group_out() - b * layout.block);
-          tile.group = group;
           tile.row_begin = task % tiles * rows;
           tile.row_end = std::min(band.pixels_out(), tile.row_begin + rows);
-          tile.row_stride = g.out_channels;
-          tile.scale = data_or_null<float>(plan.scale) + channel;
-          tile.bias = plan.bias ? data_or_null<float>(plan.bias) + channel : nullptr;
-          tile.sum = output<float>(plan.out_sum) + n * g.out_height * g.out_width * g.out_channels + channel;
           tile.scratch = scratch.data;
           kernels<CountKernels>().count_tile(tile);
         }
       });
-    }
+    });
+  });
+}
+
+// The same on matrix tiles. A task rearranges the inputs of some output pixels for all blocks of outputs, or for some
+// where there are few pixels.
+template <class E>
+void run_matrices(const char* op, const ProductPlan& plan, Samples samples, const BinaryCounts& given) {
+  constexpr int64_t kInputBytes = int64_t{768} << 10;  // of a task, in the L2 cache beside a block of weights
+  const ConvGeometry& g = plan.geometry;
+  const CountKernels& k = kernels<CountKernels>();
+  const PackedLayout layout = packed_layout<E>(g);
+  const MatrixSizes sizes(g);
+  const int64_t bytes = panel_bytes<E>(g);
+  with_panels<E>(op, plan, [&](const uint8_t* panels) {
+    for_each_band(op, g, samples, given.bytes, sizes.group_counts,
+                  [&](const ConvGeometry& band, int64_t n, const uint8_t* counts) {
+      const int64_t pixels = band.pixels_out();
+      const int64_t most = std::min(kCountRows, kInputBytes / sizes.row_bytes() / kMatrixRows * kMatrixRows);
+      const int64_t rows = std::clamp(rows_of_tasks(band, g.groups, kMatrixRows), kMatrixRows,
+                                      std::max(kMatrixRows, most));
+      const int64_t tiles = (pixels + rows - 1) / rows, wanted = int64_t{4} * torch::stable::get_num_threads();
+      const int64_t splits = std::clamp<int64_t>(wanted / (g.groups * tiles), 1, layout.blocks);
+      parallel_tasks(g.groups * splits, tiles, [&](const auto& next) {
+        const AlignedBuffer<uint8_t> inputs(op, rows * sizes.row_bytes());
+        const AlignedBuffer<uint8_t> scratch(op, matrix_scratch_bytes<E>());
+        for (int64_t task = next(); task >= 0; task = next()) {
+          const int64_t split = task / tiles % splits, group = task / tiles / splits;
+          const int64_t first = task % tiles * rows, last = std::min(pixels, first + rows);
+          k.fill_matrix_rows({&band, counts, sizes, group, first, last, inputs.data});
+          for (int64_t b = split * layout.blocks / splits; b < (split + 1) * layout.blocks / splits; ++b) {
+            CountTileArgs<E> tile = block_of_tiles<E>(plan, band, n, layout.block, group, b);
+            tile.row_begin = first;
+            tile.row_end = last;
+            tile.scratch = scratch.data;
+            k.matrix_tile(MatrixTileArgs<E>{tile, sizes, inputs.data,
+                                            panels + (group * layout.blocks + b) * bytes});
+          }
+        }
+      });
+    });
   });
 }
 
 }  // namespace
 
 void run_count_bytes(const char* op, const ProductPlan& plan, Samples samples, const BinaryCounts& counts) {
-  dispatch_integers(plan.weight.scalar_type(),
-                    [&](auto element) { run_bytes<decltype(element)>(op, plan, samples, counts); });
+  if (!is_integer(plan.weight.scalar_type())) return run_matrices<float>(op, plan, samples, counts);
+  dispatch_integers(plan.weight.scalar_type(), [&](auto element) {
+    using E = decltype(element);
+    (uses_matrices(plan) ? run_matrices<E> : run_bytes<E>)(op, plan, samples, counts);
+  });
 }
 
 void check_32_bits(const char* op, const ProductPlan& plan) {

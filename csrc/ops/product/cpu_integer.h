@@ -11,7 +11,9 @@ namespace tandem {
 void run_spiking_words(const char* op, const ProductPlan& plan, Samples samples, int64_t time_steps);
 void run_count_words(const char* op, const ProductPlan& plan, Samples samples, const BinaryCounts& counts);
 
-// Whether the processor multiplies counts with 8-bit weights, four at a time, and whether they all fit.
+// Whether matrix tiles multiply counts with these weights, integers or floats.
+bool uses_matrices(const ProductPlan& plan);
+// Whether the processor multiplies counts with 8-bit weights, or digits of weights, and whether they all fit.
 bool multiplies_counts(const ProductPlan& plan);
 void run_count_bytes(const char* op, const ProductPlan& plan, Samples samples, const BinaryCounts& counts);
 

@@ -13,6 +13,7 @@
 #include "cpu/finite.h"
 #include "cpu/huge_pages.h"
 #include "cpu/parallel.h"
+#include "ops/product/cpu_count_kernels.h"
 
 namespace tandem {
 
@@ -212,12 +213,40 @@ void pack_weight(const char* op, const Tensor& weight, const ConvGeometry& geome
   if (!pack_if_finite(weight_view(weight), geometry, packed)) report_odd_weight(op, weight);
 }
 
+template <class E>
+void fill_panels(const ConvGeometry& g, const E* packed, uint8_t* panels) {
+  if constexpr (!std::is_same_v<E, double>) {
+    const PackedLayout layout = packed_layout<E>(g);
+    const int64_t bytes = panel_bytes<E>(g);
+    parallel_ranges(layout.groups * layout.blocks, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        kernels<CountKernels>().fill_matrix_panel(MatrixPanelArgs<E>{packed + i * layout.block_elements(), g.taps(),
+                                                                     g.group_in(), layout.block, MatrixSizes(g),
+                                                                     panels + i * bytes});
+      }
+    });
+  }
+}
+
+namespace {
+
+// Rows, and panels where there is room for them.
+template <class E>
+void pack_into(const char* op, const Tensor& weight, const ConvGeometry& geometry, const Tensor& packed) {
+  E* const rows = static_cast<E*>(packed.mutable_data_ptr());
+  pack_weight(op, weight, geometry, rows);
+  const int64_t elements = packed_layout<E>(geometry).elements();
+  if (packed.numel() > elements && has_matrix_tiles()) fill_panels(geometry, rows, first_panel(rows + elements));
+}
+
+}  // namespace
+
 Tensor packed_weight(const char* op, const Tensor& weight, const ConvGeometry& geometry) {
   const Tensor packed = empty_packed(op, weight, geometry);
   dispatch_packed(weight.scalar_type(), [&](auto element, auto) {
     using E = decltype(element);
     prefer_huge_pages(packed.mutable_data_ptr(), static_cast<size_t>(packed.numel()) * sizeof(E));
-    pack_weight(op, weight, geometry, static_cast<E*>(packed.mutable_data_ptr()));
+    pack_into<E>(op, weight, geometry, packed);
   });
   return packed;
 }
@@ -247,6 +276,9 @@ template bool turn<float, float>(const float*, int64_t, int64_t, int64_t, int64_
 template bool turn<double, double>(const double*, int64_t, int64_t, int64_t, int64_t, double*, int64_t);
 template bool pack_if_finite<float>(const WeightView&, const ConvGeometry&, float*);
 template bool pack_if_finite<double>(const WeightView&, const ConvGeometry&, double*);
+template void fill_panels<float>(const ConvGeometry&, const float*, uint8_t*);
+template void fill_panels<int8_t>(const ConvGeometry&, const int8_t*, uint8_t*);
+template void fill_panels<int16_t>(const ConvGeometry&, const int16_t*, uint8_t*);
 template void pack_weight<float>(const char*, const Tensor&, const ConvGeometry&, float*);
 template void pack_weight<double>(const char*, const Tensor&, const ConvGeometry&, double*);
 template void pack_weight<int8_t>(const char*, const Tensor&, const ConvGeometry&, int8_t*);
@@ -264,7 +296,7 @@ void pack_weight_out(const Tensor& weight, int64_t groups, Tensor out) {
   dispatch_packed(weight.scalar_type(), [&](auto element, auto) {
     using E = decltype(element);
     check_packed<E>("pack_weight", "out", out, weight, g);
-    pack_weight("pack_weight", weight, g, static_cast<E*>(out.mutable_data_ptr()));
+    pack_into<E>("pack_weight", weight, g, out);
   });
 }
 

@@ -1,11 +1,14 @@
-// The layout of packed weights: the same rows on every device, on a CUDA device also what tensor cores read.
+// The layout of packed weights: the same rows on every device; also what the matrix tiles of a CPU read, or the tensor
+// cores of a CUDA device.
 #pragma once
 
 #include <type_traits>
 
 #include "core/narrow_float.h"
+#include "cpu/isa.h"
 #include "ops/product/block_size.h"
 #include "ops/product/fragment_layout.h"
+#include "ops/product/matrix_layout.h"
 #include "ops/product/plan.h"
 #include "ops/product/term_layout.h"
 
@@ -106,11 +109,36 @@ int64_t fragment_bytes(const ConvGeometry& g, ScalarType weight) {
   }
 }
 
-// All elements of packed weights.
+// Whether weights that are packed as E have a form for matrix tiles.
+template <class E>
+constexpr bool has_panels(const ConvGeometry& g) {
+  return !std::is_same_v<E, double> && fills_matrices(g);
+}
+
+// Bytes of a group and block of weights for matrix tiles, and where the first begin, in bytes behind the rows of packed
+// weights: at a cache line.
+template <class E>
+int64_t panel_bytes(const ConvGeometry& g) {
+  return MatrixSizes(g).panel_bytes<E>(packed_layout<E>(g).block);
+}
+inline uint8_t* first_panel(void* behind_rows) {
+  return reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(behind_rows) + 63) / 64 * 64);
+}
+
+// Elements of packed weights on the CPU with the form for matrix tiles.
+template <class E>
+int64_t elements_with_panels(const ConvGeometry& g) {
+  const PackedLayout layout = packed_layout<E>(g);
+  const int64_t bytes = layout.groups * layout.blocks * panel_bytes<E>(g) + 64, size = sizeof(E);
+  return layout.elements() + (bytes + size - 1) / size;
+}
+
+// All elements of packed weights, as pack_weight makes them now.
 template <class E>
 int64_t packed_elements(const Tensor& weight, const ConvGeometry& g) {
   const int64_t rows = packed_layout<E>(g).elements();
-  if (weight.is_cpu() || !has_fragments<E>(g)) return rows;
+  if (weight.is_cpu()) return has_panels<E>(g) && has_matrix_tiles() ? elements_with_panels<E>(g) : rows;
+  if (!has_fragments<E>(g)) return rows;
   return rows + fragment_bytes<E>(g, weight.scalar_type()) / static_cast<int64_t>(sizeof(E));
 }
 
