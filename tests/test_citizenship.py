@@ -206,7 +206,7 @@ class Packed(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func._schema.name.endswith("_product"):
             weight, packed = args[2:4]
-            self.seen.append((weight.dtype, None if packed is None else (packed.numel(), packed_like(weight, 1)[0])))
+            self.seen.append((weight.dtype, None if packed is None else (packed.numel(), packed_like(weight, 1)[0][0])))
         return func(*args, **(kwargs or {}))
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _C, ops
-from ..ops.pack_weight import can_hold
+from ..ops.pack_weight import packed_like
 from .constants import capturing
 from .quantiser import parametrisation
 
@@ -71,8 +71,10 @@ class WeightCache:
         if torch._C._functorch.is_functorch_wrapped_tensor(weight):  # must not outlive its transform
             return ops.pack_weight.trusted(weight.detach(), groups)
         memory = self._memory
-        if memory is not None and (memory.is_inference() or not can_hold(memory, weight, groups)):
-            memory = None
+        if memory is not None:  # which may hold what else has its size
+            sizes, dtype = packed_like(weight, groups)
+            fits = (memory.numel(), memory.dtype, memory.device) == (sizes[0], dtype, weight.device)
+            memory = memory if fits and not memory.is_inference() else None
         self._memory = ops.pack_weight.trusted(weight.detach(), groups, out=memory)
         return self._memory
 

@@ -20,8 +20,8 @@ _SUM_BYTES = {torch.int8: 2, torch.int16: 4}
 _WIDE = 16
 # Tensor cores: the bytes of integer weights of 64 outputs and 128 inputs.
 _STEP_BYTES = 64 * 128
-# Matrix tiles of a CPU: the 8-bit digits of a weight, and the fewest input channels of a group.
-_DIGITS = {torch.int8: 1, torch.int16: 2, torch.float32: 3}
+# Matrix tiles of a CPU: the 8-bit digits of a weight, the bytes of an output's unit; the fewest inputs of a group.
+_DIGIT_BYTES = {torch.int8: (1, 0), torch.int16: (2, 0), torch.float32: (3, 4)}
 _FILLING = 8
 # Tensor cores: the bf16 terms that are stored for each float weight.
 _TERMS = {torch.float32: 3, torch.float16: 2, torch.bfloat16: 1}
@@ -83,60 +83,44 @@ def pack_weight(weight: Tensor, groups: int = 1, *, out: Tensor | None = None) -
 def check_packed(op: str, argument: str, packed: Any, weight: Tensor, groups: int) -> None:
     """Check that ``packed`` has the size, dtype and device of ``pack_weight(weight, groups)``."""
     checks.check_tensor(op, argument, packed)
-    size, dtype = packed_like(weight, groups)
-    sizes = {size} if weight.is_cuda else {size, _rows(weight, groups), _with_panels(weight, groups)}
+    sizes, dtype = packed_like(weight, groups)
     if packed.dtype != dtype or packed.dim() != 1 or packed.numel() not in sizes:
         raise ValueError(
-            f"{op}: {argument} must be what pack_weight returns for this weight, {dtype} [{size}], got {packed.dtype} "
-            f"{list(packed.shape)}"
+            f"{op}: {argument} must be what pack_weight returns for this weight, {dtype} [{sizes[0]}], got "
+            f"{packed.dtype} {list(packed.shape)}"
         )
     checks.check_same_device(op, argument, packed, weight, "weight")
 
 
-def can_hold(packed: Tensor, weight: Tensor, groups: int) -> bool:
-    """Return whether ``packed`` has the size, dtype and device of the packed ``weight``, whatever it holds now."""
-    return (packed.numel(), packed.dtype) == packed_like(weight, groups) and packed.device == weight.device
+def packed_like(weight: Tensor, groups: int) -> tuple[tuple[int, ...], torch.dtype]:
+    """Return the numbers of elements that packed weights may have, and their dtype.
 
-
-def packed_like(weight: Tensor, groups: int) -> tuple[int, torch.dtype]:
-    """Return number of elements and dtype of packed weights; csrc/ops/product/packed_layout.h defines the layout.
+    The first is what pack_weight returns now. csrc/ops/product/packed_layout.h defines the layout.
 
     On CUDA, weights of layers with 16 or more input and output channels per group are packed twice: in rows, and for
     tensor cores, which take no float64 (csrc/ops/product/fragment_layout.h for integers, term_layout.h for floats).
     On a CPU with matrix tiles, weights of layers with 8 or more input channels per group are, too (matrix_layout.h).
+    The instruction set of a CPU may change.
     """
-    dtype = _PACKED.get(weight.dtype, weight.dtype)
-    outputs = weight.shape[0] // groups
-    if weight.is_cuda:
-        rows = _rows(weight, groups)
-        if dtype != torch.float64 and min(outputs, weight.shape[1]) >= _WIDE:
-            return rows + _fragment_bytes(weight, groups) // dtype.itemsize, dtype
-        return rows, dtype
-    return (_with_panels if _C.cpu_isa() == "amx" else _rows)(weight, groups), dtype
-
-
-def _block(weight: Tensor, groups: int) -> int:
-    """Return the output channels in a row of packed weights."""
-    dtype = _PACKED.get(weight.dtype, weight.dtype)
+    dtype, channels = _PACKED.get(weight.dtype, weight.dtype), weight.shape[1]
     outputs, lanes = weight.shape[0] // groups, 64 // _SUM_BYTES.get(dtype, dtype.itemsize)
-    return lanes if outputs <= lanes else 2 * lanes if outputs <= 2 * lanes else 4 * lanes
+    block = lanes if outputs <= lanes else 2 * lanes if outputs <= 2 * lanes else 4 * lanes
+    blocks, inputs = groups * -(-outputs // block), weight.numel() // weight.shape[0]
+    rows = blocks * block * inputs
+    if weight.is_cuda:
+        wide = dtype != torch.float64 and min(outputs, channels) >= _WIDE
+        return (rows + (_fragment_bytes(weight, groups) // dtype.itemsize if wide else 0),), dtype
+    if dtype not in _DIGIT_BYTES or channels < _FILLING:
+        return (rows,), dtype
+    digits, unit = _DIGIT_BYTES[dtype]
+    depth = -(-(inputs // channels * -(-channels // 4) * 4) // 64) * 64
+    both = rows + blocks * block * (digits * depth + unit) // dtype.itemsize
+    return (both, rows) if _has_matrix_tiles() else (rows, both), dtype
 
 
-def _rows(weight: Tensor, groups: int) -> int:
-    """Return the elements of the rows of packed weights."""
-    block = _block(weight, groups)
-    return groups * -(-weight.shape[0] // groups // block) * block * (weight.numel() // weight.shape[0])
-
-
-def _with_panels(weight: Tensor, groups: int) -> int:
-    """Return the elements of packed weights with their form for the matrix tiles of a CPU, if they have one."""
-    dtype, rows, channels = _PACKED.get(weight.dtype, weight.dtype), _rows(weight, groups), weight.shape[1]
-    if dtype not in _DIGITS or channels < _FILLING:
-        return rows
-    taps, block = math.prod(weight.shape[2:]), _block(weight, groups)
-    depth = -(-taps * -(-channels // 4) * 4 // 64) * 64
-    panels = groups * -(-weight.shape[0] // groups // block)
-    return rows - (-(panels * block * (_DIGITS[dtype] * depth + 4) + 64) // dtype.itemsize)
+@torch.compiler.assume_constant_result
+def _has_matrix_tiles() -> bool:
+    return _C.cpu_isa() == "amx"
 
 
 def _fragment_bytes(weight: Tensor, groups: int) -> int:
@@ -151,8 +135,8 @@ def _fragment_bytes(weight: Tensor, groups: int) -> int:
 
 @torch.library.register_fake("tandem_cuda::pack_weight")
 def _(weight: Tensor, groups: int) -> Tensor:
-    size, dtype = packed_like(weight, groups)
-    return weight.new_empty([size], dtype=dtype)
+    sizes, dtype = packed_like(weight, groups)
+    return weight.new_empty([sizes[0]], dtype=dtype)
 
 
 @torch.library.register_fake("tandem_cuda::pack_weight_out")

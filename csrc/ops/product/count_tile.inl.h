@@ -38,9 +38,9 @@ TANDEM_HOST void store_quads(const __m256i (&row)[4], int64_t left, uint8_t* pan
   const auto quads = [&](__m256i first, __m256i last) TANDEM_INLINE {
     return _mm512_or_si512(_mm512_cvtepu16_epi32(first), _mm512_slli_epi32(_mm512_cvtepu16_epi32(last), 16));
   };
-  _mm512_store_si512(panel, quads(_mm512_castsi512_si256(low), _mm512_castsi512_si256(high)));
+  _mm512_storeu_si512(panel, quads(_mm512_castsi512_si256(low), _mm512_castsi512_si256(high)));
   if (left < 32) return;
-  _mm512_store_si512(panel + 64, quads(_mm512_extracti64x4_epi64(low, 1), _mm512_extracti64x4_epi64(high, 1)));
+  _mm512_storeu_si512(panel + 64, quads(_mm512_extracti64x4_epi64(low, 1), _mm512_extracti64x4_epi64(high, 1)));
 }
 
 // [n, block] weights, or digits of them -> [(n + 3) / 4, block, 4] of 8 bits. Rows past the n-th are zero.

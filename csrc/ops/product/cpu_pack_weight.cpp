@@ -236,7 +236,9 @@ void pack_into(const char* op, const Tensor& weight, const ConvGeometry& geometr
   E* const rows = static_cast<E*>(packed.mutable_data_ptr());
   pack_weight(op, weight, geometry, rows);
   const int64_t elements = packed_layout<E>(geometry).elements();
-  if (packed.numel() > elements && has_matrix_tiles()) fill_panels(geometry, rows, first_panel(rows + elements));
+  if (packed.numel() > elements && has_matrix_tiles()) {
+    fill_panels(geometry, rows, reinterpret_cast<uint8_t*>(rows + elements));
+  }
 }
 
 }  // namespace

@@ -45,11 +45,11 @@ void with_panels(const char* op, const ProductPlan& plan, const F& f) {
   with_packed<E>(op, plan, [&](const E* packed) {
     const PackedLayout layout = packed_layout<E>(plan.geometry);
     if (plan.packed && plan.packed->numel() > layout.elements()) {
-      f(first_panel(const_cast<E*>(packed + layout.elements())));
+      f(reinterpret_cast<const uint8_t*>(packed + layout.elements()));
     } else {
       const AlignedBuffer<uint8_t> panels(op, layout.groups * layout.blocks * panel_bytes<E>(plan.geometry));
       fill_panels(plan.geometry, packed, panels.data);
-      f(panels.data);
+      f(static_cast<const uint8_t*>(panels.data));
     }
   });
 }

@@ -115,22 +115,17 @@ constexpr bool has_panels(const ConvGeometry& g) {
   return !std::is_same_v<E, double> && fills_matrices(g);
 }
 
-// Bytes of a group and block of weights for matrix tiles, and where the first begin, in bytes behind the rows of packed
-// weights: at a cache line.
+// Bytes of a group and block of weights for matrix tiles. They stand behind the rows.
 template <class E>
 int64_t panel_bytes(const ConvGeometry& g) {
   return MatrixSizes(g).panel_bytes<E>(packed_layout<E>(g).block);
-}
-inline uint8_t* first_panel(void* behind_rows) {
-  return reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(behind_rows) + 63) / 64 * 64);
 }
 
 // Elements of packed weights on the CPU with the form for matrix tiles.
 template <class E>
 int64_t elements_with_panels(const ConvGeometry& g) {
   const PackedLayout layout = packed_layout<E>(g);
-  const int64_t bytes = layout.groups * layout.blocks * panel_bytes<E>(g) + 64, size = sizeof(E);
-  return layout.elements() + (bytes + size - 1) / size;
+  return layout.elements() + layout.groups * layout.blocks * panel_bytes<E>(g) / static_cast<int64_t>(sizeof(E));
 }
 
 // All elements of packed weights, as pack_weight makes them now.
