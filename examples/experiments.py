@@ -45,7 +45,13 @@ MANY = Network("many", "SNN, T = 2, 4, 8", ("--model.time_steps", "[2,4,8]"))
 RADIX_MANY = Network(
     "radix_many", "SNN, radix spikes, T = 2, 3, 4", ("--model.radix", "true", "--model.time_steps", "[2,3,4]")
 )
-ANN = Network("ann", "ANN", ("--model.spiking", "false"))
+
+
+def ann(*options: str) -> Network:
+    return Network("ann", "ANN", ("--model.spiking", "false", *options))
+
+
+ANN = ann()
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,7 @@ SMALL = ("--model.ann", "tandem_cuda.models.small_cifarnet")
 QUARTER = (
     *("--model.ann", "tandem_cuda.models.cifarnet"),
     *("--model.ann.width", "0.25", "--model.ann.dropout", "0", "--trainer.max_epochs", "30"),
+    *("--trainer.precision", "bf16-mixed"),
 )
 # Recipes and other libraries are compared on parts of the data.
 SOME_DIGITS = ("--data.limit", "12000", "--trainer.max_epochs", "4")
@@ -163,7 +170,7 @@ EXPERIMENTS = (
         "cifar10/train",
         recipes(8),
         below="cifar10",
-        options=SOME_PHOTOGRAPHS,
+        options=(*SOME_PHOTOGRAPHS, "--model.learning_rate", "0.002"),
         quick_options=QUICK[:2],
         pictures=(),
         time_steps=(1, 2, 4, 8),
@@ -257,7 +264,7 @@ EXPERIMENTS = (
         "CIFAR-10, small network",
         "cifar10",
         "cifar10/train",
-        (trained_for(8, "--model.level", "6"), radix_at(4), ANN),
+        (trained_for(8), radix_at(4), ann("--model.learning_rate", "0.01")),
         below="cifar10",
         options=(*FOLDER, *SMALL, "--trainer.max_epochs", "20"),
         remark="This network has a sixteenth of CifarNet's channels and is trained for 20 epochs; not comparable with "
