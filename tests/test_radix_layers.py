@@ -113,16 +113,22 @@ def test_pixels_as_spikes(case, norm):
     same(ours(encoded).to_dense(), theirs(ref.DenseTrain(pixels.spikes, amplitude=1 / 16, radix=True)).spikes)
 
 
+two_phase = pytest.mark.parametrize(
+    "neuron", [RadixIF(2.0, clip=True), IF(0.5, clip=True, two_phase=True)], ids=["radix", "counts"]
+)
+
+
 # Torch's batch norm of rows normalises another dimension.
 @pairs(
     case=[case for case in TWINS if case.name != "linear of rows"], learn_threshold=[False, True], amplitude=[1, 0.5]
 )
-def test_training(case, learn_threshold, amplitude):
+@two_phase
+def test_training(case, learn_threshold, amplitude, neuron):
     """Neurons fire from the v that the ANN has normalised with the batch's statistics."""
     learn_threshold = learn_threshold and case.kind != "TandemAdd"
     named = {} if "norm" in case.named or not case.has_weights else {"norm": "batch"}
     named |= {"learn_threshold": True} if learn_threshold else {}
-    ours, theirs = twins(case, 4, neuron=RadixIF(2.0, clip=True), **named)
+    ours, theirs = twins(case, 4, neuron=neuron, **named)
     results = []
     for module, inputs in zip((ours, theirs), numbers(case, 4, amplitude=amplitude, batch=5), strict=True):
         norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
@@ -136,9 +142,10 @@ def test_training(case, learn_threshold, amplitude):
 
 
 @every_layer
-def test_training_fires_alike_without_gradients(case):
+@two_phase
+def test_training_fires_alike_without_gradients(case, neuron):
     named = {} if "norm" in case.named or not case.has_weights else {"norm": "batch"}
-    layer = case.make(neuron=RadixIF(2.0), **named).train()
+    layer = case.make(neuron=neuron, **named).train()
     inputs = case.inputs(time_steps=4, radix=True)
     states, outs = [], []
     for guard in (torch.enable_grad, torch.no_grad):

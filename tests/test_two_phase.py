@@ -214,22 +214,6 @@ def test_every_mode_of_a_network(neuron, mode, steps, tmp_path):
         same(form.stream(x).advance(steps), want)
 
 
-def test_training_with_batch_statistics_spikes_as_eval_does():
-    """What the product shared by both twins fires is what eval mode fires, to the bit, for any weights."""
-    for amplitude in (1.0, 1 / 3):
-        for bias in (True, False):
-            layer = TandemConv2d(
-                9, 20, 3, padding=1, norm="batch", bias=bias, neuron=IF(0.3, initial=0.5, two_phase=True)
-            )
-            dense = (torch.rand(5, 4, 9, 8, 8, generator=generator(0)) < 0.3).float()
-            x = SpikeTrain.from_dense(dense).replace_unchecked(amplitude=amplitude)
-            layer.train()
-            out = layer(x)
-            out.count.sum().backward()
-            assert 0.02 < out.firing_rate() < 0.9
-            same(layer.eval()(x).bits, out.bits)
-
-
 @pytest.mark.slow
 def test_compiled():
     net = network(IF(0.5, initial=0.5, two_phase=True), 5, "impulse", joined=False).eval()

@@ -131,7 +131,7 @@ class TandemAdd(Spiking):
                 levels = self.neuron.levels(steps)
                 v = v * learned_threshold.learning_inverse(self.log_threshold, v.shape, levels).to(v.dtype)
         with torch.no_grad():
-            if v is not None and self.neuron.radix and self._uses_batch_statistics():
+            if v is not None and self.neuron.two_phase and self._uses_batch_statistics():
                 bits, _ = _first_two(discharge(v, steps, self.neuron, False, False))
             else:
                 bits, _ = self.spikes(pairs, steps, kernels=kernels)

@@ -58,7 +58,7 @@ class PreActivation(NamedTuple):
         return coupled(self.neuron, bits, self.v, self.steps, self.dtype, self.scale)
 
     def fire(self, features: int) -> Tensor:
-        """Return the bits of radix neurons that v drives, with ``features`` as in :func:`.firing.run_neurons`."""
+        """Return the bits of two-phase neurons that v drives, with ``features`` as in :func:`.firing.run_neurons`."""
         assert self.v is not None
         return run_neurons(self.neuron, self.v.detach(), self.steps, "once", None, None, features).bits
 
@@ -104,7 +104,7 @@ class NormalisedSums(NamedTuple):
         return fired_train(self.neuron, bits, self.steps, count, count.dtype)
 
     def fire(self, features: int) -> Tensor:
-        """Return the bits of radix neurons that v drives, with ``features`` as in :func:`.firing.run_neurons`."""
+        """Return the bits of two-phase neurons that v drives, with ``features`` as in :func:`.firing.run_neurons`."""
         with torch.no_grad():
             norm, unit = self.norm, self.factor if self.unit is None else self.unit * self.factor
             mean, var = self.statistics

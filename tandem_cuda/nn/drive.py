@@ -209,7 +209,7 @@ class Drive:
         threshold = neuron.relu_threshold_at(steps)
         if norm.training and threshold is not None and not self._paired and batch_norm.fuses(norm, sums):
             statistics = _moved_statistics(norm, sums, unit, factor, bias)
-            if not learns and not neuron.radix:
+            if not learns and not neuron.two_phase:
                 return PreActivation(neuron, None, steps, sums.dtype)
             scale = learned
             if self.thresholds is not None:

@@ -114,7 +114,7 @@ class TandemLayer(SpikingTwin):
             scale, unit = torch.ones_like(scale), scale
         sums = synapses.count_product(x, SpikingWeights(kernel, scale))
         v = drive.pre_activation(sums, unit, steps, x.amplitude)  # first: it moves the statistics that the drive has
-        if self.neuron.radix and drive.uses_batch_statistics():
+        if self.neuron.two_phase and drive.uses_batch_statistics():
             return v.couple(v.fire(synapses.features))
         with torch.no_grad():
             now = drive.of_spikes(kernel, self.neuron.shares(steps), x.amplitude)
@@ -134,7 +134,7 @@ class TandemLayer(SpikingTwin):
         if not torch.compiler.is_compiling():
             refuse_tangent(type(self).__name__, sums)
         v = drive.pre_activation_of_values(sums, kernel, steps, constant)
-        if self.neuron.radix and drive.uses_batch_statistics():
+        if self.neuron.two_phase and drive.uses_batch_statistics():
             return v.couple(v.fire(synapses.features))
         with torch.no_grad():
             now = drive.value_weights(weights, kernel, self.neuron.shares(steps), constant)

@@ -269,7 +269,8 @@ class _TandemLayer(nn.Module):
         """Return the ANN's pre-activation (None if no gradient is needed) and the current of every time step.
 
         neuron: the neurons that these drive, if not the layer's own. The bias enters at every step, a T-th each time;
-        for neurons with radix it enters once, so that the sum does not depend on T. In training, these take v itself.
+        for neurons with radix it enters once, so that the sum does not depend on T. In training with a norm, two-phase
+        neurons take v itself.
         """
         neuron = self.neuron if neuron is None else neuron
         weight: Tensor = self.weight
@@ -286,7 +287,7 @@ class _TandemLayer(nn.Module):
             v = self.product(self._ann_input(x), weight, bias)
         currents: Sequence[Tensor]
         with torch.no_grad():
-            if neuron.radix and self.norm is not None and self.norm.training:
+            if neuron.two_phase and self.norm is not None and self.norm.training:
                 assert v is not None
                 currents = [torch.zeros_like(v)] * (time_steps - 1) + [v.detach()]
             elif bias is None or not neuron.radix:
