@@ -328,7 +328,9 @@ def test_dead_layers_and_one_class():
     share = float(answers.bincount().max()) / 12
     assert share <= 0.75
     dead, one = report.warnings
-    assert dead.startswith("dead, no neuron spikes: 2; try more time steps")
+    assert dead == "dead, no neuron spikes: 2; try a lower level: calibrate={**snn.levels, '2': LEVEL}"
+    lower = convert(ann, 8, calibrate={**snn.levels, "2": levels["2"]}).report(x)
+    assert named(lower)["2"].firing_rate > 0
     top = int(ann[5].bias.argmax())
     assert (
         one == f"the network answers class {top} for 100.0% of the samples, the ANN no class for more than {share:.1%}"

@@ -307,7 +307,7 @@ def _warnings(report: ConversionReport) -> Iterable[str]:
     if dead:
         remedy = "calibrate=, or lower thresholds"
         if calibrated:
-            remedy = "more time steps, IF(initial=0.5) or a lower percentile"
+            remedy = f"a lower level: calibrate={{**snn.levels, {dead[0]!r}: LEVEL}}"
         yield f"dead, no neuron spikes: {some(dead, _MOST)}; try {remedy}"
 
 
