@@ -1,5 +1,8 @@
 """What `make bench` measures: firing patterns like those of trained networks, and the ANN in all its forms."""
 
+import json
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -131,6 +134,36 @@ def test_layers_on_a_device(bench, monkeypatch):
         "counts, dense, torch.int8",
         "ANN",
     } <= sides.keys()
+
+
+def test_what_was_measured_on_a_device_is_kept(bench, monkeypatch, tmp_path):
+    """After each layer, whatever becomes of the next one."""
+    compare = bench("compare_cuda")
+    times = iter([{"kernel, auto": 0.5}])
+    monkeypatch.setattr(compare, "ceilings", lambda: {"copy, GB/s": 3.0})
+    monkeypatch.setattr(compare, "layer", lambda *arguments, **named: next(times))
+    settings = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        with pytest.raises(StopIteration):
+            compare.measure(2, {"device": "a card"}, tmp_path / "figures")
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = settings
+    assert json.loads((tmp_path / "figures" / "cuda.json").read_text()) == {
+        "device": "a card",
+        "ceilings": {"copy, GB/s": 3.0},
+        "S1 at 1%, TF32 off": {"kernel, auto": 0.5},
+    }
+
+
+def test_a_peer_that_takes_too_long_on_a_device(bench, monkeypatch):
+    compare = bench("compare_cuda")
+    run = subprocess.run
+    monkeypatch.setattr(compare, "PEER_SECONDS", 0.01)
+    monkeypatch.setattr(compare.metadata, "version", lambda name: "2.0.0")
+    sleeping = [sys.executable, "-c", "import time; time.sleep(9)"]
+    monkeypatch.setattr(subprocess, "run", lambda command, **named: run(sleeping, **named))
+    late = "did not run: took longer than 0.01 s"
+    assert compare.spikingjelly_implementations(2) == {"cuda": late, "triton": late, "torch": late}
 
 
 @pytest.mark.slow

@@ -160,6 +160,7 @@ def test_all_is_well(machine):
     assert [line.startswith("PYTORCH_NO_CUDA_MEMORY_CACHING=1 ") for line in checked] == [True, False, False]
     assert "not graph" in checked[0]  # which cannot be captured without torch's allocator
     assert all("-m gpu -k" in line for line in checked)
+    assert all("not current" in line for line in checked)  # the checker and memory without torch's allocator wait
     assert steps["memcheck"]["command"].startswith("PYTORCH_NO_CUDA_MEMORY_CACHING=1 ")
 
 
