@@ -232,7 +232,10 @@ def test_current_stream(case, cuda):
     stream = torch.cuda.Stream()
     torch.cuda.synchronize()
     with torch.cuda.stream(stream):
-        case.run(**early)  # so that nothing has to be loaded, and no memory to be had, while the stream sleeps
+        # So that nothing has to be loaded, and no memory to be had, while the stream sleeps.
+        for name, to in tensors_of(early).items():
+            to.copy_(late[name]).zero_()
+        case.run(**early)
         torch.cuda.synchronize()
         torch.cuda._sleep(1_000_000_000)
         for name, to in tensors_of(early).items():
@@ -285,7 +288,9 @@ print("not reached")
     assert "not waited for" in result.stdout
     assert "not reached" not in result.stdout
     assert "CUDA error" in result.stderr
-    assert f"pack_spikes: spikes must be 0 or 1, got {odd:g}" in result.stdout
+    # The host may not get to see what a kernel prints before it traps.
+    said = [line for line in result.stdout.splitlines() if line != "not waited for"]
+    assert {*said} <= {f"pack_spikes: spikes must be 0 or 1, got {odd:g}"}
 
 
 def test_bad_input_has_the_messages_of_the_cpu(device):
