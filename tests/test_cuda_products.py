@@ -14,6 +14,7 @@ import tandem_cuda as tc
 from cases import raw
 from exact import (
     ENGINES,
+    ISAS,
     RATES,
     SEEDS,
     TIME_STEPS,
@@ -200,7 +201,7 @@ def test_packed_weights_serve_every_engine(kind, groups, device):
     bits = planes(8, 2, 64, 5, 5, seed=4)
     here, there = on_device(bits, device), on_device(weight, device)
     packed = ops.pack_weight(there, groups)
-    _C.set_cpu_isa("scalar")  # which appends nothing; with matrix tiles the CPU does
+    _C.set_cpu_isa(ISAS[0])  # which appends nothing; with matrix tiles the CPU does
     rows = ops.pack_weight(weight, groups)
     identical(packed[: rows.numel()], rows, device)
     assert device == "cpu" or (packed.numel() > rows.numel()) == (kind != "float64")

@@ -57,7 +57,7 @@ elif arguments[0] == "bench/compare_cuda.py":
 CHECKER = f"""#!{sys.executable} -IS
 import os, subprocess, sys
 tool, code = sys.argv[sys.argv.index("--tool") + 1], int(sys.argv[sys.argv.index("--error-exitcode") + 1])
-result = subprocess.run(sys.argv[5:]).returncode
+result = subprocess.run(sys.argv[sys.argv.index("--error-exitcode") + 2 :]).returncode
 sys.exit(code if tool == os.environ.get("FINDS") else result)
 """
 NVCC = "#!/bin/sh\necho 'Cuda compilation tools, release 13.0, V13.0.88'\n"
@@ -162,6 +162,8 @@ def test_all_is_well(machine):
     assert all("-m gpu -k" in line for line in checked)
     assert all("not current" in line for line in checked)  # the checker and memory without torch's allocator wait
     assert steps["memcheck"]["command"].startswith("PYTORCH_NO_CUDA_MEMORY_CACHING=1 ")
+    options = [steps[tool]["command"].partition(" --error-exitcode ")[0].split()[-2:] for tool in gpu.CHECKS]
+    assert options == [["--report-api-errors", "no"], ["--tool", "racecheck"], ["--tool", "initcheck"]]
 
 
 def test_steps_that_fail_in_the_middle(machine, monkeypatch, capsys):
