@@ -155,6 +155,46 @@ def test_what_was_measured_on_a_device_is_kept(bench, monkeypatch, tmp_path):
     }
 
 
+def test_all_that_is_measured_on_a_device(bench, monkeypatch, tmp_path):
+    """The CPU stands in: every side of small layers and of a small network runs once, and their spikes are compared."""
+    compare = bench("compare_cuda")
+    network = compare.network
+
+    def small_net(layers):
+        named = {"padding": 1, "norm": "batch"}
+        return nn.Sequential(
+            layers.Encode(8),
+            layers.TandemConv2d(3, 8, 3, **named),
+            layers.TandemConv2d(8, 8, 3, stride=4, **named),
+            nn.Flatten(),
+            layers.TandemLinear(8 * 64, 16, norm="batch"),
+            layers.Decode(),
+            nn.Linear(16, 10),
+        )
+
+    def once(sides):
+        for side in sides.values():
+            side()
+        return dict.fromkeys(sides, 1.0)
+
+    monkeypatch.setattr(compare, "DEVICE", "cpu")
+    monkeypatch.setattr(compare, "SHAPES", {"S1": (18, 20, 6, 2), "S2": (4, 5, 4, 1)})
+    monkeypatch.setattr(compare, "medians", once)
+    monkeypatch.setattr(compare, "spikingjelly_implementations", lambda batch: {})
+    monkeypatch.setattr(compare, "ceilings", dict)
+    monkeypatch.setattr(compare, "network", lambda batch: network(batch, small_net))
+    monkeypatch.setattr(torch, "compile", lambda f: f)
+    settings = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        compare.measure(4, {}, tmp_path)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = settings
+    figures = json.loads((tmp_path / "cuda.json").read_text())
+    assert len(figures) == 2 + 2 * (2 * 3 + 1)
+    assert "kernel, dense, torch.int16" in figures["S2 at 20%, TF32 on"]
+    assert {"SNN, training step", "ANN, inference"} < figures["CifarNet, TF32 off"].keys()
+
+
 def test_a_peer_that_takes_too_long_on_a_device(bench, monkeypatch):
     compare = bench("compare_cuda")
     run = subprocess.run
