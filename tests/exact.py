@@ -1,7 +1,9 @@
 """What the tests of operators and layers draw, and how they run it on every CPU path. Tensors are in tensors.py."""
 
+import contextlib
 import importlib
 import sys
+import warnings
 from dataclasses import dataclass
 
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 
 from tandem_cuda import _C, ops
 from tandem_cuda import reference as ref
+from tandem_cuda.ops.gradient import ON_CUDA
 
 # Some of them for whoever imports from here.
 from tensors import (  # noqa: F401
@@ -99,6 +102,20 @@ def replace_operator(monkeypatch, name, function):
     """Let everybody call ``function`` for an operator, layers too."""
     function.trusted = function
     monkeypatch.setattr(ops, name, function)
+
+
+@contextlib.contextmanager
+def as_on_cuda(device):
+    """Let operators that Python computes on CUDA do so where the CPU stands in for the device, too."""
+    library = torch.library.Library("tandem_cuda", "IMPL")
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Warning only once for all operators")
+            for name, implementation in ON_CUDA.items() if device == "cpu" else ():
+                library.impl(name, implementation, "CPU", allow_override=True)
+        yield
+    finally:
+        library._destroy()
 
 
 def same(got, want, path=""):

@@ -141,6 +141,10 @@ BUGS = [
         "return (u >= self.threshold).to(x.dtype), (u,)", "return (u > self.threshold).to(x.dtype), (u,)",
         "test_joins.py::test_joins"),
     # --- Python: operators ---
+    Bug("currents of one sample with the strides of a view, on CUDA", "ops/step_product.py",
+        "return sums.view(time_steps, bits.shape[1], *sums.shape[1:]).movedim(-1, 1 + channel_dim)",
+        "return product.unflatten(0, (time_steps, bits.shape[1]))",
+        "test_cuda_operators.py::test_small_batches"),
     Bug("gradient of values as that of the level", "ops/tandem_count.py",
         "IF(neuron.threshold_at(time_steps))", "IF(neuron.level)",
         "test_radix_spikes.py::test_tandem_count"),

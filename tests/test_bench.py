@@ -1,5 +1,8 @@
 """What `make bench` measures: firing patterns like those of trained networks, and the ANN in all its forms."""
 
+import json
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -131,6 +134,76 @@ def test_layers_on_a_device(bench, monkeypatch):
         "counts, dense, torch.int8",
         "ANN",
     } <= sides.keys()
+
+
+def test_what_was_measured_on_a_device_is_kept(bench, monkeypatch, tmp_path):
+    """After each layer, whatever becomes of the next one."""
+    compare = bench("compare_cuda")
+    times = iter([{"kernel, auto": 0.5}])
+    monkeypatch.setattr(compare, "ceilings", lambda: {"copy, GB/s": 3.0})
+    monkeypatch.setattr(compare, "layer", lambda *arguments, **named: next(times))
+    settings = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        with pytest.raises(StopIteration):
+            compare.measure(2, {"device": "a card"}, tmp_path / "figures")
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = settings
+    assert json.loads((tmp_path / "figures" / "cuda.json").read_text()) == {
+        "device": "a card",
+        "ceilings": {"copy, GB/s": 3.0},
+        "S1 at 1%, TF32 off": {"kernel, auto": 0.5},
+    }
+
+
+def test_all_that_is_measured_on_a_device(bench, monkeypatch, tmp_path):
+    """The CPU stands in: every side of small layers and of a small network runs once, and their spikes are compared."""
+    compare = bench("compare_cuda")
+    network = compare.network
+
+    def small_net(layers):
+        named = {"padding": 1, "norm": "batch"}
+        return nn.Sequential(
+            layers.Encode(8),
+            layers.TandemConv2d(3, 8, 3, **named),
+            layers.TandemConv2d(8, 8, 3, stride=4, **named),
+            nn.Flatten(),
+            layers.TandemLinear(8 * 64, 16, norm="batch"),
+            layers.Decode(),
+            nn.Linear(16, 10),
+        )
+
+    def once(sides):
+        for side in sides.values():
+            side()
+        return dict.fromkeys(sides, 1.0)
+
+    monkeypatch.setattr(compare, "DEVICE", "cpu")
+    monkeypatch.setattr(compare, "SHAPES", {"S1": (18, 20, 6, 2), "S2": (4, 5, 4, 1)})
+    monkeypatch.setattr(compare, "medians", once)
+    monkeypatch.setattr(compare, "spikingjelly_implementations", lambda batch: {})
+    monkeypatch.setattr(compare, "ceilings", dict)
+    monkeypatch.setattr(compare, "network", lambda batch: network(batch, small_net))
+    monkeypatch.setattr(torch, "compile", lambda f: f)
+    settings = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        compare.measure(4, {}, tmp_path)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = settings
+    figures = json.loads((tmp_path / "cuda.json").read_text())
+    assert len(figures) == 2 + 2 * (2 * 3 + 1)
+    assert "kernel, dense, torch.int16" in figures["S2 at 20%, TF32 on"]
+    assert {"SNN, training step", "ANN, inference"} < figures["CifarNet, TF32 off"].keys()
+
+
+def test_a_peer_that_takes_too_long_on_a_device(bench, monkeypatch):
+    compare = bench("compare_cuda")
+    run = subprocess.run
+    monkeypatch.setattr(compare, "PEER_SECONDS", 0.01)
+    monkeypatch.setattr(compare.metadata, "version", lambda name: "2.0.0")
+    sleeping = [sys.executable, "-c", "import time; time.sleep(9)"]
+    monkeypatch.setattr(subprocess, "run", lambda command, **named: run(sleeping, **named))
+    late = "did not run: took longer than 0.01 s"
+    assert compare.spikingjelly_implementations(2) == {"cuda": late, "triton": late, "torch": late}
 
 
 @pytest.mark.slow

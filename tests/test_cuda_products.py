@@ -14,6 +14,7 @@ import tandem_cuda as tc
 from cases import raw
 from exact import (
     ENGINES,
+    ISAS,
     RATES,
     SEEDS,
     TIME_STEPS,
@@ -30,7 +31,7 @@ from exact import (
 )
 from neurons import BRANCHES, any_neuron, joining, raw_neuron, state_of
 from pairwise import pairs
-from tandem_cuda import IF, ops
+from tandem_cuda import _C, IF, ops
 from test_cuda_operators import captured, identical, on_device, too_many
 from test_pack_weight import placed
 
@@ -200,9 +201,10 @@ def test_packed_weights_serve_every_engine(kind, groups, device):
     bits = planes(8, 2, 64, 5, 5, seed=4)
     here, there = on_device(bits, device), on_device(weight, device)
     packed = ops.pack_weight(there, groups)
+    _C.set_cpu_isa(ISAS[0])  # which appends nothing; with matrix tiles the CPU does
     rows = ops.pack_weight(weight, groups)
     identical(packed[: rows.numel()], rows, device)
-    assert (packed.numel() > rows.numel()) == (device != "cpu" and kind != "float64")
+    assert device == "cpu" or (packed.numel() > rows.numel()) == (kind != "float64")
     named = {"scale": scale, "padding": 1, "groups": groups, "time_steps": 8}
     want = ops.spiking_conv2d(bits, weight, **named, engine="event")
     for engine in ("auto", "event", "dense"):
@@ -470,7 +472,8 @@ def dyadic_volumes():
 def test_network_of_the_cpu(device, make, size):
     """The spikes and read-outs of the CPU, in eager mode, frozen, and in a graph."""
     net, x = make(), dyadic(4, 3, *size, seed=1)
-    with torch.no_grad():
+    # cuDNN may multiply real input by transforms of the weights, whose factors are not dyadic.
+    with torch.no_grad(), torch.backends.cudnn.flags(enabled=False):
         want, counts = net(x), net[:-2](x).count
         assert 0 < counts.mean() < 9
         twin, moved = copy.deepcopy(net).to(device), x.to(device, copy=True)

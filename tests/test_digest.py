@@ -21,7 +21,7 @@ from digests import (
     unfrozen_network,
 )
 from elsewhere import Programs, Reference
-from exact import ENGINES, ISAS, THREADS
+from exact import ENGINES, ISAS, THREADS, as_on_cuda
 from tandem_cuda import _C
 
 pytest.importorskip("safetensors")
@@ -83,7 +83,8 @@ def test_streams(name, size):
 @every_network
 def test_device(name, device):
     net = frozen_network(name).to(device)
-    assert digests_of(net, Watch(net)) == expected(name)
+    with as_on_cuda(device):
+        assert digests_of(net, Watch(net)) == expected(name)
 
 
 @every_network

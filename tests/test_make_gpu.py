@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -56,11 +57,46 @@ elif arguments[0] == "bench/compare_cuda.py":
 CHECKER = f"""#!{sys.executable} -IS
 import os, subprocess, sys
 tool, code = sys.argv[sys.argv.index("--tool") + 1], int(sys.argv[sys.argv.index("--error-exitcode") + 1])
-result = subprocess.run(sys.argv[5:]).returncode
+result = subprocess.run(sys.argv[sys.argv.index("--error-exitcode") + 2 :]).returncode
 sys.exit(code if tool == os.environ.get("FINDS") else result)
 """
 NVCC = "#!/bin/sh\necho 'Cuda compilation tools, release 13.0, V13.0.88'\n"
 SMI = "#!/bin/sh\necho 'NVIDIA H100, 580.65.06'\n"
+
+# Collects tests as if only these packages, and what they require, were installed: NAMES, "--", arguments of pytest.
+COLLECT = """
+import re, sys
+from importlib import metadata
+
+def canonical(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+at = sys.argv.index("--")
+there, left = set(), [canonical(name) for name in sys.argv[1:at]]
+while left:
+    name = left.pop()
+    if name not in there:
+        there.add(name)
+        try:
+            lines = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:  # whose only use is the build
+            continue
+        left += [canonical(re.match(r"[\\w.-]+", line)[0]) for line in lines if "extra ==" not in line]
+absent = {m for m, of in metadata.packages_distributions().items() if there.isdisjoint(map(canonical, of))}
+assert absent
+
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+    def find_spec(self, name, *more):
+        return None if name.partition(".")[0] in absent else self.finder.find_spec(name, *more)
+
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+import pytest
+sys.exit(pytest.main(sys.argv[at + 1:]))
+"""
 
 
 class Machine:
@@ -124,7 +160,10 @@ def test_all_is_well(machine):
     assert [line.startswith("PYTORCH_NO_CUDA_MEMORY_CACHING=1 ") for line in checked] == [True, False, False]
     assert "not graph" in checked[0]  # which cannot be captured without torch's allocator
     assert all("-m gpu -k" in line for line in checked)
+    assert all("not current" in line for line in checked)  # the checker and memory without torch's allocator wait
     assert steps["memcheck"]["command"].startswith("PYTORCH_NO_CUDA_MEMORY_CACHING=1 ")
+    options = [steps[tool]["command"].partition(" --error-exitcode ")[0].split()[-2:] for tool in gpu.CHECKS]
+    assert options == [["--report-api-errors", "no"], ["--tool", "racecheck"], ["--tool", "initcheck"]]
 
 
 def test_steps_that_fail_in_the_middle(machine, monkeypatch, capsys):
@@ -249,6 +288,25 @@ def test_no_such_wheel(machine, make, reason):
     assert code == 1
     assert reason in steps["install"]["reason"]
     assert not any("pip" in line for line in log)
+
+
+@pytest.mark.slow
+def test_the_tests_need_no_other_package():
+    """Of those that the Makefile names; a file that imports another one must leave itself out."""
+    (named,) = re.findall(r"must have ([\w,\s#]+)\. Builds for this device", (ROOT / "Makefile").read_text())
+    packages = re.findall(r"\w+", named.replace(" and ", " "))
+    assert {"torch", "pytest", "hypothesis"} < {*packages}
+    collect = ["-q", "-p", "no:cacheprovider", "--collect-only", "-m", "gpu", "."]
+    result = subprocess.run(
+        [sys.executable, "-c", COLLECT, *packages, "tandem_cuda", "--", *collect],
+        cwd=ROOT / "tests",
+        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr
+    assert "test_cuda_operators.py::test_every_dtype[cuda-" in result.stdout
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make")

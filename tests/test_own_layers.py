@@ -20,7 +20,6 @@ from tandem_cuda import (
     synops,
 )
 from tandem_cuda.analysis import counts_and_activations, diagnose
-from tandem_cuda.exchange import to_nir
 from tandem_cuda.nn.ann_twin import without_spikes
 from tandem_cuda.nn.nir import Product
 
@@ -106,6 +105,8 @@ def test_graph(net):
 
 def test_methods_of_the_same_name():
     """A network, or a container, may have them by chance: it is no layer."""
+    pytest.importorskip("nir", reason="pip install tandem_cuda[nir]")
+    from tandem_cuda.exchange import to_nir
 
     class Network(nn.Sequential):
         def nir(self):

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from tandem_cuda import SpikeTrain
+
+pytest.importorskip("nir", reason="pip install tandem_cuda[nir]")
 from same import __main__ as tool
 from same import layers, messages, networks, operators
 from same.digest import attempt, digest, refusal
-from tandem_cuda import SpikeTrain
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -11,6 +11,9 @@ from torch.autograd import forward_ad
 _LIBRARY: Any = torch.library.Library("tandem_cuda", "FRAGMENT")  # type: ignore[no-untyped-call]  # torch's
 _forward_ad: Any = forward_ad
 
+ON_CUDA: dict[str, Callable[..., Any]] = {}
+"""The operators that Python computes on CUDA, by name. The tests run these functions on the CPU, too."""
+
 
 def refuse_tangent(name: str, x: torch.Tensor) -> None:
     """Raise NotImplementedError if forward mode differentiates a tensor. Its tangent would silently become zero."""
@@ -82,6 +85,7 @@ def implement_autocast(name: str, device: str, implementation: Callable[..., Any
 def implement_on_cuda(name: str, implementation: Callable[..., Any]) -> None:
     """Let Python compute an operator on CUDA, where it is a combination of other operators."""
     _LIBRARY.impl(name, implementation, "CUDA")
+    ON_CUDA[name] = implementation
 
 
 def register_in_place(name: str, written: int) -> None:

@@ -109,7 +109,8 @@ def _on_cuda(x: Tensor, weight: Tensor, packed: Tensor | None, scale: Any, bias:
     bits = operators.integrate_and_fire(
         _rows(sums, weight), scale, bias, None, time_steps, mode, neuron, parameters, want_sum=False, want_state=False
     )[0]
-    return bits.view(len(bits), *sums.shape)
+    # A view of the same shape could have other strides in dimensions of size 1.
+    return bits if weight.dim() == 4 else bits.view(len(bits), *sums.shape)
 
 
 implement_on_cuda("ordered_spikes", _on_cuda)

@@ -21,8 +21,8 @@ def pack_spikes(spikes: Tensor) -> Tensor:
         TypeError: ``spikes`` is not a tensor of one of these dtypes.
         ValueError: fewer than two dimensions, or no time step.
         RuntimeError: an element is neither 0 nor 1 (on the CPU). On CUDA the call does not wait for the kernel, which
-            prints the element and traps. As after a device-side assertion, the next synchronising call raises an error,
-            and so does every later CUDA call of the process.
+            prints the element, where the driver still shows it, and traps. As after a device-side assertion, the next
+            synchronising call raises an error, and so does every later CUDA call of the process.
 
     Examples:
         >>> spikes = torch.zeros(8, 1, 2)  # [T, N, F]

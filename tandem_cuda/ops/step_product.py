@@ -82,7 +82,10 @@ def _on_cuda(bits: Tensor, weight: Tensor, packed: Tensor | None, scale: Any, bi
     product = operators.count_product(
         steps, None, weight, packed, scale, bias, *geometry, 0, terms_of(weight), None, None
     )
-    return product.unflatten(0, (time_steps, -1))
+    # Through memory order: the strides of dimensions of size 0 and 1 are then the ones that the fake kernel returns.
+    channel_dim = feature_dim(weight, list(product.shape))
+    sums = product.movedim(channel_dim, -1)
+    return sums.view(time_steps, bits.shape[1], *sums.shape[1:]).movedim(-1, 1 + channel_dim)
 
 
 implement_on_cuda("step_product", _on_cuda)

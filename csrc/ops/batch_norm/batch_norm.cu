@@ -11,8 +11,7 @@ constexpr int kThreads = 128;
 template <class T>
 __global__ void __launch_bounds__(kThreads) update_statistics_kernel(const UpdateStatisticsArgs<T> a) {
   const int64_t c = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (c >= a.channels) return;
-  update_channel(a, c);
+  if (c < a.channels) update_channel(a, c);
   if (c == 0) ++*a.num_batches_tracked;
 }
 
@@ -32,7 +31,7 @@ unsigned blocks_for(int64_t channels) {
 
 template <class T>
 cudaError_t launch_update_statistics(const UpdateStatisticsArgs<T>& args, cudaStream_t stream) {
-  const unsigned grid = blocks_for(args.channels);
+  const unsigned grid = args.channels == 0 ? 1 : blocks_for(args.channels);  // the batch counts in any case
   if (grid == 0) return cudaErrorInvalidValue;
   TANDEM_LAUNCH((update_statistics_kernel<T>), grid, kThreads, 0, stream, args);
   return cudaGetLastError();
