@@ -567,15 +567,24 @@ PARTS = [
         lambda: image(lambda n, x: n.mix(x), mix=nn.ChannelShuffle(2)),
     ),
     Case(
-        "use a number in place of a size that depends on the input",
+        "pass example=, an input of ann, so that the sizes that forward computes with are numbers",
         lambda: image(lambda n, x: F.avg_pool2d(x, x.size(2) // 2)),
-        lambda: image(lambda n, x: F.avg_pool2d(x, 4)),
+        lambda: image(lambda n, x: F.avg_pool2d(x, x.size(2) // 2)),
+        then={"example": IMAGES},
+        same=True,
+    ),
+    Case(
+        "pass example=, an input of ann, so that the sizes that forward computes with are numbers",
+        lambda: image(lambda n, x: x[:, : x.size(2) // 2 - 1]),
+        lambda: image(lambda n, x: x[:, : x.size(2) // 2 - 1]),
+        then={"example": IMAGES},
         same=True,
     ),
     Case(
         "use a number in place of a size that depends on the input",
-        lambda: image(lambda n, x: x[:, : x.size(2) // 2 - 1]),
-        lambda: image(lambda n, x: x[:, :3]),
+        lambda: image(lambda n, x: x * len(x)),
+        lambda: image(lambda n, x: x * 4),
+        how={"example": IMAGES},
         same=True,
     ),
     Case(
@@ -661,8 +670,8 @@ PARTS = [
     ),
     Case(
         "use mode='nearest' and a whole scale_factor",
-        lambda: image(lambda n, x: F.interpolate(x, size=x.shape[2:])),
-        lambda: image(lambda n, x: F.interpolate(x, scale_factor=1)),
+        lambda: image(lambda n, x: F.interpolate(x, size=(16, 24))),
+        lambda: image(lambda n, x: F.interpolate(x, scale_factor=2)),
         same=True,
     ),
     Case(

@@ -58,6 +58,8 @@ COUNTED = "put it where the number of channels is known: before the flattening, 
 EXAMPLE = "pass example=, an input of ann, so that the trace knows the sizes that forward compares"
 SIZES = "pass example=, an input of ann, so that the trace knows the number of dimensions"
 NUMBER = "use a number in place of a size that depends on the input"
+NUMBERED = "pass example=, an input of ann, so that the sizes that forward computes with are numbers"
+"""Takes the place of NUMBER without an example."""
 NEGATIVE = "put a ReLU before it: its input has negative values"
 _ADVICE: list[tuple[tuple[type, ...], str]] = [
     ((nn.GLU,), GATED),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from .advice import (
     NORMALISED,
     NORMALISING,
     NOTHING_ELSE,
+    NUMBER,
+    NUMBERED,
     RECTIFIED,
     RECTIFYING,
     WEIGHT_FUNCTIONS,
@@ -29,6 +32,7 @@ from .advice import (
 )
 from .aliases import sharing, writes
 from .call import Call, advice_against
+from .example import sized_as_traced
 from .gates import gated
 from .nodes import (
     asks_for_size,
@@ -42,10 +46,11 @@ from .nodes import (
     word_of,
 )
 from .options import Options
+from .proxy_types import NUMBERS, class_of
 from .record import Record
 from .rules import applied, relu_rule, rule_for
 from .trace import Traced
-from .values import SPIKES, Branch, Broken, Current, Pooled, Real, Shape, Size, Sizes, Train
+from .values import SPIKES, UNKNOWN, Branch, Broken, Current, Pooled, Real, Shape, Size, Sizes, Train
 from .weight_rules import Unconvertible, WeightRule
 from .writer import Writer, name_of
 from .writer import flattened_to as flattened_to  # the name in pickles of version 0.2
@@ -53,8 +58,6 @@ from .writer import flattened_to as flattened_to  # the name in pickles of versi
 _IN_PLACE_ADVICE = "write out of place: its input is used again later"
 _PARTS = {operator.getitem, getattr, torch._assert, torch.cat, torch.concat, torch.concatenate}
 """Functions whose first argument may be the result of a call that returns no tensor."""
-_UNKNOWN_SIZE = Size(1, (1,), (None,))
-"""A substitute for a size that is not known."""
 
 
 class Conversion:
@@ -128,6 +131,9 @@ class Conversion:
             raise ValueError(f"convert: every part of ann must be convertible; these are not:\n{lines}")
         if not self.writer.layers:
             raise ValueError("convert: ann must have a weight layer and a ReLU before its last weight layer, got none")
+        for node in reversed(self.writer.graph.nodes):
+            if not node.users and class_of(node) in NUMBERS:  # a rule has read them
+                self.writer.graph.erase_node(node)
         self.writer.graph.lint()
         return fx.GraphModule(self.writer.modules, self.writer.graph, "SpikingTwin")
 
@@ -172,7 +178,7 @@ class Conversion:
             first = node.args[0] if node.args else None
             if node.target in _PARTS and isinstance(first, fx.Node) and isinstance(self.values[first], Broken):
                 return self.values[first]  # its problem has been reported
-            unknown = any(self.value(x) is _UNKNOWN_SIZE for x in node.all_input_nodes)
+            unknown = any(self.value(x) is UNKNOWN for x in node.all_input_nodes)
             if node in self.tainted and (unknown or str(refused) == COUNTED):
                 return self._broken(node)  # because of a substitute
             if refused.node is None or refused.node is node:
@@ -198,6 +204,8 @@ class Conversion:
             return self._problem(node, why, self.writer.stand_in(dims=dims))
         if node.op == "placeholder" and self.writer.options.mode == "spikes":
             return Train(self.writer.graph.node_copy(node), dims=self.writer.dims_of(node))
+        if node.target is sized_as_traced and isinstance(x := self.value(node.all_input_nodes[0]), Train):
+            return replace(x, node=self.writer.graph.node_copy(node, lambda placeholder: self.value(placeholder).node))
         real = [isinstance(self.value(x), Real) for x in node.all_input_nodes]
         if node.op == "output" or all(real) or (node not in self.before and any(real)):
             return self._copied(node)
@@ -383,6 +391,8 @@ class Conversion:
             why = GATES
         elif why == NOTHING_ELSE and self.writer.options.mode == "spikes":
             why = AFTER_ALL
+        elif why == NUMBER and self.trace.example is None:
+            why = NUMBERED
         if where not in self.reported_products:
             name, kind, place = self._name(where), word_of(where.target), f"{where.name} in {scope_of(where, self.ann)}"
             if (module := module_of(self.ann, where)) is not None:
@@ -400,7 +410,7 @@ class Conversion:
         if instead is None:
             instead = next((x for x in inputs if isinstance(x, SPIKES)), None)
         if asks_for_size(node) or (instead is None and any(isinstance(x, (Size, Shape, Sizes)) for x in inputs)):
-            instead = _UNKNOWN_SIZE
+            instead = UNKNOWN
         return Broken(self.writer.stand_in() if instead is None else instead)
 
 

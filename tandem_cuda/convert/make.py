@@ -140,9 +140,9 @@ def convert(
             :func:`tandem_cuda.quantise` does: the ANN is changed, too. Calibration measures the quantised ANN. By
             default weights stay as they are.
         example: an input of the ANN, or one for each of its inputs, of at least one sample; by default, from
-            ``calibrate``. Required if control flow in forward depends on the sizes of tensors, but not on the batch
-            size. The network then refuses inputs of other sizes if the control flow depends on these sizes. The ANN
-            runs on the example, with two batch sizes, to check that the trace computes what the ANN does.
+            ``calibrate``. Required if control flow in forward or arguments of functions depend on the sizes of tensors,
+            but not on the batch size. These sizes become numbers, and the network refuses inputs of other sizes. The
+            ANN runs on the example, with two batch sizes, to check that the trace computes what the ANN does.
 
     Returns:
         A TandemNetwork. ``.ann()`` is the ANN; ``print(snn.report())`` shows what became of each layer.
@@ -210,12 +210,22 @@ def convert(
 def _converted(
     trace: Traced, options: Options, per_channel: bool | None, spiking_layers: int | None
 ) -> tuple[Conversion, tuple[str, ...]]:
-    """Convert with thresholds of channels or of layers; with None, of channels if that is possible.
+    """Convert for images of every size; if that is not possible and there is an example, for images of its size.
+
+    Thresholds are of channels or of layers; with None, of channels if that is possible.
 
     Returns:
         The conversion, and what in the ANN rules out thresholds of channels where ``per_channel`` is None.
     """
+    conversion, per_layer = _tried(trace, options, per_channel, spiking_layers)
+    if conversion.problems and trace.example is not None:
+        return _tried(trace.fix_sizes(), options, per_channel, spiking_layers)
+    return conversion, per_layer
 
+
+def _tried(
+    trace: Traced, options: Options, per_channel: bool | None, spiking_layers: int | None
+) -> tuple[Conversion, tuple[str, ...]]:
     def convert_with(channels: bool) -> Conversion:
         chosen = replaced_fields(options, per_channel=channels)
         whole = Conversion(trace, chosen)

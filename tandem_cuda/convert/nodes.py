@@ -6,6 +6,7 @@ import enum
 import functools
 import inspect
 import itertools
+import operator
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
@@ -155,6 +156,31 @@ def module_of(root: nn.Module, node: fx.Node) -> Any:
 def asks_for_size(node: fx.Node) -> bool:
     """Whether a node only reads sizes."""
     return node.target in ("size", len) or (node.target is getattr and node.args[1] == "shape")
+
+
+def reads_batch_size(node: fx.Node) -> bool:
+    """Whether a node reads the size of a tensor along its first dimension."""
+    index: Any = 0
+    if node.target is operator.getitem:
+        node, index = node.args  # type: ignore[assignment]
+    elif node.target == "size":
+        index = next(iter((*node.args[1:], *node.kwargs.values())), None)
+    elif node.target is not len:
+        return False
+    return index == 0 and isinstance(node, fx.Node) and asks_for_size(node) and isinstance(node.args[0], fx.Node)
+
+
+_OF_SAMPLES = {
+    *("add", "sub", "mul", "truediv", "div", "relu", "clamp", "interpolate", "pad", "normalize", "float", "contiguous"),
+    "sized_as_traced",
+}
+
+
+def keeps_samples(node: fx.Node, ann: nn.Module) -> bool:
+    """Whether a node's result surely has the samples of its input along the first dimension."""
+    if (module := module_of(ann, node)) is not None:
+        return isinstance(module, (nn.Identity, nn.Upsample, nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm))
+    return node.op in ("placeholder", "get_attr") or word_of(node.target) in _OF_SAMPLES
 
 
 def word_of(target: Any) -> str:

@@ -28,6 +28,7 @@ _CLASS_OF_METHOD: dict[str, type] = {
     "size": torch.Size,
 }
 _NUMBERS = (bool, int, float)
+NUMBERS = (*_NUMBERS, torch.Size)
 _COMPARISONS = {operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, operator.not_}
 
 
@@ -97,6 +98,13 @@ def _isinstance(x: Any, kinds: Any) -> bool:
     return isinstance(x, kinds) or (isinstance(x, fx.Proxy) and issubclass(_known(x), kinds))
 
 
+def _len(x: Any) -> Any:
+    """Replaces ``len`` in the ANN's own modules while it is traced: the number of samples is a symbol."""
+    if isinstance(x, fx.Proxy) and _known(x) is Tensor:
+        return x.tracer.create_proxy("call_function", builtins.len, (x,), {})
+    return builtins.len(x)
+
+
 def _is_tensor(x: Any) -> bool:
     """Replaces ``torch.is_tensor`` while the ANN is traced."""
     return _isinstance(x, Tensor)
@@ -108,7 +116,7 @@ def answering_for_types(ann: nn.Module) -> Iterator[None]:
 
     ``__class__`` of a proxy cannot be that class: torch's C++ code would take the proxy for a real tensor.
     """
-    answers = {"type": _Type, "isinstance": _isinstance}
+    answers = {"type": _Type, "isinstance": _isinstance, "len": _len}
     changed = [(names, word) for names in _globals_of(ann) for word in answers if word not in names]
     is_tensor = torch.is_tensor
     for names, word in changed:

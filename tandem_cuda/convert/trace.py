@@ -11,7 +11,7 @@ import operator
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from types import FunctionType
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..nn.batch_norm import HOOKS
 from ..nn.modes import evaluating
-from .example import Example
+from .example import Example, sized_as_traced
 from .nodes import (
     DROPOUTS,
     PLAIN,
@@ -237,6 +237,22 @@ class Traced:
     """What each node does, in words that a later trace of the same forward repeats."""
     volatile: frozenset[tuple[str, str]]
     """The attributes that forward itself changes, such as a counter of its calls: names of module and attribute."""
+    example: Example | None = None
+    parts: Mapping[str, nn.Module] = field(default_factory=dict)
+    """The torch.nn layers that timm's layers contain, by target."""
+    fixed: bool = False
+    """Whether the graph takes only inputs of the sizes of the example, so that its sizes are numbers."""
+
+    def fix_sizes(self) -> Traced:
+        """Return the same graph, in which all sizes but the batch size are numbers. The graph itself is changed."""
+        assert self.example is not None
+        self.example.fix_sizes(self.graph, self.root, self.parts)
+        checks = [node for node in self.graph.nodes if node.target is sized_as_traced]
+        return replace(self, fixed=True, sizes={**self.sizes, **{x: self.sizes[x.all_input_nodes[0]] for x in checks}})
+
+    def fixed_sizes(self, node: fx.Node) -> torch.Size | None:
+        """Return the sizes of a tensor [N, ...] without N; None if they are not fixed."""
+        return self.example.sizes_of(node) if self.fixed and self.example is not None else None
 
 
 def traced(
@@ -285,7 +301,7 @@ def traced(
             for n in (2, 3) if check else ():  # the graph must not depend on the batch size
                 batch = [x[torch.arange(n, device=x.device) % len(x)] for x in inputs]
                 sizes = check_traced(ann, graphs[0], *batch, root=root)
-    return Traced(graphs[0], root, sizes, description, volatile)
+    return Traced(graphs[0], root, sizes, description, volatile, tracers[0].example, tracers[0].parts)
 
 
 def _check_example(ann: nn.Module, example: tuple[Any, ...]) -> None:
