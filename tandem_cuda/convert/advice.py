@@ -16,8 +16,9 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from ..nn.batch_norm import HOOKS
+from ..nn.classes import is_of_torch
 from ..nn.tandem import drop_ins
-from .nodes import word_of
+from .nodes import full_name, word_of
 
 CURVED = (
     *(nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
@@ -145,5 +146,5 @@ def advice_for(module: nn.Module) -> str:
     """Return what to use instead of a module."""
     kind = parametrize.type_before_parametrizations(module)
     if issubclass(kind, CURVED):
-        return RECTIFIED.format(kind=f"nn.{kind.__name__}")
+        return RECTIFIED.format(kind=f"nn.{kind.__name__}" if is_of_torch(kind) else full_name(kind))
     return next((why for kinds, why in _ADVICE if issubclass(kind, kinds)), NOTHING_ELSE)

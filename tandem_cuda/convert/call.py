@@ -301,7 +301,7 @@ class Call:
             return Current([Branch(self._writer.by_channel(self.spikes()), self._name(), norm=norm)])
         if branch is not None and branch.layer is not None and branch.norm is None:
             fitting = weights_of(branch.layer).norm
-            if type(norm) not in (fitting, nn.SyncBatchNorm):
+            if kind_of(norm) not in (fitting, nn.SyncBatchNorm):
                 raise Unconvertible(f"use nn.{fitting.__name__} after {branch.name}")
             return replace(x, branches=[replace(branch, norm=norm)])
         return Current([Branch(self._writer.by_channel(self.spikes()), self._name(), norm=norm)])

@@ -37,6 +37,7 @@ from .gates import gated
 from .nodes import (
     asks_for_size,
     dropout_of,
+    full_name,
     leading_to,
     module_of,
     overridden_methods,
@@ -262,7 +263,7 @@ class Conversion:
         alone = all(other.target == node.target for other in self.nodes if scope_of(other, self.ann) == path)
         if owner is self.ann or not alone or len([*owner.modules()]) > 1 or len([*owner.parameters()]):
             return None
-        return f"{type(owner).__module__}.{type(owner).__qualname__}".removeprefix("__main__.")
+        return full_name(type(owner))
 
     def _weight(self, node: fx.Node) -> Any:
         module = module_of(self.ann, node)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import inspect
 import itertools
 import math
 import operator
@@ -21,6 +20,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from ..nn.batch_norm import HOOKS
+from ..nn.classes import is_of_torch
 from ..nn.modes import evaluating
 from .example import Example, sized_as_traced
 from .nodes import (
@@ -38,6 +38,7 @@ from .nodes import (
     owner_of,
     parametrized,
     scope_of,
+    signature_of,
     word_of,
 )
 from .proxy_types import CLASS_OF_ATTRIBUTE, answering_for_types, class_of
@@ -45,6 +46,8 @@ from .randomness import refusing_random_numbers
 
 _TUPLES = (nn.RNN, nn.LSTM, nn.GRU, nn.MultiheadAttention)
 """Modules that return tuples."""
+_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+"""Modules that call another, on several devices."""
 
 
 class _Answers(fx.Proxy):
@@ -98,7 +101,9 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         kind = kind_of(m)
-        return kind in self.known or kind is StochasticDepth or super().is_leaf_module(m, module_qualified_name)
+        is_leaf = kind in self.known or kind is StochasticDepth or super().is_leaf_module(m, module_qualified_name)
+        is_leaf = is_leaf or (is_of_torch(kind) and not issubclass(kind, nn.Sequential))
+        return is_leaf and kind not in _PARALLEL
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         return attr_val if self.answering else super().getattr(attr, attr_val, parameter_proxy_cache)
@@ -106,6 +111,8 @@ class _Tracer(fx.Tracer):
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if self.answering:  # a part of a leaf
             return forward(*args, **kwargs)
+        if isinstance(m, _PARALLEL):
+            forward = m.module
         if kind_of(m) not in self.known and not any(getattr(m, name) for name in HOOKS) and not parametrized(m):
             if is_of_class(m, "timm.layers", "BatchNormAct2d"):
                 forward = functools.partial(self._batch_norm_act, m)
@@ -143,9 +150,10 @@ class _Tracer(fx.Tracer):
             inputs = [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in names)]
 
             def function(root: nn.Module, *inputs: Any) -> Any:
-                arguments = inspect.signature(self.root.forward).bind_partial()
+                arguments = signature_of(self.root).bind_partial()
                 arguments.arguments.update(zip(names, inputs, strict=True))
-                return root_fn(root, *arguments.args, **arguments.kwargs)
+                run = self.root.module if isinstance(self.root, _PARALLEL) else functools.partial(root_fn, root)
+                return run(*arguments.args, **arguments.kwargs)
 
             function.__annotations__ = {}  # torch.fx would write them to the code of the graph
         if self.example is not None:
@@ -271,6 +279,10 @@ def traced(
             forward draws random numbers or is overridden on the instance, or with an ``example`` it computes something
             other than the graph.
     """
+    if isinstance(ann, torch.jit.ScriptModule) or "_orig_mod" in ann._modules:
+        is_scripted = isinstance(ann, torch.jit.ScriptModule)
+        got, how = (f"a {type(ann).__name__}", "torch.jit") if is_scripted else ("an OptimizedModule", "torch.compile")
+        raise ValueError(f"convert: ann must be a network in Python, got {got}: pass the network that {how} was given")
     if "forward" in vars(ann):
         raise ValueError(f"convert: ann must have the forward of its class, got a {overridden(ann)}")
     inputs = None if example is None else tuple(example) if isinstance(example, (tuple, list)) else (example,)
