@@ -1073,9 +1073,19 @@ ARGUMENTS = [
     ),
     ("pass example=, an input of ann", of(sized), of(sized, example=IMAGES)),
     (
-        "Control flow must not depend on the values",
+        "control flow must not depend on the values of tensors, as in .*: use operations on tensors",
         of(lambda n, x: n.b(F.relu(n.a(x)) if x.sum() > 0 else n.a(x))),
         of(lambda n, x: n.b(F.relu(n.a(x)))),
+    ),
+    (
+        r"ann must take inputs of the example's sizes, .* for \[2, 5, 8, 12\] its forward raises RuntimeError",
+        plain(example=torch.rand(1, 5, 8, 12)),
+        plain(example=torch.rand(1, 3, 8, 12)),
+    ),
+    (
+        "ann must be a network in Python, got an OptimizedModule: pass the network that torch.compile was given",
+        lambda: convert(torch.compile(small()), 8),
+        plain(),
     ),
     ("example must be a Tensor or several", of(sized, example=3), of(sized, example=IMAGES)),
     (r"example must be \[N, ...\] with N > 0", of(sized, example=IMAGES[:0]), of(sized, example=IMAGES)),

@@ -128,6 +128,12 @@ def listed(problems: list[Problem]) -> list[str]:
     return lines
 
 
+def refusal(problems: list[Problem]) -> str:
+    """Return the message about all problems of a network."""
+    lines = "\n".join(listed(problems))
+    return f"convert: every part of ann must be convertible; these are not:\n{lines}"
+
+
 def hooked(module: nn.Module) -> str:
     """Return the advice for a module whose hooks would not be called once a spiking module replaces it; else ""."""
     hooks = [hook for name in HOOKS for hook in getattr(module, name).values()]

@@ -28,7 +28,7 @@ from .advice import (
     Problem,
     advice_for,
     hooked,
-    listed,
+    refusal,
 )
 from .aliases import sharing, writes
 from .call import Call, advice_against
@@ -128,8 +128,7 @@ class Conversion:
             ValueError: parts of the ANN cannot be converted; the message lists all of them.
         """
         if self.problems:
-            lines = "\n".join(listed(self.problems))
-            raise ValueError(f"convert: every part of ann must be convertible; these are not:\n{lines}")
+            raise ValueError(refusal(self.problems))
         if not self.writer.layers:
             raise ValueError("convert: ann must have a weight layer and a ReLU before its last weight layer, got none")
         for node in reversed(self.writer.graph.nodes):
@@ -192,6 +191,8 @@ class Conversion:
     def _value(self, node: fx.Node) -> Any:
         if self.spiking is not None and node not in self.spiking and node.op != "placeholder":
             return self._copied(node)
+        if node.op == "call_module" and node.target in self.trace.failures:
+            return self._problem(node, self.trace.failures[str(node.target)])
         if self._overwrites(node):
             return self._problem(node, _IN_PLACE_ADVICE)
         if node in self.gates and not self._selects(node):

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..nn.modes import evaluating
 from .nodes import asks_for_size, closure, kept, leading_to, module_of, owner_of, word_of
+from .trace_errors import ON_BATCH, ON_VALUES, Unanswered
 
 
 class Example:
@@ -42,7 +43,7 @@ class Example:
         """Return the value of a node, or its length.
 
         Raises:
-            TraceError: it depends on values of tensors or on the batch size.
+            Unanswered: it depends on values of tensors or on the batch size.
         """
         before = leading_to([node])
         with self.mode, torch.no_grad():
@@ -53,9 +54,9 @@ class Example:
         if length:
             numbers.append(tuple(map(len, self.values[node])))
         elif self._is_tensor(node):
-            raise fx.proxy.TraceError("control flow must not depend on the values of tensors")
+            raise Unanswered(ON_VALUES)
         if any(len({*x}) > 1 for x in numbers if isinstance(x[0], (bool, int, float))):
-            raise fx.proxy.TraceError("control flow must not depend on the batch size")
+            raise Unanswered(ON_BATCH)
         self._note_sizes(before)
         if not length:
             return self.values[node][0]
@@ -126,6 +127,10 @@ class Example:
         self._note_all_sizes()
         self.ranked = True
         self.guard(graph, root)
+
+    def shapes(self) -> dict[fx.Node, torch.Size]:
+        """Return the sizes of all tensors whose values are known, for the first of two batch sizes."""
+        return {node: x.shape for node, (x, *_) in self.values.items() if isinstance(x, Tensor)}
 
     def sizes_of(self, node: fx.Node) -> torch.Size | None:
         """Return the sizes of a tensor without the batch size; None if its first dimension is not the batch."""
