@@ -1,15 +1,18 @@
 """Sizes that forward computes with: networks as students write them."""
 
 import copy
+import operator
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.fx import symbolic_trace
 
 from exact import generator, same
 from tandem_cuda import SpikeTrain, convert, freeze
 from tandem_cuda.convert import sized_as_traced
+from tandem_cuda.convert.proxy_types import class_of
 from tandem_cuda.convert.rules import RULES
 from tandem_cuda.convert.trace import traced
 
@@ -131,6 +134,7 @@ class Shuffled(nn.Module):
         n, c, h, w = x.size()
         x = x.view(n, 2, c // 2, h, w).permute(0, 2, 1, 3, 4).contiguous().view(n, c, h, w)
         x = F.relu(self.conv2(x))
+        x = x.view(n, 4, c // 4, h - 2, w - 2).permute(dims=(0, 2, 1, 3, 4)).reshape(n, c, h - 2, w - 2)
         return self.linear(x.view(n, c * (h - 2) * (w - 2)))
 
 
@@ -322,3 +326,18 @@ def test_sizes_of_recorded_spikes():
     assert snn(train).shape == (3, 5)
     with pytest.raises(ValueError, match="input must be"):
         snn(SpikeTrain.from_dense(torch.zeros(4, 3, 3, 12, 12)))
+
+
+def test_long_chains_of_functions():
+    """The class of a value is found in one pass over the graph, not along every path."""
+
+    class Chain(VGG):
+        def forward(self, x):
+            h = self.features(x)
+            for _ in range(60):
+                h = F.relu(h) + F.relu(h)
+            return self.fc2(F.relu(self.fc1(h.mean((2, 3)))))
+
+    graph = symbolic_trace(Chain(None))
+    product = [node for node in graph.graph.nodes if node.target is operator.add][-1]
+    assert class_of(product) is torch.Tensor

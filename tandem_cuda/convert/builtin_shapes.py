@@ -108,9 +108,9 @@ def _transpose(call: Call) -> Any:
 
 
 def _permuted(call: Call) -> Any:
-    dims = call.args[1] if isinstance(call.args[1], (tuple, list)) else call.args[1:]
-    x = call.args[0]
-    if isinstance(x, Grouped) and tuple(dims) == (0, 2, 1, 3, 4):
+    x, *dims = *call.args, *call.kwargs.values()
+    dims = [*dims[0]] if dims and isinstance(dims[0], (tuple, list)) else dims
+    if isinstance(x, Grouped) and dims == [0, 2, 1, 3, 4]:
         return replace(x, swapped=not x.swapped)
     _ = call.input
     raise Unconvertible(NOTHING_ELSE)
@@ -136,7 +136,7 @@ def _viewed(call: Call) -> Any:
     if len(sizes) == 5:
         train = call.spikes()
         groups, channels = sizes[1], number_of_channels(train)
-        if channels is None or not isinstance(groups, int) or groups < 1 or channels % groups:
+        if channels is None or not isinstance(groups, int) or groups < 1 or channels % groups or train.dims == 5:
             raise Unconvertible(_computed(sizes))
         if not _views(sizes, [(groups,), (channels // groups, -1)]):
             raise Unconvertible(_computed(sizes))

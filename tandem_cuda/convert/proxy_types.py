@@ -35,26 +35,37 @@ _COMPARISONS = {operator.eq, operator.ne, operator.lt, operator.le, operator.gt,
 
 def class_of(node: fx.Node) -> type | None:
     """Return the class of a node's value in the ANN's graph; None if it is not known."""
+    return _class_of(node, {})
+
+
+def _class_of(node: fx.Node, known: dict[fx.Node, type | None]) -> type | None:
+    """Return the class of a node. ``known``: the classes found so far, for graphs have many paths to a node."""
+    if node not in known:
+        known[node] = _class_by_inputs(node, known)
+    return known[node]
+
+
+def _class_by_inputs(node: fx.Node, known: dict[fx.Node, type | None]) -> type | None:
     if node.op in ("placeholder", "get_attr", "call_module"):
         return Tensor
-    first = class_of(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
+    first = _class_of(node.args[0], known) if node.args and isinstance(node.args[0], fx.Node) else None
     if node.op == "call_method":
         word = str(node.target)
         if first is not Tensor:
             return None
         one_size = word == "size" and (len(node.args) > 1 or bool(node.kwargs))
         return int if one_size else _CLASS_OF_METHOD.get(word, None if word == "item" else Tensor)
-    return _class_of_call(node, first)
+    return _class_of_call(node, first, known)
 
 
-def _class_of_call(node: fx.Node, first: type | None) -> type | None:
+def _class_of_call(node: fx.Node, first: type | None, known: dict[fx.Node, type | None]) -> type | None:
     """Return the class of a function's result. ``first``: the class of the first argument."""
     target: Any = node.target
     if target is getattr:
         return CLASS_OF_ATTRIBUTE.get(str(node.args[1])) if first is Tensor else None
     if target is len:
         return int
-    classes = [class_of(x) for x in node.all_input_nodes]
+    classes = [_class_of(x, known) for x in node.all_input_nodes]
     if classes and all(kind in _NUMBERS for kind in classes):
         if target in _COMPARISONS:
             return bool
