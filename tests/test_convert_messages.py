@@ -202,7 +202,7 @@ def test_modules_do_not_hide_each_other():
         (lambda act: nn.Sequential(nn.Conv3d(2, 4, 3), nn.ReLU(), act, nn.Conv3d(4, 5, 3)), (2, 8, 16, 16)),
     ],
 )
-def test_examples_are_guessed(net, shape):
+def test_examples_are_guessed(net, shape, caplog, capfd):
     """Of images, rows, lines and volumes."""
 
     class Sized(nn.Module):
@@ -219,6 +219,8 @@ def test_examples_are_guessed(net, shape):
     assert len(found) == 2
     assert found[0].startswith("  forward of Sized: pass example=")
     assert "(SiLU)" in found[1]
+    assert not caplog.records
+    assert not any(capfd.readouterr())
     with pytest.warns(UserWarning, match="wants fine-tuning"):
         convert(Sized(), 8, example=torch.rand(2, *shape), replace={nn.SiLU: nn.ReLU})
 

@@ -46,12 +46,12 @@ def _reshape(call: Call, sizes: tuple[Any, ...]) -> Any:
     fits_every_image = rest[-1] == -1 or not isinstance(rest[-1], int)
     if len(rest) == 2 and x.dims == 4 and batch == BATCH and rest[0] == number_of_channels(x) and fits_every_image:
         return call.flatten(2)
-    raise Unconvertible(_computed(sizes))
+    raise Unconvertible(_computed(call, sizes))
 
 
-def _computed(sizes: tuple[Any, ...]) -> str:
-    """Return the advice for a shape that is not understood: without an example, numbers may help."""
-    return NUMBER if any(isinstance(size, (Size, Shape)) for size in sizes) else _SIZED
+def _computed(call: Call, sizes: tuple[Any, ...]) -> str:
+    """Return the advice for a shape that is not understood: if it has sizes that are no numbers, these may help."""
+    return NUMBER if call.sizes is None and any(isinstance(size, (Size, Shape)) for size in sizes) else _SIZED
 
 
 def are_of_input(size: Size, call: Call) -> bool:
@@ -131,19 +131,19 @@ def _viewed(call: Call) -> Any:
     if isinstance(x, Grouped):
         channels = number_of_channels(x.x)
         if channels is None or not _views(sizes, [(channels, -1)]):
-            raise Unconvertible(_computed(sizes))
+            raise Unconvertible(_computed(call, sizes))
         return call.shuffled(x) if x.swapped else x.x
     if len(sizes) == 5:
         train = call.spikes()
         groups, channels = sizes[1], number_of_channels(train)
         if channels is None or not isinstance(groups, int) or groups < 1 or channels % groups or train.dims == 5:
-            raise Unconvertible(_computed(sizes))
+            raise Unconvertible(_computed(call, sizes))
         if not _views(sizes, [(groups,), (channels // groups, -1)]):
-            raise Unconvertible(_computed(sizes))
+            raise Unconvertible(_computed(call, sizes))
         return Grouped(train, groups)
     if len(sizes) < 2:
         _ = call.input
-        raise Unconvertible(_computed(sizes))
+        raise Unconvertible(_computed(call, sizes))
     return _reshape(call, sizes)
 
 

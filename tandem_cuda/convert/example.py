@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import operator
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +16,18 @@ from torch.utils._pytree import tree_leaves
 from ..nn.modes import evaluating
 from .nodes import asks_for_size, closure, kept, leading_to, module_of, owner_of, word_of
 from .trace_errors import ON_BATCH, ON_VALUES, Unanswered
+
+
+@contextmanager
+def running(mode: FakeTensorMode) -> Iterator[None]:
+    """Run on fake tensors, and keep torch from logging what fails there."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    disabled, log.disabled = log.disabled, True
+    try:
+        with mode, torch.no_grad():
+            yield
+    finally:
+        log.disabled = disabled
 
 
 class Example:
@@ -46,7 +60,7 @@ class Example:
             Unanswered: it depends on values of tensors or on the batch size.
         """
         before = leading_to([node])
-        with self.mode, torch.no_grad():
+        with running(self.mode):
             for x in node.graph.nodes:
                 if x in before and x not in self.values:
                     self.values[x] = tuple(self._run(x, parts, i) for i in range(len(_BATCHES)))
@@ -108,7 +122,7 @@ class Example:
 
     def fix_sizes(self, graph: fx.Graph, root: nn.Module, parts: Mapping[str, nn.Module]) -> None:
         """Write sizes into the graph as numbers, except for the batch size, and let it refuse inputs of other sizes."""
-        with self.mode, torch.no_grad():
+        with running(self.mode):
             for node in graph.nodes:
                 if node.op != "output" and node not in self.values:
                     try:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..nn.modes import evaluating
+from .example import running
 from .nodes import inputs_of
 
 _SIZES = 224, 32, 28, 64, 96, 299, 128, 16, 8
@@ -26,7 +27,8 @@ def guessed_example(ann: nn.Module) -> Tensor | None:
     for shape in _shapes(ann):
         x = torch.zeros(shape, dtype=like.dtype, device=like.device)
         # For another size, forward may raise anything.
-        with suppress(Exception), evaluating(ann), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        with suppress(Exception), evaluating(ann), running(mode):
             ann(mode.from_tensor(x))
             return x
     return None
