@@ -436,7 +436,7 @@ def a_line(run, features=4):
         (flat(lambda n, x: F.max_pool2d(x, (x.size(2), x.size(3))).flatten(1), 8), "pass example="),
         (a_view(batch, 2, 4, width, height, batch, 8, height, width), "pass example="),
         (a_view(batch, 2, 4, height, width, batch, 8, width, height), "pass example="),
-        (a_view(batch, 2, 4, -1, 12, batch, 8, height, width), "pass example="),
+        (a_view(batch, 2, 4, -1, 12, batch, 8, height, width), "use nn.Flatten in place of a computed shape"),
         (a_view(batch, 2, 8, height, 6, batch, 8, height, width), "pass example="),
         (a_line(lambda x: torch.cat([x, x], -3)), "concatenate along dimension 1"),
         (a_line(lambda x: x.mean(1), 14), "averaged over rows, columns or both"),
