@@ -133,7 +133,8 @@ class Case:
 
 
 class Square(nn.Conv2d):
-    pass
+    def forward(self, x):
+        return super().forward(x)
 
 
 class Buffered(nn.Module):
@@ -567,15 +568,24 @@ PARTS = [
         lambda: image(lambda n, x: n.mix(x), mix=nn.ChannelShuffle(2)),
     ),
     Case(
-        "use a number in place of a size that depends on the input",
+        "pass example=, an input of ann, so that the sizes that forward computes with are numbers",
         lambda: image(lambda n, x: F.avg_pool2d(x, x.size(2) // 2)),
-        lambda: image(lambda n, x: F.avg_pool2d(x, 4)),
+        lambda: image(lambda n, x: F.avg_pool2d(x, x.size(2) // 2)),
+        then={"example": IMAGES},
+        same=True,
+    ),
+    Case(
+        "pass example=, an input of ann, so that the sizes that forward computes with are numbers",
+        lambda: image(lambda n, x: x[:, : x.size(2) // 2 - 1]),
+        lambda: image(lambda n, x: x[:, : x.size(2) // 2 - 1]),
+        then={"example": IMAGES},
         same=True,
     ),
     Case(
         "use a number in place of a size that depends on the input",
-        lambda: image(lambda n, x: x[:, : x.size(2) // 2 - 1]),
-        lambda: image(lambda n, x: x[:, :3]),
+        lambda: image(lambda n, x: x * len(x)),
+        lambda: image(lambda n, x: x * 4),
+        how={"example": IMAGES},
         same=True,
     ),
     Case(
@@ -661,8 +671,8 @@ PARTS = [
     ),
     Case(
         "use mode='nearest' and a whole scale_factor",
-        lambda: image(lambda n, x: F.interpolate(x, size=x.shape[2:])),
-        lambda: image(lambda n, x: F.interpolate(x, scale_factor=1)),
+        lambda: image(lambda n, x: F.interpolate(x, size=(16, 24))),
+        lambda: image(lambda n, x: F.interpolate(x, scale_factor=2)),
         same=True,
     ),
     Case(
@@ -1063,9 +1073,19 @@ ARGUMENTS = [
     ),
     ("pass example=, an input of ann", of(sized), of(sized, example=IMAGES)),
     (
-        "Control flow must not depend on the values",
+        "control flow must not depend on the values of tensors, as in .*: use operations on tensors",
         of(lambda n, x: n.b(F.relu(n.a(x)) if x.sum() > 0 else n.a(x))),
         of(lambda n, x: n.b(F.relu(n.a(x)))),
+    ),
+    (
+        r"ann must take inputs of the example's sizes, .* for \[2, 5, 8, 12\] its forward raises RuntimeError",
+        plain(example=torch.rand(1, 5, 8, 12)),
+        plain(example=torch.rand(1, 3, 8, 12)),
+    ),
+    (
+        "ann must be a network in Python, got an OptimizedModule: pass the network that torch.compile was given",
+        lambda: convert(torch.compile(small()), 8),
+        plain(),
     ),
     ("example must be a Tensor or several", of(sized, example=3), of(sized, example=IMAGES)),
     (r"example must be \[N, ...\] with N > 0", of(sized, example=IMAGES[:0]), of(sized, example=IMAGES)),

@@ -139,7 +139,7 @@ class UsesPositive(nn.Module):
 
 
 def test_function_of_ones_own():
-    with pytest.raises(ValueError, match="must be traceable"):
+    with pytest.raises(ValueError, match=r"must not depend on the values of tensors, .*, or register a rule for"):
         convert(with_head(UsesPositive()), 8)
     register(positive, rules.relu_rule)
     same_network(with_head(UsesPositive()), with_head(nn.ReLU()))
@@ -159,7 +159,7 @@ def test_class_is_traced_as_one_call():
     class Derived(Positive):
         pass
 
-    with pytest.raises(ValueError, match="must be traceable"):
+    with pytest.raises(ValueError, match=r"must not depend on the values of tensors, .*, or register a rule for"):
         convert(with_head(Derived()), 8)
 
 
@@ -223,6 +223,9 @@ class Square(nn.Conv2d):
 
     def __init__(self, inputs, outputs, size, padding):
         super().__init__(inputs, outputs, size, padding=padding)
+
+    def forward(self, x):
+        return super().forward(x)
 
 
 def test_weight_layers():

@@ -150,7 +150,6 @@ def test_questions_about_the_type_do_not_restrict_sizes():
         (lambda x: list(x) != [], "must not depend on the batch size"),
         (lambda x: x.sum() > 0, "must not depend on the values of tensors"),
         (lambda x: float(x.sum()) > 0, "must not depend on the values of tensors"),
-        (lambda x: x.shape[1] == 5 or [][0], "list index out of range"),
     ],
 )
 def test_other_control_flow_is_refused(ask, message):
@@ -159,7 +158,9 @@ def test_other_control_flow_is_refused(ask, message):
 
 
 def test_without_example():
-    with pytest.raises(ValueError, match="if forward only needs the sizes of tensors, pass example="):
+    with pytest.raises(
+        ValueError, match=r"pass example=, an input of ann, .* as in `y = F.max_pool2d\(y, 2\) if pooled"
+    ):
         convert(Sized(QUESTIONS["size"]), 4)
 
 

@@ -16,8 +16,9 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from ..nn.batch_norm import HOOKS
+from ..nn.classes import is_of_torch
 from ..nn.tandem import drop_ins
-from .nodes import word_of
+from .nodes import full_name, word_of
 
 CURVED = (
     *(nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
@@ -58,6 +59,8 @@ COUNTED = "put it where the number of channels is known: before the flattening, 
 EXAMPLE = "pass example=, an input of ann, so that the trace knows the sizes that forward compares"
 SIZES = "pass example=, an input of ann, so that the trace knows the number of dimensions"
 NUMBER = "use a number in place of a size that depends on the input"
+NUMBERED = "pass example=, an input of ann, so that the sizes that forward computes with are numbers"
+"""Takes the place of NUMBER without an example."""
 NEGATIVE = "put a ReLU before it: its input has negative values"
 _ADVICE: list[tuple[tuple[type, ...], str]] = [
     ((nn.GLU,), GATED),
@@ -125,6 +128,12 @@ def listed(problems: list[Problem]) -> list[str]:
     return lines
 
 
+def refusal(problems: list[Problem]) -> str:
+    """Return the message about all problems of a network."""
+    lines = "\n".join(listed(problems))
+    return f"convert: every part of ann must be convertible; these are not:\n{lines}"
+
+
 def hooked(module: nn.Module) -> str:
     """Return the advice for a module whose hooks would not be called once a spiking module replaces it; else ""."""
     hooks = [hook for name in HOOKS for hook in getattr(module, name).values()]
@@ -143,5 +152,5 @@ def advice_for(module: nn.Module) -> str:
     """Return what to use instead of a module."""
     kind = parametrize.type_before_parametrizations(module)
     if issubclass(kind, CURVED):
-        return RECTIFIED.format(kind=f"nn.{kind.__name__}")
+        return RECTIFIED.format(kind=f"nn.{kind.__name__}" if is_of_torch(kind) else full_name(kind))
     return next((why for kinds, why in _ADVICE if issubclass(kind, kinds)), NOTHING_ELSE)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+
+from .nodes import signature_of
 
 
 @dataclass
@@ -47,7 +48,7 @@ class Arguments:
 
 def arguments_of(ann: nn.Module, inputs: Collection[str]) -> Arguments:
     """Return the arguments of forward. ``inputs``: the names of the arguments that the spiking twin takes."""
-    parameters = inspect.signature(ann.forward).parameters.values()
+    parameters = signature_of(ann).parameters.values()
     named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     defaults = {p.name: p.default for p in named if p.name not in inputs}
     return Arguments([p.name for p in named], defaults, any(p.kind is p.VAR_POSITIONAL for p in parameters))

@@ -193,7 +193,7 @@ def _pad(call: Call, pad: Any, mode: str = "constant", value: Any = None) -> Any
     return padded(call, [*pad, 0, 0][:4], value or 0.0)
 
 
-@converts(F.interpolate, sizes=True)
+@converts(F.interpolate)
 def _interpolate(
     call: Call, size: Any = None, scale_factor: Any = None, mode: str = "nearest", *rest: Any, **more: Any
 ) -> Any:

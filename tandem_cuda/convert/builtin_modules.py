@@ -118,6 +118,8 @@ def _is_whole(x: Any) -> bool:
 def upsampled(call: Call, size: Any, factor: Any, mode: str = "nearest") -> Any:
     """Repeat every neuron."""
     _ = call.input
+    if size is not None and call.sizes is not None and call.sizes_after is not None:
+        size, factor = None, [want / have for want, have in zip(call.sizes_after[1:], call.sizes[1:], strict=True)]
     factors = factor if isinstance(factor, (tuple, list)) else (factor, factor)
     if size is not None or mode != "nearest" or not all(map(_is_whole, factors)):
         raise Unconvertible("use mode='nearest' and a whole scale_factor: spikes are not interpolated")

@@ -14,12 +14,11 @@ import torch
 from .advice import EXAMPLE, NOTHING_ELSE, NUMBER
 from .nodes import asks_for_size
 from .rules import Call, Rule, Unconvertible, converts, register, register_all
-from .values import Grouped, Pieces, Shape, Size, Sizes, number_of_channels, shape_of
+from .values import BATCH, Grouped, Pieces, Shape, Size, Sizes, number_of_channels, shape_of
 
 _SIZED = "use nn.Flatten in place of a computed shape"
 DIVIDED = "divide by a number other than 0: spikes cannot be divided by others"
 _COMPARISONS = operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge
-_BATCH = Size(1, (0,), (None,))
 WHOLE_IMAGE = (Size(1, (2,), (None,)), Size(1, (3,), (None,)))
 
 
@@ -38,16 +37,21 @@ def _reshape(call: Call, sizes: tuple[Any, ...]) -> Any:
     batch, *rest = sizes
     if len(rest) == 1:
         (number,) = rest
-        if batch in (_BATCH, -1) and isinstance(number, int):
+        if batch in (BATCH, -1) and isinstance(number, int):
             return call.flatten() if number == -1 else call.flatten_to(number)
         # With as many samples as before, the number of features cannot be another one.
-        keeps_samples = batch == _BATCH or (batch == -1 and number == features and are_of_input(number, call))
+        keeps_samples = batch == BATCH or (batch == -1 and number == features and are_of_input(number, call))
         if isinstance(number, Size) and keeps_samples:
             return call.flatten()
     fits_every_image = rest[-1] == -1 or not isinstance(rest[-1], int)
-    if len(rest) == 2 and x.dims == 4 and batch == _BATCH and rest[0] == number_of_channels(x) and fits_every_image:
+    if len(rest) == 2 and x.dims == 4 and batch == BATCH and rest[0] == number_of_channels(x) and fits_every_image:
         return call.flatten(2)
-    raise Unconvertible(_SIZED)
+    raise Unconvertible(_computed(call, sizes))
+
+
+def _computed(call: Call, sizes: tuple[Any, ...]) -> str:
+    """Return the advice for a shape that is not understood: if it has sizes that are no numbers, these may help."""
+    return NUMBER if call.sizes is None and any(isinstance(size, (Size, Shape)) for size in sizes) else _SIZED
 
 
 def are_of_input(size: Size, call: Call) -> bool:
@@ -103,6 +107,15 @@ def _transpose(call: Call) -> Any:
     raise Unconvertible(NOTHING_ELSE)
 
 
+def _permuted(call: Call) -> Any:
+    x, *dims = *call.args, *call.kwargs.values()
+    dims = [*dims[0]] if dims and isinstance(dims[0], (tuple, list)) else dims
+    if isinstance(x, Grouped) and dims == [0, 2, 1, 3, 4]:
+        return replace(x, swapped=not x.swapped)
+    _ = call.input
+    raise Unconvertible(NOTHING_ELSE)
+
+
 def _contiguous(call: Call) -> Any:
     return call.args[0] if isinstance(call.args[0], Grouped) else call.input
 
@@ -112,24 +125,38 @@ def _viewed(call: Call) -> Any:
     sizes = (*call.args[1:], *call.kwargs.values())
     if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
         sizes = tuple(sizes[0])
-    x = call.args[0]
+    x, sizes = call.args[0], _as_symbols(call, sizes)
+    if call.sizes is not None and call.sizes == call.sizes_after:
+        return call.input
     if isinstance(x, Grouped):
         channels = number_of_channels(x.x)
         if channels is None or not _views(sizes, [(channels, -1)]):
-            raise Unconvertible(_SIZED)
+            raise Unconvertible(_computed(call, sizes))
         return call.shuffled(x) if x.swapped else x.x
     if len(sizes) == 5:
         train = call.spikes()
         groups, channels = sizes[1], number_of_channels(train)
-        if channels is None or not isinstance(groups, int) or groups < 1 or channels % groups:
-            raise Unconvertible(_SIZED)
+        if channels is None or not isinstance(groups, int) or groups < 1 or channels % groups or train.dims == 5:
+            raise Unconvertible(_computed(call, sizes))
         if not _views(sizes, [(groups,), (channels // groups, -1)]):
-            raise Unconvertible(_SIZED)
+            raise Unconvertible(_computed(call, sizes))
         return Grouped(train, groups)
     if len(sizes) < 2:
         _ = call.input
-        raise Unconvertible(_SIZED)
+        raise Unconvertible(_computed(call, sizes))
     return _reshape(call, sizes)
+
+
+def _as_symbols(call: Call, sizes: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the sizes of a view as networks for images of all sizes compute them, whatever the numbers."""
+    before, after = call.sizes, call.sizes_after
+    if before is None or after is None:
+        return sizes
+    if len(after) == 1:
+        return BATCH, -1
+    if len(after) == 2:
+        return BATCH, after[0], -1
+    return (BATCH, *after[:-2], *WHOLE_IMAGE) if after[-2:] == before[-2:] else sizes
 
 
 def _views(sizes: tuple[Any, ...], channels: list[tuple[int, ...]]) -> bool:
@@ -138,7 +165,7 @@ def _views(sizes: tuple[Any, ...], channels: list[tuple[int, ...]]) -> bool:
         return False
     batch, *middle = sizes[:-2]
     fits = all(size in allowed for size, allowed in zip(middle, channels, strict=True))
-    return fits and batch in (_BATCH, -1)
+    return fits and batch in (BATCH, -1)
 
 
 def _shape(call: Call) -> Shape:
@@ -174,7 +201,7 @@ def _length(call: Call) -> Any:
     x = call.args[0]
     if isinstance(x, Shape) and x.dims is not None:
         return Size(x.dims)
-    return replace(_BATCH, of=(_shape(call).of,))
+    return replace(BATCH, of=(_shape(call).of,))
 
 
 def _rank(call: Call) -> Any:
@@ -237,6 +264,7 @@ def _compared(call: Call) -> Any:
 
 register_all(_viewed, torch.reshape, torch.Tensor.reshape, torch.Tensor.view)
 register_all(_transpose, torch.transpose, torch.Tensor.transpose)
+register_all(_permuted, torch.permute, torch.Tensor.permute)
 for _compare in _COMPARISONS:
     register(_compare, of_sizes(_compare, _compared))
 register(torch.Tensor.size, _size)

@@ -6,12 +6,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from .advice import COUNTED, FUNCTION_ADVICE, MULTIPLIED, NEGATIVE, NOTHING_ELSE, NUMBER
-from .nodes import asks_for_size, kind_of, leading_to, module_of
+from .nodes import asks_for_size, keeps_samples, kind_of, leading_to, module_of, reads_batch_size
+from .proxy_types import NUMBERS, class_of
 from .values import (
+    BATCH,
     SPIKES,
+    UNKNOWN,
     Average,
     Branch,
     Current,
@@ -69,12 +73,32 @@ class Call:
 
     def _argument(self, node: fx.Node) -> Any:
         x = self._writer.value(node)
+        if isinstance(x, Real) and class_of(node) in NUMBERS:
+            x = self._size_of_input(node)
         return tuple(map(_number, x.sizes)) if isinstance(x, Sizes) else _number(x)
+
+    def _size_of_input(self, node: fx.Node) -> Size:
+        """Return a size of a real value: the batch size if all spikes have it, too, else a size that is not known."""
+        before = [x for x in leading_to([self.node]) if isinstance(self._writer.values.get(x), Real)]
+        tensors = [x for x in before if class_of(x) is torch.Tensor and x not in self._writer.gates]
+        is_batch = reads_batch_size(node) and all(keeps_samples(x, self._writer.ann) for x in tensors)
+        return BATCH if is_batch else UNKNOWN
 
     @property
     def engine(self) -> str:
         """The ``engine`` argument of ``convert``, for spiking products."""
         return self._writer.options.engine
+
+    @property
+    def sizes(self) -> torch.Size | None:
+        """The sizes of the first input without the batch size; None in a network that takes images of all sizes."""
+        first = self._first()
+        return None if first is None or self._other_input is not None else self._writer.trace.fixed_sizes(first)
+
+    @property
+    def sizes_after(self) -> torch.Size | None:
+        """The sizes of the call's result in the ANN, as :attr:`sizes`."""
+        return self._writer.trace.fixed_sizes(self.node)
 
     @property
     def value(self) -> Any:
@@ -277,7 +301,7 @@ class Call:
             return Current([Branch(self._writer.by_channel(self.spikes()), self._name(), norm=norm)])
         if branch is not None and branch.layer is not None and branch.norm is None:
             fitting = weights_of(branch.layer).norm
-            if type(norm) not in (fitting, nn.SyncBatchNorm):
+            if kind_of(norm) not in (fitting, nn.SyncBatchNorm):
                 raise Unconvertible(f"use nn.{fitting.__name__} after {branch.name}")
             return replace(x, branches=[replace(branch, norm=norm)])
         return Current([Branch(self._writer.by_channel(self.spikes()), self._name(), norm=norm)])

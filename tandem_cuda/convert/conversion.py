@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,20 +20,24 @@ from .advice import (
     NORMALISED,
     NORMALISING,
     NOTHING_ELSE,
+    NUMBER,
+    NUMBERED,
     RECTIFIED,
     RECTIFYING,
     WEIGHT_FUNCTIONS,
     Problem,
     advice_for,
     hooked,
-    listed,
+    refusal,
 )
 from .aliases import sharing, writes
 from .call import Call, advice_against
+from .example import sized_as_traced
 from .gates import gated
 from .nodes import (
     asks_for_size,
     dropout_of,
+    full_name,
     leading_to,
     module_of,
     overridden_methods,
@@ -42,10 +47,11 @@ from .nodes import (
     word_of,
 )
 from .options import Options
+from .proxy_types import NUMBERS, class_of
 from .record import Record
 from .rules import applied, relu_rule, rule_for
 from .trace import Traced
-from .values import SPIKES, Branch, Broken, Current, Pooled, Real, Shape, Size, Sizes, Train
+from .values import SPIKES, UNKNOWN, Branch, Broken, Current, Pooled, Real, Shape, Size, Sizes, Train
 from .weight_rules import Unconvertible, WeightRule
 from .writer import Writer, name_of
 from .writer import flattened_to as flattened_to  # the name in pickles of version 0.2
@@ -53,8 +59,6 @@ from .writer import flattened_to as flattened_to  # the name in pickles of versi
 _IN_PLACE_ADVICE = "write out of place: its input is used again later"
 _PARTS = {operator.getitem, getattr, torch._assert, torch.cat, torch.concat, torch.concatenate}
 """Functions whose first argument may be the result of a call that returns no tensor."""
-_UNKNOWN_SIZE = Size(1, (1,), (None,))
-"""A substitute for a size that is not known."""
 
 
 class Conversion:
@@ -124,10 +128,12 @@ class Conversion:
             ValueError: parts of the ANN cannot be converted; the message lists all of them.
         """
         if self.problems:
-            lines = "\n".join(listed(self.problems))
-            raise ValueError(f"convert: every part of ann must be convertible; these are not:\n{lines}")
+            raise ValueError(refusal(self.problems))
         if not self.writer.layers:
             raise ValueError("convert: ann must have a weight layer and a ReLU before its last weight layer, got none")
+        for node in reversed(self.writer.graph.nodes):
+            if not node.users and class_of(node) in NUMBERS:  # a rule has read them
+                self.writer.graph.erase_node(node)
         self.writer.graph.lint()
         return fx.GraphModule(self.writer.modules, self.writer.graph, "SpikingTwin")
 
@@ -172,7 +178,7 @@ class Conversion:
             first = node.args[0] if node.args else None
             if node.target in _PARTS and isinstance(first, fx.Node) and isinstance(self.values[first], Broken):
                 return self.values[first]  # its problem has been reported
-            unknown = any(self.value(x) is _UNKNOWN_SIZE for x in node.all_input_nodes)
+            unknown = any(self.value(x) is UNKNOWN for x in node.all_input_nodes)
             if node in self.tainted and (unknown or str(refused) == COUNTED):
                 return self._broken(node)  # because of a substitute
             if refused.node is None or refused.node is node:
@@ -185,6 +191,8 @@ class Conversion:
     def _value(self, node: fx.Node) -> Any:
         if self.spiking is not None and node not in self.spiking and node.op != "placeholder":
             return self._copied(node)
+        if node.op == "call_module" and node.target in self.trace.failures:
+            return self._problem(node, self.trace.failures[str(node.target)])
         if self._overwrites(node):
             return self._problem(node, _IN_PLACE_ADVICE)
         if node in self.gates and not self._selects(node):
@@ -198,6 +206,8 @@ class Conversion:
             return self._problem(node, why, self.writer.stand_in(dims=dims))
         if node.op == "placeholder" and self.writer.options.mode == "spikes":
             return Train(self.writer.graph.node_copy(node), dims=self.writer.dims_of(node))
+        if node.target is sized_as_traced and isinstance(x := self.value(node.all_input_nodes[0]), Train):
+            return replace(x, node=self.writer.graph.node_copy(node, lambda placeholder: self.value(placeholder).node))
         real = [isinstance(self.value(x), Real) for x in node.all_input_nodes]
         if node.op == "output" or all(real) or (node not in self.before and any(real)):
             return self._copied(node)
@@ -254,7 +264,7 @@ class Conversion:
         alone = all(other.target == node.target for other in self.nodes if scope_of(other, self.ann) == path)
         if owner is self.ann or not alone or len([*owner.modules()]) > 1 or len([*owner.parameters()]):
             return None
-        return f"{type(owner).__module__}.{type(owner).__qualname__}".removeprefix("__main__.")
+        return full_name(type(owner))
 
     def _weight(self, node: fx.Node) -> Any:
         module = module_of(self.ann, node)
@@ -383,6 +393,8 @@ class Conversion:
             why = GATES
         elif why == NOTHING_ELSE and self.writer.options.mode == "spikes":
             why = AFTER_ALL
+        elif why == NUMBER and self.trace.example is None:
+            why = NUMBERED
         if where not in self.reported_products:
             name, kind, place = self._name(where), word_of(where.target), f"{where.name} in {scope_of(where, self.ann)}"
             if (module := module_of(self.ann, where)) is not None:
@@ -400,7 +412,7 @@ class Conversion:
         if instead is None:
             instead = next((x for x in inputs if isinstance(x, SPIKES)), None)
         if asks_for_size(node) or (instead is None and any(isinstance(x, (Size, Shape, Sizes)) for x in inputs)):
-            instead = _UNKNOWN_SIZE
+            instead = UNKNOWN
         return Broken(self.writer.stand_in() if instead is None else instead)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import operator
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +15,19 @@ from torch.utils._pytree import tree_leaves
 
 from ..nn.modes import evaluating
 from .nodes import asks_for_size, closure, kept, leading_to, module_of, owner_of, word_of
+from .trace_errors import ON_BATCH, ON_VALUES, Unanswered
+
+
+@contextmanager
+def running(mode: FakeTensorMode) -> Iterator[None]:
+    """Run on fake tensors, and keep torch from logging what fails there."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    disabled, log.disabled = log.disabled, True
+    try:
+        with mode, torch.no_grad():
+            yield
+    finally:
+        log.disabled = disabled
 
 
 class Example:
@@ -42,10 +57,10 @@ class Example:
         """Return the value of a node, or its length.
 
         Raises:
-            TraceError: it depends on values of tensors or on the batch size.
+            Unanswered: it depends on values of tensors or on the batch size.
         """
         before = leading_to([node])
-        with self.mode, torch.no_grad():
+        with running(self.mode):
             for x in node.graph.nodes:
                 if x in before and x not in self.values:
                     self.values[x] = tuple(self._run(x, parts, i) for i in range(len(_BATCHES)))
@@ -53,9 +68,9 @@ class Example:
         if length:
             numbers.append(tuple(map(len, self.values[node])))
         elif self._is_tensor(node):
-            raise fx.proxy.TraceError("control flow must not depend on the values of tensors")
+            raise Unanswered(ON_VALUES)
         if any(len({*x}) > 1 for x in numbers if isinstance(x[0], (bool, int, float))):
-            raise fx.proxy.TraceError("control flow must not depend on the batch size")
+            raise Unanswered(ON_BATCH)
         self._note_sizes(before)
         if not length:
             return self.values[node][0]
@@ -105,6 +120,52 @@ class Example:
         for x, dims in zip(self.inputs, self.sizes, strict=True):
             dims.update(range(1, x.dim()))
 
+    def fix_sizes(self, graph: fx.Graph, root: nn.Module, parts: Mapping[str, nn.Module]) -> None:
+        """Write sizes into the graph as numbers, except for the batch size, and let it refuse inputs of other sizes."""
+        with running(self.mode):
+            for node in graph.nodes:
+                if node.op != "output" and node not in self.values:
+                    try:
+                        self.values[node] = tuple(self._run(node, parts, i) for i in range(len(_BATCHES)))
+                    except Exception:  # without data, a call may raise anything
+                        self.values[node] = (None,) * len(_BATCHES)
+        numbers: dict[fx.Node, Any] = {}
+        for node in graph.nodes:
+            node.args, node.kwargs = fx.node.map_arg((node.args, node.kwargs), lambda x: numbers.get(x, x))
+            if self._is_fixed(node):
+                numbers[node] = _plain(self.values[node][0])
+        for node in reversed(graph.nodes):
+            is_read = node.op == "get_attr" or (node.op != "output" and _is_number(self.values[node][0]))
+            if is_read and not node.users:
+                graph.erase_node(node)
+        self._note_all_sizes()
+        self.ranked = True
+        self.guard(graph, root)
+
+    def shapes(self) -> dict[fx.Node, torch.Size]:
+        """Return the sizes of all tensors whose values are known, for the first of two batch sizes."""
+        return {node: x.shape for node, (x, *_) in self.values.items() if isinstance(x, Tensor)}
+
+    def sizes_of(self, node: fx.Node) -> torch.Size | None:
+        """Return the sizes of a tensor without the batch size; None if its first dimension is not the batch."""
+        one, other = self.values[node]
+        if not isinstance(one, Tensor) or (*one.shape[:1], *other.shape[:1]) != _BATCHES:
+            return None
+        return one.shape[1:] if one.shape[1:] == other.shape[1:] else None
+
+    def _is_fixed(self, node: fx.Node) -> bool:
+        """Whether a node, whose fixed arguments are numbers by now, is a number that all batch sizes have in common.
+
+        A number that is computed from a batch size may be the same for both batch sizes, but is not for all.
+        """
+        if node not in self.values:
+            return False
+        depends = [x for x in node.all_input_nodes if not self._is_tensor(x)]
+        if node.target is operator.getitem:  # of a shape, it takes a part
+            depends = [x for x in depends if x is not node.args[0]]
+        one, other = self.values[node]
+        return not depends and _is_number(one) and one == other
+
     def dropped(self, graph: fx.Graph) -> None:
         """Remove the questions from the graph: calls that do not return tensors and are not used."""
         for node in reversed(graph.nodes):
@@ -115,17 +176,31 @@ class Example:
         """Make the graph raise an error for an input whose size would have got another answer."""
         placeholders = [node for node in graph.nodes if node.op == "placeholder"]
         for node, x, dims in zip(placeholders, self.inputs, self.sizes, strict=True):
-            if 1 in dims and any(isinstance(module_of(ann, user), nn.modules.conv._ConvNd) for user in node.users):
+            checks = [user for user in node.users if user.target is sized_as_traced]
+            users = [user for x in (node, *checks) for user in x.users]
+            if 1 in dims and any(isinstance(module_of(ann, user), nn.modules.conv._ConvNd) for user in users):
                 dims = dims - {1}  # the convolution refuses other numbers of channels
             if not dims and not self.ranked:
                 continue
             sizes = tuple(size if d in dims else None for d, size in enumerate(x.shape))
+            if checks:
+                checks[0].args = node, sizes
+                continue
             with graph.inserting_after(placeholders[-1]):
                 checked = kept(graph.call_function(sized_as_traced, (node, sizes)))
+            self.values[checked] = self.values[node]
             node.replace_all_uses_with(checked, lambda user, checked=checked: user is not checked)
 
 
 _BATCHES = 2, 11
+
+
+def _is_number(x: Any) -> bool:
+    return isinstance(x, (int, float)) or (isinstance(x, tuple) and all(map(_is_number, x)))
+
+
+def _plain(x: Any) -> Any:
+    return tuple(x) if isinstance(x, tuple) else x
 
 
 def _dims_read(node: fx.Node, rank: int, nodes: Collection[fx.Node]) -> Iterable[int]:

@@ -17,10 +17,12 @@ from ..nn.quantised import check_quantisable, quantise_layers, unquantise_layers
 from ..nn.quantiser import quantiser
 from ..ops import checks
 from ..ops.product import ENGINES
+from .advice import Problem, refusal
 from .batches import calibration_batches
 from .calibrate import Calibration, Level
 from .calibrator import CalibrationSettings, Calibrator
 from .conversion import Conversion, cut
+from .guess import guessed_example
 from .network import TandemNetwork
 from .nodes import inputs_of, some
 from .options import Options
@@ -30,6 +32,7 @@ from .replace import check_replacements, replaced
 from .report import report_on
 from .rules import RULES
 from .trace import Traced, traced
+from .trace_errors import Untraceable
 
 _BITS = {"int8": 8, "int16": 16}
 """The bits of each value that ``weights`` can have."""
@@ -140,9 +143,9 @@ def convert(
             :func:`tandem_cuda.quantise` does: the ANN is changed, too. Calibration measures the quantised ANN. By
             default weights stay as they are.
         example: an input of the ANN, or one for each of its inputs, of at least one sample; by default, from
-            ``calibrate``. Required if control flow in forward depends on the sizes of tensors, but not on the batch
-            size. The network then refuses inputs of other sizes if the control flow depends on these sizes. The ANN
-            runs on the example, with two batch sizes, to check that the trace computes what the ANN does.
+            ``calibrate``. Required if control flow in forward or arguments of functions depend on the sizes of tensors,
+            but not on the batch size. These sizes become numbers, and the network refuses inputs of other sizes. The
+            ANN runs on the example, with two batch sizes, to check that the trace computes what the ANN does.
 
     Returns:
         A TandemNetwork. ``.ann()`` is the ANN; ``print(snn.report())`` shows what became of each layer.
@@ -185,8 +188,11 @@ def convert(
         if replace is not None:
             check_replacements(replace, ann)
             names_replaced = undone_on_error.enter_context(replaced(ann, replace))
-        trace = traced(ann, RULES, example)
-        conversion, per_layer = _converted(trace, options, settings.channels(earlier), spiking_layers)
+        wanted = options, settings.channels(earlier), spiking_layers
+        trace = _traced(ann, example, *wanted)
+        conversion, per_layer = _converted(trace, *wanted)
+        if conversion.problems and example is None:
+            conversion.problems = _with_guess(ann, conversion.problems, *wanted)
         snn = conversion.written()
         record = conversion.record()
         record.replaced, record.per_layer = tuple(names_replaced), per_layer
@@ -207,15 +213,67 @@ def convert(
             return network
 
 
+def _traced(
+    ann: nn.Module, example: Any, options: Options, per_channel: bool | None, spiking_layers: int | None
+) -> Traced:
+    """Trace the ANN.
+
+    Raises:
+        ValueError: it cannot be traced; the message lists everything that would keep it from being converted then.
+    """
+    try:
+        return traced(ann, RULES, example)
+    except Untraceable as error:
+        problem = _in_forward(ann, error)
+        found = _with_guess(ann, [problem], options, per_channel, spiking_layers)
+        if found == [problem]:
+            raise
+        raise ValueError(refusal(found)) from error
+
+
+def _in_forward(ann: nn.Module, error: Untraceable) -> Problem:
+    name = type(ann).__name__
+    return Problem(name, f"forward of {name}", name, error.why, error.why)
+
+
+def _with_guess(
+    ann: nn.Module, problems: list[Problem], options: Options, per_channel: bool | None, spiking_layers: int | None
+) -> list[Problem]:
+    """Return the problems that an example solves, and the problems that would remain, by a guessed example."""
+    solved = [problem for problem in problems if problem.why.startswith("pass example=")]
+    example = guessed_example(ann) if solved else None
+    if example is None:
+        return problems
+    try:
+        trace = traced(ann, RULES, example, check=False).fix_sizes()
+    except Untraceable as error:  # also with an example
+        return [_in_forward(ann, error)]
+    except ValueError:
+        return problems
+    others = _tried(trace, options, per_channel, spiking_layers)[0].problems
+    left = {problem.name for problem in others}
+    return [*(problem for problem in solved if problem.name not in left), *others]
+
+
 def _converted(
     trace: Traced, options: Options, per_channel: bool | None, spiking_layers: int | None
 ) -> tuple[Conversion, tuple[str, ...]]:
-    """Convert with thresholds of channels or of layers; with None, of channels if that is possible.
+    """Convert for images of every size; if that is not possible and there is an example, for images of its size.
+
+    Thresholds are of channels or of layers; with None, of channels if that is possible.
 
     Returns:
         The conversion, and what in the ANN rules out thresholds of channels where ``per_channel`` is None.
     """
+    conversion, per_layer = _tried(trace, options, per_channel, spiking_layers)
+    if conversion.problems and trace.example is not None:
+        return _tried(trace.fix_sizes(), options, per_channel, spiking_layers)
+    return conversion, per_layer
 
+
+def _tried(
+    trace: Traced, options: Options, per_channel: bool | None, spiking_layers: int | None
+) -> tuple[Conversion, tuple[str, ...]]:
     def convert_with(channels: bool) -> Conversion:
         chosen = replaced_fields(options, per_channel=channels)
         whole = Conversion(trace, chosen)

@@ -6,6 +6,7 @@ import enum
 import functools
 import inspect
 import itertools
+import operator
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
@@ -15,7 +16,11 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.utils import parametrize
 
+from ..nn.classes import torch_class
 from ..nn.weights import stored
+
+RULES: dict[Any, Any] = {}
+"""The conversion rule of each class or function; methods of Tensor are listed by name."""
 
 IDLE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 DROPOUTS: dict[Any, type[nn.Module]] = {F.dropout: nn.Dropout, F.dropout2d: nn.Dropout2d, F.dropout3d: nn.Dropout3d}
@@ -49,12 +54,20 @@ def kept(node: fx.Node) -> fx.Node:
     return node
 
 
+def signature_of(ann: nn.Module) -> inspect.Signature:
+    """Return the arguments of forward; for a wrapper with ``*args`` around one module, the arguments of the module."""
+    signature, children = inspect.signature(ann.forward), [*ann.children()]
+    kinds = [p.kind for p in signature.parameters.values()]
+    passes_on = set(kinds) <= {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+    return signature_of(children[0]) if kinds and passes_on and len(children) == 1 else signature
+
+
 def inputs_of(ann: nn.Module, count: int = 0) -> list[str] | None:
     """Return the names of forward's arguments that are inputs: the first ``count``, and all without a default.
 
     If all have a default, the first is an input. Returns None for a forward that takes ``*args``.
     """
-    parameters = list(inspect.signature(ann.forward).parameters.values())
+    parameters = list(signature_of(ann).parameters.values())
     if any(p.kind is p.VAR_POSITIONAL for p in parameters):
         return None
     parameters = [p for p in parameters if p.kind is not p.VAR_KEYWORD]
@@ -157,9 +170,39 @@ def asks_for_size(node: fx.Node) -> bool:
     return node.target in ("size", len) or (node.target is getattr and node.args[1] == "shape")
 
 
+def reads_batch_size(node: fx.Node) -> bool:
+    """Whether a node reads the size of a tensor along its first dimension."""
+    index: Any = 0
+    if node.target is operator.getitem:
+        node, index = node.args  # type: ignore[assignment]
+    elif node.target == "size":
+        index = next(iter((*node.args[1:], *node.kwargs.values())), None)
+    elif node.target is not len:
+        return False
+    return index == 0 and isinstance(node, fx.Node) and asks_for_size(node) and isinstance(node.args[0], fx.Node)
+
+
+_OF_SAMPLES = {
+    *("add", "sub", "mul", "truediv", "div", "relu", "clamp", "interpolate", "pad", "normalize", "float", "contiguous"),
+    "sized_as_traced",
+}
+
+
+def keeps_samples(node: fx.Node, ann: nn.Module) -> bool:
+    """Whether a node's result surely has the samples of its input along the first dimension."""
+    if (module := module_of(ann, node)) is not None:
+        return isinstance(module, (nn.Identity, nn.Upsample, nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm))
+    return node.op in ("placeholder", "get_attr") or word_of(node.target) in _OF_SAMPLES
+
+
 def word_of(target: Any) -> str:
     """Return the name of a function, method or module."""
     return target if isinstance(target, str) else getattr(target, "__name__", str(target))
+
+
+def full_name(kind: type) -> str:
+    """Return a class as a user would write it."""
+    return f"{kind.__module__}.{kind.__qualname__}".removeprefix("__main__.")
 
 
 def scope_of(node: fx.Node, ann: nn.Module) -> str:
@@ -191,11 +234,12 @@ def leading_to(nodes: Iterable[fx.Node]) -> set[fx.Node]:
 def kind_of(module: nn.Module) -> type[nn.Module]:
     """Return the module's class, ignoring parametrizations, which change it.
 
-    Stochastic depth has the kind StochasticDepth, whatever its library.
+    A subclass of a torch.nn class that has only a constructor of its own, and no rule, counts as that class. Stochastic
+    depth has the kind StochasticDepth, whatever its library.
     """
     if any(is_of_class(module, *name) for name in _STOCHASTIC_DEPTH):
         return StochasticDepth
-    return parametrize.type_before_parametrizations(module)
+    return torch_class(parametrize.type_before_parametrizations(module), RULES)
 
 
 def some(names: Sequence[str], most: int) -> str:

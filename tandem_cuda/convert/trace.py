@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import functools
-import inspect
 import itertools
 import math
 import operator
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from types import FunctionType
 from typing import Any
 
@@ -21,6 +20,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from ..nn.batch_norm import HOOKS
+from ..nn.classes import is_of_torch
 from ..nn.modes import evaluating
 from .example import Example
 from .nodes import (
@@ -38,13 +38,17 @@ from .nodes import (
     owner_of,
     parametrized,
     scope_of,
+    signature_of,
     word_of,
 )
 from .proxy_types import CLASS_OF_ATTRIBUTE, answering_for_types, class_of
 from .randomness import refusing_random_numbers
+from .trace_errors import ON_SIZES, ON_VALUES, Unanswered, Untraceable, reason
 
 _TUPLES = (nn.RNN, nn.LSTM, nn.GRU, nn.MultiheadAttention)
 """Modules that return tuples."""
+_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+"""Modules that call another, on several devices."""
 
 
 class _Answers(fx.Proxy):
@@ -93,12 +97,16 @@ class _Tracer(fx.Tracer):
         self.known = known
         self.parts: dict[str, nn.Module] = {}
         """The torch.nn layers that layers of other libraries contain, by target."""
+        self.failures: dict[str, str] = {}
+        """The modules that cannot be traced and become one call, and why."""
         self.example = None if example is None else Example(ann, example)
         self.answering = False
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         kind = kind_of(m)
-        return kind in self.known or kind is StochasticDepth or super().is_leaf_module(m, module_qualified_name)
+        is_leaf = kind in self.known or kind is StochasticDepth or super().is_leaf_module(m, module_qualified_name)
+        is_leaf = is_leaf or (is_of_torch(kind) and not issubclass(kind, nn.Sequential))
+        return is_leaf and kind not in _PARALLEL
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         return attr_val if self.answering else super().getattr(attr, attr_val, parameter_proxy_cache)
@@ -106,12 +114,24 @@ class _Tracer(fx.Tracer):
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if self.answering:  # a part of a leaf
             return forward(*args, **kwargs)
+        if isinstance(m, _PARALLEL):
+            forward = m.module
         if kind_of(m) not in self.known and not any(getattr(m, name) for name in HOOKS) and not parametrized(m):
             if is_of_class(m, "timm.layers", "BatchNormAct2d"):
                 forward = functools.partial(self._batch_norm_act, m)
             elif is_of_class(m, "timm.layers", "Conv2dSame") and self.example is not None:
                 forward = functools.partial(self._conv_same, m)
-        return super().call_module(m, forward, args, kwargs)
+        nodes, stack = len(self.graph.nodes), self.module_stack.copy()
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception as error:  # a user's forward may raise anything when it meets a proxy
+            if (target := self.path_of_module(m)) == "":
+                raise
+            self.failures[target] = reason(error, m)
+            self.module_stack = stack
+            for node in reversed([*self.graph.nodes][nodes:]):
+                self.graph.erase_node(node)
+            return self.create_proxy("call_module", target, args, kwargs)
 
     def _batch_norm_act(self, m: Any, x: Any) -> Any:
         return m.act(m.drop(self._part(m, nn.BatchNorm2d, x)))
@@ -143,9 +163,10 @@ class _Tracer(fx.Tracer):
             inputs = [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in names)]
 
             def function(root: nn.Module, *inputs: Any) -> Any:
-                arguments = inspect.signature(self.root.forward).bind_partial()
+                arguments = signature_of(self.root).bind_partial()
                 arguments.arguments.update(zip(names, inputs, strict=True))
-                return root_fn(root, *arguments.args, **arguments.kwargs)
+                run = self.root.module if isinstance(self.root, _PARALLEL) else functools.partial(root_fn, root)
+                return run(*arguments.args, **arguments.kwargs)
 
             function.__annotations__ = {}  # torch.fx would write them to the code of the graph
         if self.example is not None:
@@ -191,13 +212,11 @@ class _Tracer(fx.Tracer):
         """Return the value of a proxy, or its length, if it depends only on shapes and types.
 
         Raises:
-            TraceError: it depends on values of tensors or on the batch size, or there is no example.
+            Unanswered: it depends on values of tensors or on the batch size, or there is no example.
         """
         if self.example is None:
-            raise fx.proxy.TraceError(
-                "symbolically traced variables cannot be used as inputs to control flow (if forward only needs the "
-                "sizes of tensors, pass example=, an input of ann)"
-            )
+            is_value = not length and class_of(proxy.node) in (Tensor, None)
+            raise Unanswered(ON_VALUES if is_value else ON_SIZES)
         self.answering = True
         try:
             return self.example.answer(proxy.node, self.parts, length)
@@ -237,6 +256,23 @@ class Traced:
     """What each node does, in words that a later trace of the same forward repeats."""
     volatile: frozenset[tuple[str, str]]
     """The attributes that forward itself changes, such as a counter of its calls: names of module and attribute."""
+    example: Example | None = None
+    failures: Mapping[str, str] = field(default_factory=dict)
+    """The modules that cannot be traced, so that the graph calls them, and why."""
+    parts: Mapping[str, nn.Module] = field(default_factory=dict)
+    """The torch.nn layers that timm's layers contain, by target."""
+    fixed: bool = False
+    """Whether the graph takes only inputs of the sizes of the example, so that its sizes are numbers."""
+
+    def fix_sizes(self) -> Traced:
+        """Return the same graph, in which all sizes but the batch size are numbers. The graph itself is changed."""
+        assert self.example is not None
+        self.example.fix_sizes(self.graph, self.root, self.parts)
+        return replace(self, fixed=True, sizes={**self.example.shapes(), **self.sizes})
+
+    def fixed_sizes(self, node: fx.Node) -> torch.Size | None:
+        """Return the sizes of a tensor [N, ...] without N; None if they are not fixed."""
+        return self.example.sizes_of(node) if self.fixed and self.example is not None else None
 
 
 def traced(
@@ -255,6 +291,10 @@ def traced(
             forward draws random numbers or is overridden on the instance, or with an ``example`` it computes something
             other than the graph.
     """
+    if isinstance(ann, torch.jit.ScriptModule) or "_orig_mod" in ann._modules:
+        is_scripted = isinstance(ann, torch.jit.ScriptModule)
+        got, how = (f"a {type(ann).__name__}", "torch.jit") if is_scripted else ("an OptimizedModule", "torch.compile")
+        raise ValueError(f"convert: ann must be a network in Python, got {got}: pass the network that {how} was given")
     if "forward" in vars(ann):
         raise ValueError(f"convert: ann must have the forward of its class, got a {overridden(ann)}")
     inputs = None if example is None else tuple(example) if isinstance(example, (tuple, list)) else (example,)
@@ -268,10 +308,10 @@ def traced(
                 modes = (False, True, False)
                 graphs = [tracer.trace(ann.train(mode)) for tracer, mode in zip(tracers, modes, strict=True)]
         except Exception as error:  # a user's forward may raise anything when it meets a proxy
-            raise ValueError(
-                f"convert: ann must be traceable by torch.fx, got an error in {type(ann).__name__}: {error}. "
-                "Control flow must not depend on the values of tensors"
-            ) from error
+            if inputs is not None:
+                with evaluating(ann), torch.no_grad():
+                    _outputs(ann, inputs)  # raises an error of its own if the example is no input
+            raise Untraceable(ann, error) from error
     volatile = frozenset(key for key, x in all_settings(ann).items() if key not in before or before[key] != x)
     for tracer in tracers:
         if tracer.example is not None:
@@ -282,10 +322,11 @@ def traced(
     if inputs is not None and tracers[0].example is not None:
         tracers[0].example.guard(graphs[0], root)
         with evaluating(ann), torch.no_grad():
-            for n in (2, 3) if check else ():  # the graph must not depend on the batch size
+            for n in (2, 3) if check and not tracers[0].failures else ():  # the graph must not depend on it
                 batch = [x[torch.arange(n, device=x.device) % len(x)] for x in inputs]
                 sizes = check_traced(ann, graphs[0], *batch, root=root)
-    return Traced(graphs[0], root, sizes, description, volatile)
+    first = tracers[0]
+    return Traced(graphs[0], root, sizes, description, volatile, first.example, first.failures, first.parts)
 
 
 def _check_example(ann: nn.Module, example: tuple[Any, ...]) -> None:
@@ -363,6 +404,19 @@ def described(graph: fx.Graph, ann: nn.Module) -> tuple[str, ...]:
     return tuple(address.sub("", str(_operation(node, order, ann))) for node in graph.nodes)
 
 
+def _outputs(run: Callable[..., Any], inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Run the ANN, or its graph, on copies of the inputs."""
+    try:
+        out = run(*(x.clone() for x in inputs))
+    except Exception as error:  # a user's forward may raise anything
+        got = " and ".join(str([*x.shape]) for x in inputs)
+        raise ValueError(
+            f"convert: ann must take inputs of the example's sizes, with any number of samples, but for {got} its "
+            f"forward raises {type(error).__name__}: {error}"
+        ) from error
+    return [y for y in tree_leaves(out) if isinstance(y, Tensor)]
+
+
 def check_traced(
     ann: nn.Module, graph: fx.Graph, *inputs: Tensor, root: nn.Module | None = None
 ) -> dict[fx.Node, torch.Size]:
@@ -376,17 +430,16 @@ def check_traced(
         if isinstance(value, Tensor):
             sizes[node] = value.shape
 
-    def run(f: Callable[..., Any]) -> list[Tensor]:
-        return [y for y in tree_leaves(f(*(x.clone() for x in inputs))) if isinstance(y, Tensor)]
-
     def alike(one: list[Tensor], other: list[Tensor]) -> bool:
         if [y.shape for y in one] != [y.shape for y in other]:
             return False
         pairs = [(a.double(), b.double()) for a, b in zip(one, other, strict=True)]
         return all(bool((a - b).norm() <= 1e-3 * b.norm()) for a, b in pairs)
 
-    want, got = run(ann), run(Showing(root or ann, graph, note).run)
-    if not alike(got, want) and alike(run(ann), want):  # an ANN that draws random numbers differs from itself
+    want, got = _outputs(ann, inputs), _outputs(Showing(root or ann, graph, note).run, inputs)
+    if not alike(got, want) and alike(
+        _outputs(ann, inputs), want
+    ):  # an ANN that draws random numbers differs from itself
         raise ValueError(
             "convert: ann must compute the same as its torch.fx trace, got different outputs (does a forward write to "
             "a tensor that has another name, as in y = x; x += z, or use a context manager such as autocast?)"

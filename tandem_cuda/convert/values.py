@@ -230,6 +230,11 @@ class Size:
     """For each dimension in ``dims``, the ANN's node whose value has this size."""
 
 
+BATCH = Size(1, (0,), (None,))
+UNKNOWN = Size(1, (1,), (None,))
+"""A size that is not known."""
+
+
 @dataclass(frozen=True)
 class Shape:
     """The shape of a value."""

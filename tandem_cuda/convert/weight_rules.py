@@ -10,6 +10,7 @@ from typing import Any
 from torch import fx, nn
 
 from ..nn.tandem import TandemLayer
+from .nodes import RULES as RULES
 from .nodes import kind_of
 
 
@@ -77,8 +78,6 @@ class WeightRule:
 
 Rule = Callable[[Any], Any]
 """A function that takes a Call."""
-RULES: dict[Any, Rule | WeightRule] = {}
-"""The rule of each class or function; methods of Tensor are listed by name."""
 
 
 def weights_of(layer: nn.Module) -> WeightRule:

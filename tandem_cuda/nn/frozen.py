@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from .classes import torch_class
 from .schema import Settings, Tensors, check_settings, check_tensors, frozen_numbers, frozen_scale  # noqa: F401
 from .schema import frozen_tensor as frozen_tensor  # these names are also here, where version 0.1 has them
 from .sizes import ANY, ENCODED, LARGEST, REAL, SPIKES, Size, Value, check_count  # noqa: F401
@@ -144,8 +145,8 @@ def register(module: type[nn.Module], form: Form, load: Loader | None = None) ->
 
 
 def class_of(module: nn.Module) -> type[Any]:
-    """Return the module's class, ignoring parametrizations, which change it."""
-    return nn.utils.parametrize.type_before_parametrizations(module)
+    """Return the module's class, ignoring parametrizations, which change it, and constructors of subclasses."""
+    return torch_class(nn.utils.parametrize.type_before_parametrizations(module), FORMS)
 
 
 def single(inputs: tuple[Value, ...], kind: str = ANY) -> Value:
