@@ -111,6 +111,17 @@ def ruled(kind, rule, *arguments):
     return image(lambda n, x: F.relu(n.a(x)), a=kind(*arguments))
 
 
+class OneSign(nn.Identity):
+    """With a rule for spikes of one sign, which could come before the ReLU."""
+
+
+def of_one_sign(middle):
+    """A network with such a module."""
+    rules.RULES.pop(OneSign, None)
+    register(OneSign, lambda call: call.apply(nn.Identity(), commutes=True))
+    return image(middle, a=conv(8, 8), b=OneSign())
+
+
 @dataclass(eq=False)
 class Case:
     """A network that does not convert, and the same after following the advice."""
@@ -466,13 +477,13 @@ PARTS = [
     ),
     Case(
         "put a ReLU before it: its input has negative values",
-        lambda: image(lambda n, x: F.max_pool2d(n.a(x), 2), a=conv(8, 8)),
-        lambda: image(lambda n, x: F.max_pool2d(F.relu(n.a(x)), 2), a=conv(8, 8)),
+        lambda: of_one_sign(lambda n, x: n.b(n.a(x))),
+        lambda: of_one_sign(lambda n, x: n.b(F.relu(n.a(x)))),
     ),
     Case(
         "put a ReLU before it: its input has negative values",
-        lambda: image(lambda n, x: (lambda y: F.max_pool2d(y, 2) + F.max_pool2d(y, 2))(n.a(x)), a=conv(8, 8)),
-        lambda: image(lambda n, x: (lambda y: F.max_pool2d(y, 2) + F.max_pool2d(y, 2))(F.relu(n.a(x))), a=conv(8, 8)),
+        lambda: of_one_sign(lambda n, x: (lambda y: n.b(y) + n.b(y))(n.a(x))),
+        lambda: of_one_sign(lambda n, x: (lambda y: n.b(y) + n.b(y))(F.relu(n.a(x)))),
     ),
     Case(
         "use output_size=1 or nn.MaxPool2d",

@@ -565,12 +565,6 @@ def test_products_of_spikes_are_refused():
         convert(ann, 4, gates="analogue")
 
 
-def test_maxima_of_values_are_refused():
-    ann = between(lambda n, x: F.max_pool2d(n.a(x), 2), 8, a=conv(8, 8))
-    with pytest.raises(ValueError, match=r"max_pool2d \(max_pool2d in forward of Net\): put a ReLU before it"):
-        convert(ann, 4)
-
-
 def test_an_activation_in_place_is_refused_where_its_input_is_used_again():
     ann = between(lambda n, x: n.b(F.relu(n.a(x), inplace=True)) + x, 8, a=nn.Identity(), b=conv(8, 8))
     convert(ann, 4)  # of spikes, it changes nothing

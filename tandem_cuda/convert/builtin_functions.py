@@ -81,7 +81,7 @@ def _amax(call: Call, dim: Any = (), keepdim: bool = False) -> Any:
         return line if keepdim else call.flattened(line)
     if len(_axes(dim, call.value.dims)) != 2:
         raise Unconvertible(_all_pixels(call))
-    largest = call.apply(SpikingGlobalMaxPool2d(), commutes=True)
+    largest = call.apply(SpikingGlobalMaxPool2d(), commutes=True, pairs=True)
     return largest if keepdim else call.flattened(largest)
 
 

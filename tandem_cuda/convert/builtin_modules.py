@@ -73,14 +73,14 @@ def _largest_of_line(call: Call) -> Any:
     _check_indices(call)
     if _single(call.module.output_size) != (1,):
         raise Unconvertible("use output_size=1 or nn.MaxPool1d: other windows depend on the length of the line")
-    return call.of_line(lambda image: image.apply(SpikingGlobalMaxPool2d(), commutes=True))
+    return call.of_line(lambda image: image.apply(SpikingGlobalMaxPool2d(), commutes=True, pairs=True))
 
 
 def _largest_of_image(call: Call) -> Any:
     _check_indices(call)
     if _single(call.module.output_size) not in ((1,), (1, 1)):
         raise Unconvertible("use output_size=1 or nn.MaxPool2d: other windows depend on the size of the image")
-    return call.apply(SpikingGlobalMaxPool2d(), commutes=True)
+    return call.apply(SpikingGlobalMaxPool2d(), commutes=True, pairs=True)
 
 
 def _maximum(kind: type[SpikingMaxPool2d | SpikingMaxPool3d]) -> Rule:
@@ -90,7 +90,7 @@ def _maximum(kind: type[SpikingMaxPool2d | SpikingMaxPool3d]) -> Rule:
         _check_indices(call)
         pool = call.module
         window = pool.kernel_size, pool.stride, pool.padding, pool.dilation
-        return call.apply(kind(*window, False, pool.ceil_mode), commutes=True)
+        return call.apply(kind(*window, False, pool.ceil_mode), commutes=True, pairs=True)
 
     return rule
 

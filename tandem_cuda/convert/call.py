@@ -117,20 +117,22 @@ class Call:
             x = self.spikes()
         return self._writer.write_neurons(self.node, x, bound=bound)
 
-    def apply(self, module: nn.Module, *, commutes: bool = False) -> Any:
+    def apply(self, module: nn.Module, *, commutes: bool = False, pairs: bool = False) -> Any:
         """Replace the call by a module that takes a SpikeTrain and returns one.
 
         Args:
             module: a new module for each call.
             commutes: whether the ANN's call gives the same result before and after a ReLU, as max pooling does. Such a
                 call may come before the ReLU; the module is then put after the neurons.
+            pairs: whether the module takes trains that are ``paired``, whose values may be negative, and returns such
+                trains.
 
         Raises:
-            Unconvertible: the input may be negative, and no ReLU follows.
+            Unconvertible: without ``pairs``, the input may be negative, and no ReLU follows.
         """
         x = self.input if commutes else self.spikes()
         x = self._writer.spikes(x) if isinstance(x, Pooled) else x
-        if isinstance(x, Train) and x.signed:
+        if isinstance(x, Train) and x.signed and not pairs:
             raise Unconvertible(NEGATIVE)
 
         def step(value: Any) -> Any:
@@ -138,7 +140,7 @@ class Call:
             return self._writer.called(value, self.node, module)
 
         x = self._writer.apply_or_defer(x, step)
-        return replace(x, wants_relu=self.node) if isinstance(x, Current) else x
+        return replace(x, wants_relu=self.node) if isinstance(x, Current) and not pairs else x
 
     def rearrange(self, how: str, *arguments: int) -> Any:
         """Move neurons, as :class:`tandem_cuda.nn.SpikeRearrange` does."""
