@@ -48,7 +48,6 @@ _LINEAR = "use nn.Linear: spikes are multiplied only by the weights of layers"
 _LARGER = "use y + torch.relu(x - y), which is the larger of two, or torch.relu(x) if y is 0"
 _SMALLER = "use x - torch.relu(x - y), which is the smaller of two, or torch.clamp(x, 0, y) if y is a number"
 _SUMMED = "use x.mean((2, 3), keepdim=True) times the number of pixels: pixels are only averaged"
-_SQUEEZED = "use torch.flatten(x, 1)"
 _NORM_MODULE = "use nn.BatchNorm1d, nn.BatchNorm2d or nn.BatchNorm3d, which has parameters to share"
 GATES = "pass gates='analogue', which keeps squeeze-and-excitation: spikes cannot be multiplied"
 NOTHING_ELSE = "move it before the first weight layer or after the last one"
@@ -68,7 +67,6 @@ _ADVICE: list[tuple[tuple[type, ...], str]] = [
     ((nn.ConvTranspose1d, nn.ConvTranspose3d), _CONVOLVED),
     ((nn.AlphaDropout, nn.FeatureAlphaDropout, nn.Dropout1d), _DROPPED),
     ((nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.TransformerEncoderLayer), _ATTENDED),
-    ((nn.UpsamplingBilinear2d,), "use nn.Upsample(scale_factor=2): spikes are not interpolated"),
     (_PADDING, "pad with zeros, by the next layer or nn.ZeroPad2d"),
 ]
 _FUNCTIONS: dict[str, str] = {
@@ -85,7 +83,6 @@ _FUNCTIONS: dict[str, str] = {
     "maximum": _LARGER,
     "minimum": _SMALLER,
     "sum": _SUMMED,
-    "squeeze": _SQUEEZED,
 }
 FUNCTION_ADVICE: dict[Any, str] = {
     function: why

@@ -19,8 +19,10 @@ from ..nn import (
 )
 from ..nn.batch_norm import NORMS
 from ..nn.tandem import drop_ins
+from .builtin_shapes import unflattened
 from .nodes import StochasticDepth
 from .rules import Call, Rule, Unconvertible, WeightRule, register, register_all, relu_rule
+from .values import Resize
 
 
 def _norm(call: Call) -> Any:
@@ -111,17 +113,30 @@ def padded(call: Call, pads: Any, value: float = 0.0) -> Any:
     return call.rearrange("zero_pad", *pads)
 
 
-def _is_whole(x: Any) -> bool:
-    return isinstance(x, (int, float)) and float(x).is_integer()
-
-
-def upsampled(call: Call, size: Any, factor: Any, mode: str = "nearest") -> Any:
-    """Repeat every neuron."""
+def upsampled(call: Call, size: Any, factor: Any, mode: str = "nearest", align_corners: Any = None) -> Any:
+    """Repeat every neuron, or interpolate between neurons."""
     _ = call.input
-    factors = factor if isinstance(factor, (tuple, list)) else (factor, factor)
-    if size is not None or mode != "nearest" or not all(map(_is_whole, factors)):
-        raise Unconvertible("use mode='nearest' and a whole scale_factor: spikes are not interpolated")
-    return call.rearrange("upsample", *(int(f) for f in factors))
+    both = [x if x is None or isinstance(x, (tuple, list)) else (x, x) for x in (size, factor)]
+    numbers = all(isinstance(x, (int, float)) for pair in both for x in pair or ())
+    if not numbers or mode not in ("nearest", "nearest-exact", "bilinear", "bicubic") or both.count(None) != 1:
+        raise Unconvertible("use mode='nearest', 'bilinear' or 'bicubic', with numbers as size or scale_factor")
+    size, factor = both
+    if mode in ("bilinear", "bicubic"):
+        factor = None if factor is None else tuple(map(float, factor))
+        return call.interpolate(Resize(None if size is None else tuple(size), factor, mode, bool(align_corners)))
+    if size is not None and mode == "nearest":
+        return call.rearrange("resize", *size)
+    if factor is None or not all(float(f).is_integer() for f in factor):
+        raise Unconvertible("with mode='nearest', use a whole scale_factor: spikes are repeated")
+    return call.rearrange("upsample", *(int(f) for f in factor))
+
+
+def _upsampled_by(call: Call) -> Any:
+    """Convert nn.Upsample and its subclasses in torch."""
+    module = call.module
+    if module.recompute_scale_factor:
+        raise Unconvertible("set recompute_scale_factor=None")
+    return upsampled(call, module.size, module.scale_factor, module.mode, module.align_corners)
 
 
 for _of_torch, _tandem in drop_ins().items():
@@ -129,6 +144,7 @@ for _of_torch, _tandem in drop_ins().items():
 register(nn.ReLU, relu_rule)
 register(nn.Identity, lambda call: call.input)
 register_all(_norm, *NORMS)
+register(nn.Unflatten, lambda call: unflattened(call, call.module.dim, call.module.unflattened_size))
 register(nn.Flatten, lambda call: call.flatten(call.module.start_dim, call.module.end_dim))
 register(nn.AvgPool2d, _average)
 register(nn.AdaptiveAvgPool2d, _average)
@@ -147,8 +163,7 @@ register(nn.AdaptiveMaxPool1d, _largest_of_line)
 register(nn.AdaptiveMaxPool2d, _largest_of_image)
 register(nn.ZeroPad2d, lambda call: padded(call, call.module.padding))
 register(nn.ConstantPad2d, lambda call: padded(call, call.module.padding, call.module.value))
-register(nn.Upsample, lambda call: upsampled(call, call.module.size, call.module.scale_factor, call.module.mode))
-register(nn.UpsamplingNearest2d, lambda call: upsampled(call, call.module.size, call.module.scale_factor))
+register_all(_upsampled_by, nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
 register(nn.PixelShuffle, lambda call: call.rearrange("pixel_shuffle", call.module.upscale_factor))
 register(nn.PixelUnshuffle, lambda call: call.rearrange("pixel_unshuffle", call.module.downscale_factor))
 register(nn.ChannelShuffle, lambda call: call.rearrange("channel_shuffle", call.module.groups))

@@ -283,16 +283,19 @@ class SpikingMaxPool2d(WindowMaxPooling, nn.MaxPool2d):  # type: ignore[misc]  #
 
 
 class SpikingGlobalMaxPool2d(MaxPooling):
-    """Max pooling of spikes by count over the whole image, whatever its size.
+    """Max pooling of spikes by count over the whole image, or over its rows or columns, whatever its size.
 
     As :class:`SpikingMaxPool2d` with a window that covers the image: the count is the largest count of each channel.
 
+    Args:
+        dims: the dimensions that are pooled, 2 or 3 or both.
+
     Shape:
-        SpikeTrain [N, C, H, W] -> SpikeTrain [N, C, 1, 1].
+        SpikeTrain [N, C, H, W] -> SpikeTrain [N, C, 1, 1]; with ``dims=(2,)`` [N, C, 1, W], with (3,) [N, C, H, 1].
 
     Raises:
         TypeError: the input is not a SpikeTrain.
-        ValueError: the input is not [N, C, H, W].
+        ValueError: the input is not [N, C, H, W], or ``dims`` are others.
 
     Examples:
         >>> x = SpikeTrain.from_dense(torch.ones(4, 2, 3, 7, 5))
@@ -300,17 +303,36 @@ class SpikingGlobalMaxPool2d(MaxPooling):
         torch.Size([2, 3, 1, 1])
     """
 
+    SETTINGS: ClassVar = {"dims": schema.any_value}
     file_format = 2
+    dims: Sequence[int] = (2, 3)  # of modules pickled by version 0.2
+
+    def __init__(self, dims: Sequence[int] = (2, 3)) -> None:
+        super().__init__()
+        if not isinstance(dims, (tuple, list)) or tuple(dims) not in ((2,), (3,), (2, 3)):
+            raise ValueError(f"SpikingGlobalMaxPool2d: dims must be (2,), (3,) or (2, 3), got {dims!r}")
+        self.dims = tuple(dims)
 
     def pool_values(self, values: Tensor) -> Tensor:
-        return values.amax((2, 3), keepdim=True)
+        return values.amax(tuple(self.dims), keepdim=True)
 
     def spikes(self, x: SpikeTrain, state: State | None = None, want_state: bool = False) -> tuple[Tensor, State]:
         """Return the bits and the inputs' final counts; ``state`` has the counts of an earlier call to continue."""
-        return pooled(x.bits, ((*x.shape[2:],),), x.time_steps, state, want_state)
+        window = tuple(size if dim in self.dims else 1 for dim, size in enumerate(x.shape) if dim > 1)
+        return pooled(x.bits, (window,), x.time_steps, state, want_state)
 
     def image_size(self, image: Sequence[Size]) -> Sequence[Size]:
-        return [fixed(size, 1) for size in image]
+        return [fixed(size, 1) if dim in self.dims else size for dim, size in enumerate(image, 2)]
+
+    def settings(self) -> Settings:
+        return {} if tuple(self.dims) == (2, 3) else super().settings()  # so that version 0.2 reads the file
+
+    @classmethod
+    def of(cls, settings: Settings, tensors: Tensors) -> Any:
+        return super().of({"dims": [2, 3]} | settings, tensors)
+
+    def extra_repr(self) -> str:
+        return "" if tuple(self.dims) == (2, 3) else f"dims={tuple(self.dims)}"
 
 
 def pooled(
