@@ -687,8 +687,13 @@ PARTS = [
     ),
     Case(
         "pad rows and columns with zeros",
-        lambda: image(lambda n, x: F.pad(x, (1, 1, 1, 1), "reflect")),
+        lambda: image(lambda n, x: F.pad(x, (1, 1, 1, 1, 1, 1))),
         lambda: image(lambda n, x: F.pad(x, (1, 1, 1, 1))),
+    ),
+    Case(
+        "pad rows and columns with zeros, or with mode 'reflect', 'replicate' or 'circular'",
+        lambda: image(lambda n, x: F.pad(x, (1, -1, 0, 0), "replicate")),
+        lambda: image(lambda n, x: F.pad(x, (1, 0, 0, 0), "replicate")),
     ),
     Case(
         "pad with zeros: other values are not silent neurons",
@@ -697,7 +702,7 @@ PARTS = [
     ),
     Case(
         "pad with zeros, by the next layer or nn.ZeroPad2d",
-        lambda: image(lambda n, x: n.pad(x), pad=nn.ReflectionPad2d(1)),
+        lambda: image(lambda n, x: n.pad(x), pad=nn.CircularPad2d(1)),
         lambda: image(lambda n, x: n.pad(x), pad=nn.ZeroPad2d(1)),
     ),
     Case(

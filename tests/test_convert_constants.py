@@ -64,6 +64,10 @@ class Mean(nn.Module):
         return torch.cat([x, x.mean(1, keepdim=True)], 1)
 
 
+def exact(module):
+    return getattr(module, "exact", None)
+
+
 MIDDLES = {
     "blur": (Blur, 6, TandemConv2d),
     "edges": (Edges, 6, TandemConv2d),
@@ -123,16 +127,20 @@ def test_the_pre_activation_is_the_map_of_decoded_values(name):
     assert (got != count).float().mean() < 0.002  # where the sums are rounded in another order
 
 
-def test_no_neurons_in_front_of_the_read_out():
+@pytest.mark.parametrize("name", MIDDLES)
+def test_no_neurons_in_front_of_the_read_out(name):
     class Last(Net):
         def forward(self, x):
-            return self.second(self.middle(torch.relu(self.first(torch.relu(self.zeroth(x))))))
+            x = self.middle(torch.relu(self.first(torch.relu(self.zeroth(x)))))
+            return self.last(F.max_pool2d(x, 2).flatten(1))
 
     torch.manual_seed(0)
-    ann, images = Last(Blur()).eval(), torch.rand(8, 2, 8, 8)
-    ann.zeroth = nn.Conv2d(2, 2, 3)
+    kind, channels, _ = MIDDLES[name]
+    ann, images = Last(kind()).eval(), torch.rand(8, 2, 8, 8)
+    ann.zeroth, ann.last = nn.Conv2d(2, 2, 1), nn.Linear(channels * (4 if name == "blur" else 16), 3)
     snn = convert(ann, 4, calibrate=images)
-    assert not [module for module in snn.snn.modules() if getattr(module, "exact", None)]
+    constant = [module for module in snn.snn.modules() if isinstance(module, TandemElementwise) or exact(module)]
+    assert len(constant) == (name == "mean")  # which is concatenated with spikes
     with torch.no_grad():
         assert torch.equal(freeze(snn)(images), snn(images))
 
@@ -147,8 +155,7 @@ def test_other_dtypes_and_copies(name):
         snn.double()
         torch.testing.assert_close(snn(images.double()).float(), want, rtol=0, atol=0.05)
         assert torch.equal(freeze(snn)(images.double()), snn(images.double()))
-        exact = [m for m in snn.snn.modules() if getattr(m, "exact", None)]
-        assert all(torch.equal(m.weight, m.exact[0]) for m in exact)
+        assert all(torch.equal(m.weight, m.exact[0]) for m in snn.snn.modules() if exact(m))
         snn.float()
         assert torch.equal(snn(images), want)
 
@@ -227,6 +234,7 @@ def test_a_matrix_of_rows():
         want = ann(x)
         assert (snn(x) - want).norm() < 0.02 * want.norm()
         assert torch.equal(freeze(snn)(x), snn(x))
+    assert len([module for module in snn.snn.modules() if exact(module)]) == 1  # the mean goes into the read-out
 
 
 def test_matrices():

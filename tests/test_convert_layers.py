@@ -217,6 +217,11 @@ NETS = {
     "bicubic before a ReLU": lambda: between(
         lambda n, x: F.relu(F.interpolate(n.a(x), (6, 7), mode="bicubic", align_corners=True)), 8, a=conv(8, 8)
     ),
+    "mirrored": lambda: between(lambda n, x: F.relu(n.a(n.pad(x))), 6, a=nn.Conv2d(8, 6, 3), pad=nn.ReflectionPad2d(1)),
+    "padded by copies of values": lambda: between(
+        lambda n, x: F.pad(F.pad(n.a(x), (1, 2, 0, 1), mode="replicate"), (0, 3, 1, 1), "circular"), 6, a=conv(8, 6)
+    ),
+    "mirrored 1d": lambda: line(nn.ReflectionPad1d(2), 6 * 20),
     "blurred": lambda: between(lambda n, x: F.relu(n.a(n.blur(x))), 6, a=conv(8, 6), blur=Blur(8)),
     "blurred values": lambda: between(lambda n, x: n.blur(n.a(x)), 8, a=conv(8, 8), blur=Blur(8)),
     "filtered by constants": lambda: between(

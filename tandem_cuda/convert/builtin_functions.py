@@ -15,7 +15,7 @@ from torch import nn
 from ..nn import SpikingGlobalMaxPool2d
 from .advice import FUNCTION_ADVICE
 from .builtin_maps import mean_of_channels
-from .builtin_modules import clamped, padded, upsampled
+from .builtin_modules import clamped, mirrored, padded, upsampled
 from .builtin_shapes import DIVIDED, WHOLE_IMAGE, are_of_input, of_sizes
 from .nodes import DROPOUTS, dropout_of
 from .rules import Call, Rule, Unconvertible, arguments_of, converts, register, register_all, relu_rule
@@ -215,8 +215,10 @@ def _hardtanh(call: Call, min_val: Any = -1.0, max_val: Any = 1.0, inplace: bool
 
 @converts(F.pad)
 def _pad(call: Call, pad: Any, mode: str = "constant", value: Any = None) -> Any:
-    if mode != "constant" or len(pad) not in (2, 4, 6) or not all(isinstance(n, int) for n in pad):
+    if len(pad) not in (2, 4, 6) or not all(isinstance(n, int) for n in pad):
         raise Unconvertible("pad rows and columns with zeros")
+    if mode != "constant":
+        return mirrored(call, pad, mode)
     left, right, top, bottom, *channels = [*pad, 0, 0][: max(len(pad), 4)]
     if channels and (call.value.dims not in (None, 4) or min(channels) < 0 or any((left, right, top, bottom))):
         raise Unconvertible("pad rows and columns with zeros")

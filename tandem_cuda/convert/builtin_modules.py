@@ -113,6 +113,20 @@ def padded(call: Call, pads: Any, value: float = 0.0) -> Any:
     return call.rearrange("zero_pad", *pads)
 
 
+def mirrored(call: Call, pads: Any, mode: str) -> Any:
+    """Put copies of neurons around an image or a line."""
+    _ = call.input
+    if mode not in ("reflect", "replicate", "circular") or min(pads) < 0:
+        raise Unconvertible("pad rows and columns with zeros, or with mode 'reflect', 'replicate' or 'circular'")
+    if len(pads) == 2:
+        return call.of_line(lambda image: image.rearrange(f"{mode}_pad", *pads, 0, 0))
+    return call.rearrange(f"{mode}_pad", *pads)
+
+
+def _mirrored(mode: str) -> Rule:
+    return lambda call: mirrored(call, call.module.padding, mode)
+
+
 def upsampled(call: Call, size: Any, factor: Any, mode: str = "nearest", align_corners: Any = None) -> Any:
     """Repeat every neuron, or interpolate between neurons."""
     _ = call.input
@@ -163,6 +177,8 @@ register(nn.AdaptiveMaxPool1d, _largest_of_line)
 register(nn.AdaptiveMaxPool2d, _largest_of_image)
 register(nn.ZeroPad2d, lambda call: padded(call, call.module.padding))
 register(nn.ConstantPad2d, lambda call: padded(call, call.module.padding, call.module.value))
+register_all(_mirrored("reflect"), nn.ReflectionPad1d, nn.ReflectionPad2d)
+register_all(_mirrored("replicate"), nn.ReplicationPad1d, nn.ReplicationPad2d)
 register_all(_upsampled_by, nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
 register(nn.PixelShuffle, lambda call: call.rearrange("pixel_shuffle", call.module.upscale_factor))
 register(nn.PixelUnshuffle, lambda call: call.rearrange("pixel_unshuffle", call.module.downscale_factor))

@@ -326,6 +326,11 @@ class Call:
         """Multiply by a number and add another. Each may be a tensor of one number for each channel."""
         if not isinstance(factor, Tensor) and not isinstance(offset, Tensor) and (factor, offset) == (1, 0):
             return self.input
+        x = self.input
+        before = x.branches[0] if isinstance(x, Current) and x.is_fixed and not x.deferred else None
+        if before is not None and before.layer is None and before.resize is None:  # constants of channels before these
+            factor, offset = factor * before.factor, factor * before.offset + offset
+            return Current([replace(before, name=self._name(), factor=factor, offset=offset)])
         branch = Branch(self.spikes(), self._name(), factor=factor, offset=offset)
         if branch.channels is None:
             raise Unconvertible(COUNTED)

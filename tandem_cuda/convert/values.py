@@ -152,8 +152,8 @@ class Current:
 
     @property
     def is_fixed(self) -> bool:
-        """Whether it is a linear map of one spike train with constants."""
-        return not self.deferred and len(self.branches) == 1 and self.branches[0].is_fixed
+        """Whether it is a linear map of one spike train with constants, and perhaps deferred steps behind it."""
+        return len(self.branches) == 1 and self.branches[0].is_fixed
 
     @property
     def of_neurons(self) -> tuple[int | None, int | None]:

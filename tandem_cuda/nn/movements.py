@@ -61,6 +61,16 @@ def _zero_pad(x: Tensor, left: int, right: int, top: int, bottom: int) -> Tensor
     return pad(x, (left, right, top, bottom))
 
 
+def _mirror_pad(mode: str) -> Callable[..., Tensor]:
+    """Return the function that fills the padding with the image's own spikes, as a padding mode of torch does."""
+
+    def move(x: Tensor, left: int, right: int, top: int, bottom: int) -> Tensor:
+        _images(f"{mode}_pad", x)
+        return pad(x, (left, right, top, bottom), mode)
+
+    return move
+
+
 def _padded(sizes: Sizes, numbers: Sequence[int]) -> Sizes:
     left, right, top, bottom = numbers
     rest = (
@@ -238,6 +248,9 @@ def _as_before(sizes: Sizes, numbers: Sequence[int]) -> Sizes:
 
 MOVEMENTS: dict[str, Movement] = {
     "zero_pad": Movement(_zero_pad, 4, None, _padded, (3,)),
+    "reflect_pad": Movement(_mirror_pad("reflect"), 4, 0, _padded, (3,)),
+    "replicate_pad": Movement(_mirror_pad("replicate"), 4, 0, _padded, (3,)),
+    "circular_pad": Movement(_mirror_pad("circular"), 4, 0, _padded, (3,)),
     "upsample": Movement(_upsample, 2, 1, _upsampled, (3,)),
     "resize": Movement(_resize, 2, 1, _resized, (3,)),
     "pixel_shuffle": Movement(_pixel_shuffle, 1, 1, _shuffled, (3,)),

@@ -25,6 +25,7 @@ class SpikeRearrange(Spiking):
     | ``how`` and its arguments | what this does to the counts |
     |---|---|
     | "zero_pad", left, right, top, bottom | nn.ZeroPad2d; negative numbers remove rows or columns |
+    | "reflect_pad", "replicate_pad" or "circular_pad", left, right, top, bottom | nn.ReflectionPad2d and so on |
     | "upsample", rows, columns | nn.Upsample with mode "nearest" and these factors |
     | "resize", H, W | F.interpolate to this size with mode "nearest" |
     | "pixel_shuffle", r; "pixel_unshuffle", r | nn.PixelShuffle, nn.PixelUnshuffle |
