@@ -122,7 +122,7 @@ class MaxPooling(Pooling):
         positive, negative = signs(ops.unpack_spikes.trusted(x.bits, steps, torch.float32), 2)
         before = torch.zeros_like(positive[0]) if state is None else state[0].to(positive)
         differences = torch.cat([before.unsqueeze(0), before + (positive - negative).cumsum(0)])
-        largest = torch.unflatten(self.pool_values(differences.flatten(0, 1)), 0, (steps + 1, -1))
+        largest = torch.unflatten(self._pool_differences(differences.flatten(0, 1)), 0, (steps + 1, -1))
         steps_up = largest.diff(dim=0)
         bits = ops.pack_spikes(interleaved((steps_up > 0).byte(), (steps_up < 0).byte(), 2))
         return bits, (differences[-1].to(torch.int32),) if want_state else ()
@@ -152,17 +152,21 @@ class MaxPooling(Pooling):
     def largest(self, x: SpikeTrain) -> Tensor:
         """Return the largest value of each window, as the ANN's pooling computes it: pairs, if the input has pairs."""
         if not x.paired:
-            return self.pool_values(x.value)
+            return torch.clamp(self.pool_values(x.value), min=0)
         largest = self.largest_difference(x.value)
         return interleaved(torch.relu(largest), torch.relu(-largest), 1)
 
     def largest_difference(self, value: Tensor) -> Tensor:
         """Return the largest difference of the pairs in each window."""
         positive, negative = signs(value, 1)
-        return self.pool_values(positive - negative)
+        return self._pool_differences(positive - negative)
+
+    def _pool_differences(self, differences: Tensor) -> Tensor:
+        largest = self.pool_values(differences)
+        return largest.masked_fill(largest == -torch.inf, 0)
 
     def pool_values(self, values: Tensor) -> Tensor:
-        """Return the ANN's pooling of values [N, C, ...]; 0 for windows entirely in the padding."""
+        """Return the ANN's pooling of values [N, C, ...]; -inf for windows entirely in the padding."""
         raise NotImplementedError
 
     def ann_twin(self, x: SpikeTrain) -> SpikeTrain:
@@ -197,8 +201,7 @@ class WindowMaxPooling(MaxPooling):
         settings = [per_axis(s, self.axes) for s in (layer.kernel_size, layer.stride, layer.padding, layer.dilation)]
         for size, kernel, stride, padding, dilation in zip(values.shape[2:], *settings, strict=True):
             windows_along(type(self).__name__, size, kernel, stride, padding, dilation, layer.ceil_mode)
-        largest = super(MaxPooling, self).forward(values)
-        return largest.masked_fill(largest == -torch.inf, 0)
+        return super(MaxPooling, self).forward(values)
 
 
 def window_settings(axes: int) -> dict[str, Check]:
