@@ -69,7 +69,7 @@ class LayerCase:
 WEIGHTED = {
     name
     for name in tandem_cuda.nn.__all__
-    if issubclass(getattr(tandem_cuda.nn, name), TandemLayer) and name != "TandemElementwise"
+    if issubclass(getattr(tandem_cuda.nn, name), TandemLayer) and name not in ("TandemElementwise", "TandemInterpolate")
 }
 """Layers that take real input."""
 
@@ -205,7 +205,10 @@ OTHERS = (
     layer("maximum of all pixels", "SpikingGlobalMaxPool2d", of=IMAGE),
     layer("windows", "SpikeWindows", 2, of=IMAGE),
     layer("rearranged", "SpikeRearrange", "channels", 1, 3, of=IMAGE),
+    layer("sliced", "SpikeRearrange", "slice", 3, 1, -1, 2, of=IMAGE),
     layer("elementwise", "TandemElementwise", 3, 3, 3, of=IMAGE),
+    layer("interpolated", "TandemInterpolate", 3, 3, 3, None, (2.0, 1.5), of=IMAGE),
+    layer("interpolated to a size", "TandemInterpolate", 3, 3, 3, (4, 9), None, "bicubic", True, of=IMAGE),
     layer("dropout", "TandemDropout", 0.5, of=IMAGE),
     layer("dropout of channels", "TandemDropout2d", 0.5, of=IMAGE),
     layer("dropout of channels of volumes", "TandemDropout3d", 0.5, of=VOLUME),

@@ -111,6 +111,17 @@ def ruled(kind, rule, *arguments):
     return image(lambda n, x: F.relu(n.a(x)), a=kind(*arguments))
 
 
+class OneSign(nn.Identity):
+    """With a rule for spikes of one sign, which could come before the ReLU."""
+
+
+def of_one_sign(middle):
+    """A network with such a module."""
+    rules.RULES.pop(OneSign, None)
+    register(OneSign, lambda call: call.apply(nn.Identity(), commutes=True))
+    return image(middle, a=conv(8, 8), b=OneSign())
+
+
 @dataclass(eq=False)
 class Case:
     """A network that does not convert, and the same after following the advice."""
@@ -366,7 +377,7 @@ PARTS = [
     ),
     Case(
         "multiply by a number",
-        lambda: image(lambda n, x: x * torch.tensor(0.5)),
+        lambda: image(lambda n, x: x * torch.full((1, 1, 8, 12), 0.5)),
         lambda: image(lambda n, x: x * 0.5),
         same=True,
     ),
@@ -377,7 +388,7 @@ PARTS = [
     ),
     Case(
         "divide by a number other than 0",
-        lambda: image(lambda n, x: x / torch.tensor(2.0)),
+        lambda: image(lambda n, x: x / torch.full((1, 1, 8, 12), 2.0)),
         lambda: image(lambda n, x: x / 2),
         same=True,
     ),
@@ -389,7 +400,9 @@ PARTS = [
         lambda: image(lambda n, x: x + n.shift["x"], shift=constant(8, 1, 1)),
         lambda: image(lambda n, x: n.shift(x), shift=conv(8, 8, 1, groups=8)),
     ),
-    Case("add a number", lambda: image(lambda n, x: x + torch.ones(1)), lambda: image(lambda n, x: x + 1), same=True),
+    Case(
+        "add a number", lambda: image(lambda n, x: x + torch.ones(8, 12)), lambda: image(lambda n, x: x + 1), same=True
+    ),
     Case(
         "add only spikes: put a weight layer, such as nn.Conv2d, between the network's input and this",
         lambda: whole(lambda n, x: n.b(F.relu(n.a(x) + x)), a=conv(3, 3), b=conv(3, 2)),
@@ -442,9 +455,10 @@ PARTS = [
         lambda: image(lambda n, x: x.chunk(2, 1)[0]),
     ),
     Case(
-        "select a range of channels, as in x[:, :8]",
-        lambda: image(lambda n, x: x[:, ::2]),
-        lambda: image(lambda n, x: x[:, :8]),
+        "select ranges behind the batch, as in x[:, :8, ::2], or one row or column, as in x[:, :, -1]",
+        lambda: image(lambda n, x: x[:, [0, 2]]),
+        lambda: image(lambda n, x: x[:, :4:2]),
+        same=True,
     ),
     Case(
         "leave out pieces without channels",
@@ -467,13 +481,13 @@ PARTS = [
     ),
     Case(
         "put a ReLU before it: its input has negative values",
-        lambda: image(lambda n, x: F.max_pool2d(n.a(x), 2), a=conv(8, 8)),
-        lambda: image(lambda n, x: F.max_pool2d(F.relu(n.a(x)), 2), a=conv(8, 8)),
+        lambda: of_one_sign(lambda n, x: n.b(n.a(x))),
+        lambda: of_one_sign(lambda n, x: n.b(F.relu(n.a(x)))),
     ),
     Case(
         "put a ReLU before it: its input has negative values",
-        lambda: image(lambda n, x: (lambda y: F.max_pool2d(y, 2) + F.max_pool2d(y, 2))(n.a(x)), a=conv(8, 8)),
-        lambda: image(lambda n, x: (lambda y: F.max_pool2d(y, 2) + F.max_pool2d(y, 2))(F.relu(n.a(x))), a=conv(8, 8)),
+        lambda: of_one_sign(lambda n, x: (lambda y: n.b(y) + n.b(y))(n.a(x))),
+        lambda: of_one_sign(lambda n, x: (lambda y: n.b(y) + n.b(y))(F.relu(n.a(x)))),
     ),
     Case(
         "use output_size=1 or nn.MaxPool2d",
@@ -509,33 +523,47 @@ PARTS = [
     ),
     Case(
         "use x.amax((2, 3))",
-        lambda: flat(lambda n, x: x.max(3)[0].max(2).values),
+        lambda: image(lambda n, x: x.max(1, keepdim=True)[0]),
         lambda: flat(lambda n, x: x.amax((2, 3))),
-        same=True,
+    ),
+    Case(
+        "use its values, as in x.max(2).values: positions differ between time steps",
+        lambda: flat(lambda n, x: (x.max(2)[1] + 0.5).flatten(1)),
+        lambda: flat(lambda n, x: x.max(2).values.flatten(1)),
     ),
     Case(
         "use x.amax((2, 3))", lambda: flat(lambda n, x: x.amax(1).flatten(1)), lambda: flat(lambda n, x: x.amax((2, 3)))
     ),
     Case(
         "use x.amax(2)",
-        lambda: whole(lambda n, x: n.b(F.relu(n.a(x)).max(2)[0]), LINES, a=nn.Conv1d(3, 4, 3), b=nn.Linear(4, 2)),
-        lambda: whole(lambda n, x: n.b(F.relu(n.a(x)).amax(2)), LINES, a=nn.Conv1d(3, 4, 3), b=nn.Linear(4, 2)),
-        same=True,
+        lambda: line(lambda n, x: x.max(1, keepdim=True)[0]),
+        lambda: line(lambda n, x: x.amax(2, keepdim=True)),
     ),
     Case(
         "use nn.AdaptiveAvgPool2d(1): spikes can only be averaged over rows, columns or both",
-        lambda: image(lambda n, x: x.mean(1, keepdim=True)),
+        lambda: image(lambda n, x: x.mean((1, 2), keepdim=True)),
         lambda: image(lambda n, x: n.pool(x), pool=nn.AdaptiveAvgPool2d(1)),
     ),
     Case(
         "use nn.AdaptiveAvgPool1d(1): spikes can only be averaged over rows, columns or both",
-        lambda: line(lambda n, x: x.mean(1, keepdim=True)),
+        lambda: line(lambda n, x: x.mean((1, 2), keepdim=True)),
         lambda: line(lambda n, x: n.pool(x), pool=nn.AdaptiveAvgPool1d(1)),
     ),
     Case(
         "use nn.Linear: spikes can only be averaged over rows, columns or both",
-        lambda: flat(lambda n, x: x.flatten(1).mean(1, keepdim=True)),
+        lambda: flat(lambda n, x: x.flatten(1).mean(1, keepdim=True, dtype=torch.float32)),
         lambda: flat(lambda n, x: F.relu(n.a(x.flatten(1))), a=nn.Linear(768, 1)),
+    ),
+    Case(
+        "pass keepdim=True: the mean of channels is then an image or a line of one channel",
+        lambda: flat(lambda n, x: x.mean(1).flatten(1)),
+        lambda: flat(lambda n, x: x.mean(1, keepdim=True).flatten(1)),
+        same=True,
+    ),
+    Case(
+        "pass constants as weight and bias, and numbers as stride, padding, dilation and groups",
+        lambda: flat(lambda n, x: F.linear(x.flatten(1), n.c.x), c=Buffered(torch.ones(768))),
+        lambda: flat(lambda n, x: F.linear(x.flatten(1), n.c.x), c=Buffered(torch.ones(2, 768))),
     ),
     Case(
         "use x.mean((2, 3), keepdim=True) times the number of pixels",
@@ -561,6 +589,23 @@ PARTS = [
         lambda: flat(lambda n, x: x.view(4, -1)),
         lambda: flat(lambda n, x: n.f(x), f=nn.Flatten()),
         same=True,
+    ),
+    Case(
+        "give the sizes of images as numbers, as in x.view(-1, 8, 7, 7)",
+        lambda: flat(lambda n, x: x.flatten(1).view(-1, 8, x.size(2), x.size(3)).flatten(1)),
+        lambda: flat(lambda n, x: x.flatten(1).view(-1, 8, 8, 12).flatten(1)),
+        same=True,
+    ),
+    Case(
+        "make images or lines of features [N, F]: other dimensions are not split",
+        lambda: flat(lambda n, x: x.unflatten(1, (2, 4)).flatten(1)),
+        lambda: flat(lambda n, x: x.flatten(1).unflatten(1, (8, 8, 12)).flatten(1)),
+        same=True,
+    ),
+    Case(
+        "repeat channels, as in x.repeat(1, 2, 1, 1), or rows and columns by nn.Upsample",
+        lambda: image(lambda n, x: x.repeat(1, 1, 2, 1)),
+        lambda: image(lambda n, x: x.repeat(1, 2, 1, 1)),
     ),
     Case(
         "use nn.ChannelShuffle: channels are viewed in groups only to shuffle them",
@@ -601,9 +646,11 @@ PARTS = [
     ),
     Case(
         "use images [N, C, H, W], for which it has a spiking form",
-        lambda: line(lambda n, x: F.pad(x, (1, 1))),
+        lambda: line(lambda n, x: F.interpolate(x, scale_factor=2)),
         lambda: whole(
-            lambda n, x: n.head(F.relu(n.last(F.pad(F.relu(n.first(x.unsqueeze(2))), (1, 1, 0, 0)))).mean((2, 3))),
+            lambda n, x: n.head(
+                F.relu(n.last(F.interpolate(F.relu(n.first(x.unsqueeze(2))), scale_factor=2))).mean((2, 3))
+            ),
             LINES,
             first=nn.Conv2d(3, 8, (1, 3)),
             last=nn.Conv2d(8, 6, 1),
@@ -650,8 +697,13 @@ PARTS = [
     ),
     Case(
         "pad rows and columns with zeros",
-        lambda: image(lambda n, x: F.pad(x, (1, 1, 1, 1), "reflect")),
+        lambda: image(lambda n, x: F.pad(x, (1, 1, 1, 1, 1, 1))),
         lambda: image(lambda n, x: F.pad(x, (1, 1, 1, 1))),
+    ),
+    Case(
+        "pad rows and columns with zeros, or with mode 'reflect', 'replicate' or 'circular'",
+        lambda: image(lambda n, x: F.pad(x, (1, -1, 0, 0), "replicate")),
+        lambda: image(lambda n, x: F.pad(x, (1, 0, 0, 0), "replicate")),
     ),
     Case(
         "pad with zeros: other values are not silent neurons",
@@ -660,7 +712,7 @@ PARTS = [
     ),
     Case(
         "pad with zeros, by the next layer or nn.ZeroPad2d",
-        lambda: image(lambda n, x: n.pad(x), pad=nn.ReflectionPad2d(1)),
+        lambda: image(lambda n, x: n.pad(x), pad=nn.CircularPad2d(1)),
         lambda: image(lambda n, x: n.pad(x), pad=nn.ZeroPad2d(1)),
     ),
     Case(
@@ -670,15 +722,26 @@ PARTS = [
         same=True,
     ),
     Case(
-        "use mode='nearest' and a whole scale_factor",
-        lambda: image(lambda n, x: F.interpolate(x, size=(16, 24))),
+        "use mode='nearest', 'bilinear' or 'bicubic', with numbers as size or scale_factor",
+        lambda: image(lambda n, x: F.interpolate(x, scale_factor=2, mode="area")),
         lambda: image(lambda n, x: F.interpolate(x, scale_factor=2)),
         same=True,
     ),
     Case(
-        "use nn.Upsample(scale_factor=2): spikes are not interpolated",
-        lambda: image(lambda n, x: n.up(x), up=nn.UpsamplingBilinear2d(scale_factor=2)),
+        "with mode='nearest', use a whole scale_factor: spikes are repeated",
+        lambda: image(lambda n, x: F.interpolate(x, scale_factor=1.5)),
+        lambda: image(lambda n, x: F.interpolate(x, scale_factor=2)),
+    ),
+    Case(
+        "leave out recompute_scale_factor and antialias",
+        lambda: image(lambda n, x: F.interpolate(x, scale_factor=2, mode="bilinear", antialias=True)),
+        lambda: image(lambda n, x: F.interpolate(x, scale_factor=2, mode="bilinear")),
+    ),
+    Case(
+        "set recompute_scale_factor=None",
+        lambda: image(lambda n, x: n.up(x), up=nn.Upsample(scale_factor=2, recompute_scale_factor=True)),
         lambda: image(lambda n, x: n.up(x), up=nn.Upsample(scale_factor=2)),
+        same=True,
     ),
     Case(
         "pass example=, an input of ann",

@@ -79,7 +79,7 @@ def test_everything_that_cannot_be_converted_is_named():
         "features.4 (GroupNorm)": "use batch norm",
         "sigmoid (sigmoid in forward of Unconvertible)": "call torch.relu in its place",
         "view (view in forward of Unconvertible)": "use nn.Flatten",
-        "mean (mean in forward of Unconvertible)": "use nn.AdaptiveAvgPool2d(1)",
+        "mean (mean in forward of Unconvertible)": "pass keepdim=True",
         "pool (MaxPool2d)": "return_indices=False",
         "add (add in forward of Unconvertible)": "between the network's input and this",
         "deep (ConvTranspose3d)": "use nn.Conv1d, nn.Conv2d",

@@ -99,6 +99,48 @@ def line(pool, features):
     return Net(run, first=first, pool=pool, second=second, fc=nn.Linear(features, 5))
 
 
+class Blur(nn.Module):
+    """A binomial filter with stride 2."""
+
+    def __init__(self, channels):
+        super().__init__()
+        row = torch.tensor([1.0, 2.0, 1.0])
+        self.register_buffer("filter", (row[:, None] * row / 16).repeat(channels, 1, 1, 1))
+
+    def forward(self, x):
+        return F.conv2d(x, self.filter, stride=2, padding=1, groups=8)
+
+
+class Filter(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("filter", torch.tensor([[[1.0, 2.0, -1.0]]]) / 4)
+
+    def forward(self, x):
+        return F.conv1d(x, self.filter.expand(8, 1, 3), groups=8)
+
+
+class Constants(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.register_buffer("mean", torch.linspace(-0.2, 0.3, channels).view(1, -1, 1, 1))
+        self.register_buffer("deviation", torch.linspace(0.5, 2, channels).view(-1, 1, 1))
+        self.register_buffer("matrix", torch.linspace(-1, 1, channels * 5).view(channels, 5).sin())
+        self.register_buffer("edges", torch.tensor([[[[-1.0, 0, 1]]]]))
+        self.register_buffer("bias", torch.linspace(-0.1, 0.1, 5))
+
+
+class Largest(nn.Module):
+    def forward(self, x):
+        largest, _ = torch.max(x, 2, keepdim=True)
+        return largest
+
+
+class Parts(nn.Module):
+    def forward(self, x):
+        return F.pad(x[:, 2:6, 2:-1], (1, 0))[:, :, ::2].repeat(1, 2, 1)
+
+
 NETS = {
     "cat": lambda: between(
         lambda n, x: torch.cat([x, F.relu(n.a(x)), F.relu(n.b(x))], 1), 18, a=conv(8, 6, 1), b=conv(8, 4)
@@ -153,6 +195,55 @@ NETS = {
     ),
     "Upsample": lambda: between(lambda n, x: n.up(F.max_pool2d(x, 2)), 8, up=nn.Upsample(scale_factor=(2, 3))),
     "interpolate": lambda: between(lambda n, x: F.interpolate(n.a(x), scale_factor=2), 8, a=conv(8, 8)),
+    "interpolate to a size": lambda: between(lambda n, x: F.interpolate(n.a(x), (5, 9)), 8, a=conv(8, 8)),
+    "bilinear": lambda: between(lambda n, x: F.relu(n.a(n.up(x))), 6, a=conv(8, 6),
+        up=nn.Upsample(scale_factor=2, mode="bilinear")),
+    "bilinear of corners": lambda: between(lambda n, x: F.relu(n.bn(n.up(F.avg_pool2d(x, 2)))) + x, 8,
+        bn=nn.BatchNorm2d(8), up=nn.UpsamplingBilinear2d(scale_factor=2)),
+    "bilinear of values": lambda: between(
+        lambda n, x: torch.cat([F.interpolate(n.a(x), size=(16, 24), mode="bilinear"), n.b(x)], 1), 14,
+        a=conv(8, 8), b=nn.ConvTranspose2d(8, 6, 2, stride=2),
+    ),
+    "bilinear sum": lambda: between(
+        lambda n, x: F.relu(F.interpolate(n.a(F.max_pool2d(x, 2)), scale_factor=2, mode="bilinear") + n.b(x)), 6,
+        a=conv(8, 6), b=conv(8, 6),
+    ),
+    "bilinear before the read-out": lambda: Net(
+        lambda n, x: n.last(
+            F.interpolate(F.relu(n.a(F.relu(n.first(x)))), size=(5, 5), mode="bilinear", align_corners=True)
+        ).mean((2, 3)), first=conv(3, 8), a=conv(8, 6), last=conv(6, 5),
+    ),
+    "bicubic": lambda: between(lambda n, x: F.interpolate(x, scale_factor=(2, 1.5), mode="bicubic"), 8),
+    "bicubic before a ReLU": lambda: between(
+        lambda n, x: F.relu(F.interpolate(n.a(x), (6, 7), mode="bicubic", align_corners=True)), 8, a=conv(8, 8)
+    ),
+    "mirrored": lambda: between(lambda n, x: F.relu(n.a(n.pad(x))), 6, a=nn.Conv2d(8, 6, 3), pad=nn.ReflectionPad2d(1)),
+    "padded by copies of values": lambda: between(
+        lambda n, x: F.pad(F.pad(n.a(x), (1, 2, 0, 1), mode="replicate"), (0, 3, 1, 1), "circular"), 6, a=conv(8, 6)
+    ),
+    "mirrored 1d": lambda: line(nn.ReflectionPad1d(2), 6 * 20),
+    "blurred": lambda: between(lambda n, x: F.relu(n.a(n.blur(x))), 6, a=conv(8, 6), blur=Blur(8)),
+    "blurred values": lambda: between(lambda n, x: n.blur(n.a(x)), 8, a=conv(8, 8), blur=Blur(8)),
+    "filtered by constants": lambda: between(
+        lambda n, x: F.relu(n.bn(F.conv2d(x, n.c.edges.repeat(8, 1, 1, 1), None, (2, 1), (0, 1), 1, 8))), 8,
+        bn=nn.BatchNorm2d(8), c=Constants(8),
+    ),
+    "filtered 1d": lambda: line(Filter(), 6 * 14),
+    "constants of channels": lambda: between(
+        lambda n, x: F.relu(n.a((x - n.c.mean) / n.c.deviation)), 6, a=conv(8, 6), c=Constants(8)
+    ),
+    "constants of channels of values": lambda: between(
+        lambda n, x: F.relu(n.c.deviation * n.a(x) + x - n.c.mean), 8, a=conv(8, 8), c=Constants(8)
+    ),
+    "mean of channels": lambda: between(lambda n, x: torch.cat([x.mean(1, keepdim=True), n.a(x)], 1), 5, a=conv(8, 4)),
+    "mean of features": lambda: flat(lambda n, x: F.relu(n.a(x.flatten(1))).mean(1, keepdim=True) + 0.1, 1,
+        a=nn.Linear(768, 12)),
+    "a matrix": lambda: flat(
+        lambda n, x: F.relu(n.a(x.flatten(1))) @ n.c.matrix, 5, a=nn.Linear(768, 8), c=Constants(8)
+    ),
+    "a matrix of a linear function": lambda: flat(
+        lambda n, x: F.linear(n.a(x.flatten(1)), n.c.matrix.t(), n.c.bias), 5, a=nn.Linear(768, 8), c=Constants(8)
+    ),
     "PixelShuffle": lambda: between(lambda n, x: n.up(F.max_pool2d(x, 2)), 2, up=nn.PixelShuffle(2)),
     "PixelUnshuffle": lambda: between(lambda n, x: n.down(x), 32, down=nn.PixelUnshuffle(2)),
     "pixel_shuffle of values": lambda: between(lambda n, x: F.pixel_shuffle(n.a(x), 2), 2, a=conv(8, 8)),
@@ -202,9 +293,48 @@ NETS = {
     "AvgPool1d": lambda: line(nn.AvgPool1d(2), 6 * 8),
     "AvgPool1d with padding": lambda: line(nn.AvgPool1d(3, 2, 1, count_include_pad=False), 6 * 8),
     "AdaptiveAvgPool1d": lambda: line(nn.AdaptiveAvgPool1d(4), 6 * 4),
+    "max of rows": lambda: Net(
+        lambda n, x: n.fc(F.relu(n.second(torch.max(F.relu(n.first(x)), 3)[0])).mean(2)),
+        first=conv(3, 8), second=nn.Conv1d(8, 6, 3), fc=nn.Linear(6, 5),
+    ),
+    "max of columns": lambda: between(
+        lambda n, x: F.relu(n.a(x)) + n.up(x.max(2, keepdim=True).values), 8,
+        a=conv(8, 8), up=nn.Upsample(scale_factor=(8, 1)),
+    ),
+    "max of values": lambda: flat(lambda n, x: n.a(x).max(dim=2).values.flatten(1), 8 * 12, a=conv(8, 8)),
+    "max of a 1d line": lambda: line(Largest(), 6),
+    "every other pixel": lambda: between(
+        lambda n, x: F.relu(n.a(x) + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2))), 12, a=nn.Conv2d(8, 12, 3, 2, 1)
+    ),
+    "slices of values": lambda: between(lambda n, x: n.a(x)[:, 1::2, 1:-1, -9:], 3, a=conv(8, 6)),
+    "slices in space": lambda: between(
+        lambda n, x: torch.cat([x[..., ::2, ::2], x[..., 1::2, ::2], n.a(x[:, :, ::2, 1::2])], 1), 20, a=conv(8, 4)
+    ),
+    "a column": lambda: Net(
+        lambda n, x: n.fc(F.relu(n.second(F.relu(n.first(x))[..., 3])).mean(2)),
+        first=conv(3, 8), second=nn.Conv1d(8, 6, 3), fc=nn.Linear(6, 5),
+    ),
+    "the last of a 1d line": lambda: Net(
+        lambda n, x: n.fc(F.relu(n.second(F.relu(n.first(x))[:, :, -1]))),
+        first=nn.Conv1d(3, 8, 3), second=nn.Linear(8, 6), fc=nn.Linear(6, 5),
+    ),
+    "parts of a 1d line": lambda: line(Parts(), 6 * 7),
+    "unflattened": lambda: Net(
+        lambda n, x: n.fc(F.relu(n.conv(n.shape(F.relu(n.linear(F.relu(n.first(x)).flatten(1)))))).mean((2, 3))),
+        first=conv(3, 4), linear=nn.Linear(4 * 96, 48), shape=nn.Unflatten(1, (8, 2, 3)), conv=conv(8, 6),
+        fc=nn.Linear(6, 5),
+    ),
+    "a view of values": lambda: Net(
+        lambda n, x: n.fc(F.relu(n.conv(n.linear(F.relu(n.first(x)).flatten(1)).view(-1, 8, 2, 3))).mean((2, 3))),
+        first=conv(3, 4), linear=nn.Linear(4 * 96, 48), conv=conv(8, 6), fc=nn.Linear(6, 5),
+    ),
+    "repeated": lambda: between(
+        lambda n, x: F.relu(x.repeat(1, 2, 1, 1) + n.a(x).repeat_interleave(2, dim=1)), 16, a=conv(8, 8)
+    ),
+    "repeated rows": lambda: between(lambda n, x: torch.repeat_interleave(n.a(x), 3, 2), 8, a=conv(8, 8)),
 }  # fmt: skip
 LINES = {name for name in NETS if "1d" in name}
-SHUFFLED = {"PixelShuffle", "pixel_shuffle of values"}
+SHUFFLED = {"PixelShuffle", "pixel_shuffle of values", "unflattened", "a view of values"}
 """These need spikes of one weight."""
 NEURONS = {"one phase": IF(initial=0.5), "two phases": IF(initial=0.5, two_phase=True)}
 LEVELS = {
@@ -387,6 +517,26 @@ def test_a_bounded_activation_saturates():
     assert not snn.snn.get_submodule("2").neuron.clip
 
 
+SQUEEZED = {
+    "images": flat(lambda n, x: F.max_pool2d(x, (8, 12)).squeeze(3).squeeze(2), 8),
+    "rows": flat(lambda n, x: x.amax(2, keepdim=True).squeeze(2).squeeze(1).flatten(1), 8 * 12),
+    "pixels": flat(lambda n, x: x.mean((2, 3), keepdim=True).squeeze((2, 3)), 8),
+}
+
+
+@pytest.mark.parametrize("name", SQUEEZED)
+def test_squeezed(name):
+    """An example tells which sizes are 1."""
+    ann, x = SQUEEZED[name].eval(), torch.randn(8, 3, 8, 12)
+    snn = convert(ann, 8, calibrate=x)
+    with torch.no_grad():
+        want = ann(x)
+        assert (snn(x) - want).norm() < 0.02 * want.norm()
+        assert torch.equal(freeze(snn)(x), snn(x))
+    with pytest.raises(ValueError, match=r"use torch.flatten\(x, 1\)"):
+        convert(ann, 8)
+
+
 @pytest.mark.parametrize("bounds", [(-1, 1), (0, float("inf")), (1, 2)])
 def test_other_bounds_are_refused(bounds):
     ann = nn.Sequential(conv(3, 4), nn.Hardtanh(*bounds), conv(4, 4))
@@ -425,22 +575,21 @@ def a_line(run, features=4):
 @pytest.mark.parametrize(
     ("ann", "message"),
     [
-        (between(lambda n, x: x[..., 2:6], 8), "select a range of channels"),
-        (between(lambda n, x: x[:, :, 2:6], 8), "select a range of channels"),
-        (between(lambda n, x: x[:, 3], 8), "select a range of channels"),
+        (between(lambda n, x: x[1:], 8), "select ranges behind the batch"),
+        (between(lambda n, x: x[:, [2, 6]], 2), "select ranges behind the batch"),
+        (between(lambda n, x: x[:, 3], 8), "select ranges behind the batch"),
         (between(lambda n, x: torch.cat([x[:, 3:3], x], 1), 8), "leave out pieces without channels"),
         (between(lambda n, x: x / 0, 8), "divide by a number other than 0"),
         (between(lambda n, x: torch.cat([x, x], 2), 8), "concatenate along dimension 1"),
-        (between(lambda n, x: x.mean(1), 8), "averaged over rows, columns or both"),
-        (flat(lambda n, x: x.flatten(2).mean(1), 96), "averaged over rows, columns or both"),
+        (between(lambda n, x: x.mean(1), 8), "pass keepdim=True"),
+        (flat(lambda n, x: x.flatten(2).mean(1), 96), "pass keepdim=True"),
         (flat(lambda n, x: F.max_pool2d(x, (x.size(2), x.size(3))).flatten(1), 8), "pass example="),
         (a_view(batch, 2, 4, width, height, batch, 8, height, width), "pass example="),
         (a_view(batch, 2, 4, height, width, batch, 8, width, height), "pass example="),
         (a_view(batch, 2, 4, -1, 12, batch, 8, height, width), "use nn.Flatten in place of a computed shape"),
         (a_view(batch, 2, 8, height, 6, batch, 8, height, width), "pass example="),
         (a_line(lambda x: torch.cat([x, x], -3)), "concatenate along dimension 1"),
-        (a_line(lambda x: x.mean(1), 14), "averaged over rows, columns or both"),
-        (a_line(lambda x: F.pad(x, (1, 1)), 64), r"use images \[N, C, H, W\]"),
+        (a_line(lambda x: x.mean(1), 14), "pass keepdim=True"),
         (a_line(lambda x: F.interpolate(x, scale_factor=2), 112), r"use images \[N, C, H, W\]"),
     ],
 )
@@ -563,12 +712,6 @@ def test_products_of_spikes_are_refused():
     ann = between(lambda n, x: x * F.relu(n.a(x)), 8, a=conv(8, 8))
     with pytest.raises(ValueError, match="spikes cannot be multiplied"):
         convert(ann, 4, gates="analogue")
-
-
-def test_maxima_of_values_are_refused():
-    ann = between(lambda n, x: F.max_pool2d(n.a(x), 2), 8, a=conv(8, 8))
-    with pytest.raises(ValueError, match=r"max_pool2d \(max_pool2d in forward of Net\): put a ReLU before it"):
-        convert(ann, 4)
 
 
 def test_an_activation_in_place_is_refused_where_its_input_is_used_again():

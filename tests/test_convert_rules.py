@@ -210,8 +210,8 @@ def test_several_inputs():
 
 def test_real_inputs_need_no_rule():
     """In front of the first weight layer the ANN's module stays."""
-    register(nn.ReflectionPad2d, pytest.fail)
-    ann = nn.Sequential(nn.ReflectionPad2d(1), conv(), nn.ReLU(), read_out(4 * 64))
+    register(nn.CircularPad2d, pytest.fail)
+    ann = nn.Sequential(nn.CircularPad2d(1), conv(), nn.ReLU(), read_out(4 * 64))
     assert convert(ann, 8).snn.get_submodule("0") is ann[0]
 
 
@@ -346,9 +346,9 @@ def test_state_that_nothing_would_save(state):
         def forward(self, x):
             return x
 
-    register(nn.ReflectionPad2d, lambda call: call.apply(Spiking()))
+    register(nn.CircularPad2d, lambda call: call.apply(Spiking()))
     with pytest.raises(ValueError, match=r"2 \(Spiking\): build it from parameters and buffers of the ANN"):
-        convert(with_head(nn.ReLU(), nn.ReflectionPad2d(0)), 8)
+        convert(with_head(nn.ReLU(), nn.CircularPad2d(0)), 8)
 
 
 class NormAndReLU(nn.Module):
@@ -390,9 +390,9 @@ def test_linear_layers_behind_an_average(calibrated):
 
 def test_modules_in_front_of_the_relu():
     """What is done to currents cannot silently be done to spikes instead."""
-    register(nn.ReflectionPad2d, lambda call: call.apply(nn.Identity()))
-    net = nn.Sequential(conv(), nn.ReflectionPad2d(0), nn.ReLU(), conv(4), nn.ReLU(), read_out(4 * 64))
-    with pytest.raises(ValueError, match=r"1 \(ReflectionPad2d\): put a ReLU before it: its input has negative values"):
+    register(nn.CircularPad2d, lambda call: call.apply(nn.Identity()))
+    net = nn.Sequential(conv(), nn.CircularPad2d(0), nn.ReLU(), conv(4), nn.ReLU(), read_out(4 * 64))
+    with pytest.raises(ValueError, match=r"1 \(CircularPad2d\): put a ReLU before it: its input has negative values"):
         convert(net, 8)
 
 

@@ -19,8 +19,6 @@ from tandem_cuda import (
     SpikeRearrange,
     SpikeTrain,
     SpikingAvgPool2d,
-    SpikingGlobalMaxPool2d,
-    SpikingMaxPool2d,
     TandemAdd,
     TandemConv2d,
     TandemDropout,
@@ -79,15 +77,6 @@ def test_sums_of_pairs_are_pairs():
     assert TandemAdd(nn.Identity(), nn.Identity())(x, x).paired
     plain = SpikeTrain(x.bits, 16)
     assert not TandemAdd(nn.Identity(), nn.Identity())(plain, plain).paired
-
-
-@pytest.mark.parametrize("pool", [SpikingMaxPool2d(2), SpikingGlobalMaxPool2d()], ids=lambda pool: type(pool).__name__)
-def test_no_maximum_of_differences(pool):
-    message = "input must not be paired, since the largest difference is no difference of maxima"
-    with pytest.raises(ValueError, match=f"{type(pool).__name__}: {message}"):
-        pool(signed()(Encode(4)(IMAGES)))
-    with pytest.raises(ValueError, match=message):
-        freeze(nn.Sequential(Encode(4), signed(), pool, Decode()).eval())
 
 
 def test_odd_channels_are_no_pairs():

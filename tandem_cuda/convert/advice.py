@@ -19,6 +19,7 @@ from ..nn.batch_norm import HOOKS
 from ..nn.classes import is_of_torch
 from ..nn.tandem import drop_ins
 from .nodes import full_name, word_of
+from .values import Grouped, Maxima, Pieces, Shape, Size, Sizes
 
 CURVED = (
     *(nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
@@ -45,11 +46,14 @@ _CONVOLVED = "use " + " or".join(", ".join(f"nn.{kind}" for kind in _CONVERTED i
 _DROPPED = "use nn.Dropout, nn.Dropout2d or nn.Dropout3d"
 _ATTENDED = "use convolutions and linear layers"
 MULTIPLIED = "remove it, or move it after the last weight layer: spikes cannot be multiplied"
+BY_A_TENSOR = (
+    "multiply by a number, or each channel by the weight of a layer such as nn.Conv2d(8, 8, 1, groups=8, bias=False): "
+    "spikes cannot be multiplied by tensors"
+)
 _LINEAR = "use nn.Linear: spikes are multiplied only by the weights of layers"
 _LARGER = "use y + torch.relu(x - y), which is the larger of two, or torch.relu(x) if y is 0"
 _SMALLER = "use x - torch.relu(x - y), which is the smaller of two, or torch.clamp(x, 0, y) if y is a number"
 _SUMMED = "use x.mean((2, 3), keepdim=True) times the number of pixels: pixels are only averaged"
-_SQUEEZED = "use torch.flatten(x, 1)"
 _NORM_MODULE = "use nn.BatchNorm1d, nn.BatchNorm2d or nn.BatchNorm3d, which has parameters to share"
 GATES = "pass gates='analogue', which keeps squeeze-and-excitation: spikes cannot be multiplied"
 NOTHING_ELSE = "move it before the first weight layer or after the last one"
@@ -71,7 +75,6 @@ _ADVICE: list[tuple[tuple[type, ...], str]] = [
     ((nn.ConvTranspose1d, nn.ConvTranspose3d), _CONVOLVED),
     ((nn.AlphaDropout, nn.FeatureAlphaDropout, nn.Dropout1d), _DROPPED),
     ((nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.TransformerEncoderLayer), _ATTENDED),
-    ((nn.UpsamplingBilinear2d,), "use nn.Upsample(scale_factor=2): spikes are not interpolated"),
     (_PADDING, "pad with zeros, by the next layer or nn.ZeroPad2d"),
 ]
 _FUNCTIONS: dict[str, str] = {
@@ -88,7 +91,6 @@ _FUNCTIONS: dict[str, str] = {
     "maximum": _LARGER,
     "minimum": _SMALLER,
     "sum": _SUMMED,
-    "squeeze": _SQUEEZED,
 }
 FUNCTION_ADVICE: dict[Any, str] = {
     function: why
@@ -154,3 +156,16 @@ def advice_for(module: nn.Module) -> str:
     if issubclass(kind, CURVED):
         return RECTIFIED.format(kind=f"nn.{kind.__name__}" if is_of_torch(kind) else full_name(kind))
     return next((why for kinds, why in _ADVICE if issubclass(kind, kinds)), NOTHING_ELSE)
+
+
+def advice_against(x: Any) -> str | None:
+    """Return the advice for a value that is no spikes; None if it depends on the use of the value."""
+    if isinstance(x, (Size, Sizes, Shape)):
+        return NUMBER
+    if isinstance(x, Maxima):
+        return "use its values, as in x.max(2).values: positions differ between time steps"
+    if isinstance(x, Pieces):
+        return "use its pieces one by one, as in x.chunk(2, 1)[0]"
+    if isinstance(x, Grouped):
+        return "use nn.ChannelShuffle: channels are viewed in groups only to shuffle them"
+    return None

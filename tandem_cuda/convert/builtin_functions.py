@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import operator
 from collections.abc import Callable
@@ -13,11 +14,12 @@ from torch import nn
 
 from ..nn import SpikingGlobalMaxPool2d
 from .advice import FUNCTION_ADVICE
-from .builtin_modules import clamped, padded, upsampled
+from .builtin_maps import mean_of_channels
+from .builtin_modules import clamped, mirrored, padded, upsampled
 from .builtin_shapes import DIVIDED, WHOLE_IMAGE, are_of_input, of_sizes
 from .nodes import DROPOUTS, dropout_of
 from .rules import Call, Rule, Unconvertible, arguments_of, converts, register, register_all, relu_rule
-from .values import SPIKES, Current, Real
+from .values import SPIKES, Current, Grouped, Maxima, Real
 
 _SPLIT = "split along dimension 1, the channels"
 
@@ -58,7 +60,9 @@ def _dropout(call: Call) -> Any:
 
 @converts(*_forms("mean"))
 def _mean(call: Call, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Any:
-    axes = _axes(dim, call.value.dims)
+    axes, dims = _axes(dim, call.value.dims), call.value.dims
+    if dtype is None and dims is not None and dims < 5 and _single(dim) in (1, 1 - dims) and (keepdim or dims > 2):
+        return mean_of_channels(call, keepdim)
     if dtype is not None or not axes:
         others = {2: "nn.Linear", 3: "nn.AdaptiveAvgPool1d(1)", 5: "nn.AdaptiveAvgPool3d"}
         other = others.get(call.value.dims, "nn.AdaptiveAvgPool2d(1)")
@@ -76,13 +80,21 @@ def _mean(call: Call, dim: Any = None, keepdim: bool = False, dtype: Any = None)
 
 @converts(*_forms("amax"))
 def _amax(call: Call, dim: Any = (), keepdim: bool = False) -> Any:
-    if call.value.dims == 3 and _axes(dim, 3):
+    rank, axes = call.value.dims, _axes(dim, call.value.dims)
+    if not axes or rank == 5:
+        raise Unconvertible(_all_pixels(call))
+    if rank == 3:
         line = call.like(nn.AdaptiveMaxPool1d(1))
         return line if keepdim else call.flattened(line)
-    if len(_axes(dim, call.value.dims)) != 2:
-        raise Unconvertible(_all_pixels(call))
-    largest = call.apply(SpikingGlobalMaxPool2d(), commutes=True)
-    return largest if keepdim else call.flattened(largest)
+    largest = call.apply(SpikingGlobalMaxPool2d(axes), commutes=True, pairs=True)
+    if keepdim:
+        return largest
+    return call.flattened(largest) if len(axes) == 2 else call.flattened(largest, 2, 3)
+
+
+def _single(dim: Any) -> Any:
+    """Return the only one of several dimensions, or what is given."""
+    return dim[0] if isinstance(dim, (tuple, list)) and len(dim) == 1 else dim
 
 
 def _axes(dims: Any, rank: int | None) -> list[int]:
@@ -107,12 +119,14 @@ def _all_pixels(call: Call) -> str:
 
 
 def _larger(call: Call) -> Any:
-    """Refuse torch.max of one or two tensors, and say what to use instead."""
+    """Convert torch.max along a dimension. Refuse the maximum of all values, and of two tensors."""
     _ = call.input
     other = call.args[1] if len(call.args) > 1 else call.kwargs.get("other")
     if isinstance(other, (*SPIKES, Real)):
         raise Unconvertible(FUNCTION_ADVICE[torch.maximum])
-    raise Unconvertible(_all_pixels(call))
+    if other is None and "dim" not in call.kwargs:
+        raise Unconvertible(_all_pixels(call))
+    return Maxima(arguments_of(call, functools.partial(_amax, call)))
 
 
 def _sum(sign: float) -> Rule:
@@ -120,6 +134,11 @@ def _sum(sign: float) -> Rule:
 
     def rule(call: Call) -> Any:
         one, other, alpha = _summands(call)
+        if len(call.args) == 2:
+            if (offset := call.constants_of_channels(1, 0)) is not None:
+                return call.affine(offset=sign * alpha * offset)
+            if (offset := call.constants_of_channels(0, 1)) is not None:
+                return call.swapped().affine(sign * float(alpha), offset)
         if isinstance(other, (int, float)):
             return call.affine(offset=sign * float(other * alpha))
         if isinstance(one, (int, float)):
@@ -148,12 +167,20 @@ def _multiply(call: Call) -> Any:
     numbers = [x for x in (*call.args, *call.kwargs.values()) if isinstance(x, (int, float))]
     if len(numbers) == 1:
         return call.swapped().affine(float(numbers[0]))
+    if len(call.args) == 2:
+        for place in (0, 1):
+            if (factor := call.constants_of_channels(place, 1 - place)) is not None:
+                return call.swapped().affine(factor)
     return call.gate()
 
 
 def _divide(call: Call) -> Any:
     _ = call.input
     divisor = call.args[1] if len(call.args) == 2 and not call.kwargs else None
+    if isinstance(divisor, Real) and (found := call.constants_of_channels(1, 0)) is not None:
+        divisor = found
+    if isinstance(divisor, torch.Tensor) and bool((divisor != 0).all()):
+        return call.affine(1 / divisor)
     if not isinstance(divisor, (int, float)) or divisor == 0:
         raise Unconvertible(DIVIDED)
     return call.affine(1 / divisor)
@@ -188,16 +215,33 @@ def _hardtanh(call: Call, min_val: Any = -1.0, max_val: Any = 1.0, inplace: bool
 
 @converts(F.pad)
 def _pad(call: Call, pad: Any, mode: str = "constant", value: Any = None) -> Any:
-    if mode != "constant" or len(pad) not in (2, 4) or not all(isinstance(n, int) for n in pad):
+    if len(pad) not in (2, 4, 6) or not all(isinstance(n, int) for n in pad):
         raise Unconvertible("pad rows and columns with zeros")
-    return padded(call, [*pad, 0, 0][:4], value or 0.0)
+    if mode != "constant":
+        return mirrored(call, pad, mode)
+    left, right, top, bottom, *channels = [*pad, 0, 0][: max(len(pad), 4)]
+    if channels and (call.value.dims not in (None, 4) or min(channels) < 0 or any((left, right, top, bottom))):
+        raise Unconvertible("pad rows and columns with zeros")
+    if any(channels) and not value:
+        return call.rearrange("channel_pad", *channels)
+    if call.value.dims == 3 and len(pad) == 2:
+        return call.of_line(lambda image: padded(image, (left, right, 0, 0), value or 0.0))
+    return padded(call, (left, right, top, bottom), value or 0.0)
 
 
 @converts(F.interpolate)
 def _interpolate(
-    call: Call, size: Any = None, scale_factor: Any = None, mode: str = "nearest", *rest: Any, **more: Any
+    call: Call,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = "nearest",
+    align_corners: Any = None,
+    recompute_scale_factor: Any = None,
+    antialias: Any = False,
 ) -> Any:
-    return upsampled(call, size, scale_factor, mode)
+    if recompute_scale_factor or antialias:
+        raise Unconvertible("leave out recompute_scale_factor and antialias")
+    return upsampled(call, size, scale_factor, mode, align_corners)
 
 
 def _cat(call: Call) -> Any:
@@ -240,6 +284,31 @@ def _are_channels(dim: Any, rank: int | None) -> bool:
 
 def _evenly(channels: int, size: int) -> list[tuple[int, int]]:
     return [(start, min(start + size, channels)) for start in range(0, channels, size)]
+
+
+_REPEATED = "repeat channels, as in x.repeat(1, 2, 1, 1), or rows and columns by nn.Upsample"
+
+
+@converts(torch.Tensor.repeat, torch.Tensor.tile)
+def _repeat(call: Call, *times: Any) -> Any:
+    times = tuple(times[0]) if len(times) == 1 and isinstance(times[0], (tuple, list)) else times
+    one, channels, *rest = (*times, 1, 1)[: max(len(times), 2)]
+    ones = all(number == 1 for number in (one, *rest))
+    if not ones or not isinstance(channels, int) or channels < 1 or call.value.dims not in (None, len(times)):
+        raise Unconvertible(_REPEATED)
+    return call.repeated(channels)
+
+
+@converts(torch.repeat_interleave, torch.Tensor.repeat_interleave)
+def _repeat_interleave(call: Call, repeats: Any, dim: Any = None) -> Any:
+    if not isinstance(repeats, int) or repeats < 1 or not isinstance(dim, int):
+        raise Unconvertible(_REPEATED)
+    rank = call.value.dims or 4
+    if dim % rank == 1:
+        return call.shuffled(Grouped(call.repeated(repeats), repeats))
+    if rank != 4 or dim % rank == 0:
+        raise Unconvertible(_REPEATED)
+    return call.rearrange("upsample", *((repeats, 1) if dim % rank == 2 else (1, repeats)))
 
 
 @converts(F.pixel_shuffle)

@@ -19,8 +19,10 @@ from ..nn import (
 )
 from ..nn.batch_norm import NORMS
 from ..nn.tandem import drop_ins
+from .builtin_shapes import unflattened
 from .nodes import StochasticDepth
 from .rules import Call, Rule, Unconvertible, WeightRule, register, register_all, relu_rule
+from .values import Resize
 
 
 def _norm(call: Call) -> Any:
@@ -73,14 +75,14 @@ def _largest_of_line(call: Call) -> Any:
     _check_indices(call)
     if _single(call.module.output_size) != (1,):
         raise Unconvertible("use output_size=1 or nn.MaxPool1d: other windows depend on the length of the line")
-    return call.of_line(lambda image: image.apply(SpikingGlobalMaxPool2d(), commutes=True))
+    return call.of_line(lambda image: image.apply(SpikingGlobalMaxPool2d(), commutes=True, pairs=True))
 
 
 def _largest_of_image(call: Call) -> Any:
     _check_indices(call)
     if _single(call.module.output_size) not in ((1,), (1, 1)):
         raise Unconvertible("use output_size=1 or nn.MaxPool2d: other windows depend on the size of the image")
-    return call.apply(SpikingGlobalMaxPool2d(), commutes=True)
+    return call.apply(SpikingGlobalMaxPool2d(), commutes=True, pairs=True)
 
 
 def _maximum(kind: type[SpikingMaxPool2d | SpikingMaxPool3d]) -> Rule:
@@ -90,7 +92,7 @@ def _maximum(kind: type[SpikingMaxPool2d | SpikingMaxPool3d]) -> Rule:
         _check_indices(call)
         pool = call.module
         window = pool.kernel_size, pool.stride, pool.padding, pool.dilation
-        return call.apply(kind(*window, False, pool.ceil_mode), commutes=True)
+        return call.apply(kind(*window, False, pool.ceil_mode), commutes=True, pairs=True)
 
     return rule
 
@@ -111,19 +113,44 @@ def padded(call: Call, pads: Any, value: float = 0.0) -> Any:
     return call.rearrange("zero_pad", *pads)
 
 
-def _is_whole(x: Any) -> bool:
-    return isinstance(x, (int, float)) and float(x).is_integer()
-
-
-def upsampled(call: Call, size: Any, factor: Any, mode: str = "nearest") -> Any:
-    """Repeat every neuron."""
+def mirrored(call: Call, pads: Any, mode: str) -> Any:
+    """Put copies of neurons around an image or a line."""
     _ = call.input
-    if size is not None and call.sizes is not None and call.sizes_after is not None:
-        size, factor = None, [want / have for want, have in zip(call.sizes_after[1:], call.sizes[1:], strict=True)]
-    factors = factor if isinstance(factor, (tuple, list)) else (factor, factor)
-    if size is not None or mode != "nearest" or not all(map(_is_whole, factors)):
-        raise Unconvertible("use mode='nearest' and a whole scale_factor: spikes are not interpolated")
-    return call.rearrange("upsample", *(int(f) for f in factors))
+    if mode not in ("reflect", "replicate", "circular") or min(pads) < 0:
+        raise Unconvertible("pad rows and columns with zeros, or with mode 'reflect', 'replicate' or 'circular'")
+    if len(pads) == 2:
+        return call.of_line(lambda image: image.rearrange(f"{mode}_pad", *pads, 0, 0))
+    return call.rearrange(f"{mode}_pad", *pads)
+
+
+def _mirrored(mode: str) -> Rule:
+    return lambda call: mirrored(call, call.module.padding, mode)
+
+
+def upsampled(call: Call, size: Any, factor: Any, mode: str = "nearest", align_corners: Any = None) -> Any:
+    """Repeat every neuron, or interpolate between neurons."""
+    _ = call.input
+    both = [x if x is None or isinstance(x, (tuple, list)) else (x, x) for x in (size, factor)]
+    numbers = all(isinstance(x, (int, float)) for pair in both for x in pair or ())
+    if not numbers or mode not in ("nearest", "nearest-exact", "bilinear", "bicubic") or both.count(None) != 1:
+        raise Unconvertible("use mode='nearest', 'bilinear' or 'bicubic', with numbers as size or scale_factor")
+    size, factor = both
+    if mode in ("bilinear", "bicubic"):
+        factor = None if factor is None else tuple(map(float, factor))
+        return call.interpolate(Resize(None if size is None else tuple(size), factor, mode, bool(align_corners)))
+    if size is not None and mode == "nearest":
+        return call.rearrange("resize", *size)
+    if factor is None or not all(float(f).is_integer() for f in factor):
+        raise Unconvertible("with mode='nearest', use a whole scale_factor: spikes are repeated")
+    return call.rearrange("upsample", *(int(f) for f in factor))
+
+
+def _upsampled_by(call: Call) -> Any:
+    """Convert nn.Upsample and its subclasses in torch."""
+    module = call.module
+    if module.recompute_scale_factor:
+        raise Unconvertible("set recompute_scale_factor=None")
+    return upsampled(call, module.size, module.scale_factor, module.mode, module.align_corners)
 
 
 for _of_torch, _tandem in drop_ins().items():
@@ -131,6 +158,7 @@ for _of_torch, _tandem in drop_ins().items():
 register(nn.ReLU, relu_rule)
 register(nn.Identity, lambda call: call.input)
 register_all(_norm, *NORMS)
+register(nn.Unflatten, lambda call: unflattened(call, call.module.dim, call.module.unflattened_size))
 register(nn.Flatten, lambda call: call.flatten(call.module.start_dim, call.module.end_dim))
 register(nn.AvgPool2d, _average)
 register(nn.AdaptiveAvgPool2d, _average)
@@ -149,8 +177,9 @@ register(nn.AdaptiveMaxPool1d, _largest_of_line)
 register(nn.AdaptiveMaxPool2d, _largest_of_image)
 register(nn.ZeroPad2d, lambda call: padded(call, call.module.padding))
 register(nn.ConstantPad2d, lambda call: padded(call, call.module.padding, call.module.value))
-register(nn.Upsample, lambda call: upsampled(call, call.module.size, call.module.scale_factor, call.module.mode))
-register(nn.UpsamplingNearest2d, lambda call: upsampled(call, call.module.size, call.module.scale_factor))
+register_all(_mirrored("reflect"), nn.ReflectionPad1d, nn.ReflectionPad2d)
+register_all(_mirrored("replicate"), nn.ReplicationPad1d, nn.ReplicationPad2d)
+register_all(_upsampled_by, nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
 register(nn.PixelShuffle, lambda call: call.rearrange("pixel_shuffle", call.module.upscale_factor))
 register(nn.PixelUnshuffle, lambda call: call.rearrange("pixel_unshuffle", call.module.downscale_factor))
 register(nn.ChannelShuffle, lambda call: call.rearrange("channel_shuffle", call.module.groups))

@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 import operator
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from .advice import EXAMPLE, NOTHING_ELSE, NUMBER
+from .advice import EXAMPLE, NOTHING_ELSE, NUMBER, SIZES
 from .nodes import asks_for_size
 from .rules import Call, Rule, Unconvertible, converts, register, register_all
-from .values import BATCH, Grouped, Pieces, Shape, Size, Sizes, number_of_channels, shape_of
+from .values import BATCH, Grouped, Maxima, Pieces, Shape, Size, Sizes, number_of_channels, shape_of
 
 _SIZED = "use nn.Flatten in place of a computed shape"
+_SQUEEZED = "use torch.flatten(x, 1)"
 DIVIDED = "divide by a number other than 0: spikes cannot be divided by others"
 _COMPARISONS = operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge
 WHOLE_IMAGE = (Size(1, (2,), (None,)), Size(1, (3,), (None,)))
@@ -46,10 +47,10 @@ def _reshape(call: Call, sizes: tuple[Any, ...]) -> Any:
     fits_every_image = rest[-1] == -1 or not isinstance(rest[-1], int)
     if len(rest) == 2 and x.dims == 4 and batch == BATCH and rest[0] == number_of_channels(x) and fits_every_image:
         return call.flatten(2)
-    raise Unconvertible(_computed(call, sizes))
+    raise Unconvertible(_advice_on_sizes(call, sizes))
 
 
-def _computed(call: Call, sizes: tuple[Any, ...]) -> str:
+def _advice_on_sizes(call: Call, sizes: tuple[Any, ...]) -> str:
     """Return the advice for a shape that is not understood: if it has sizes that are no numbers, these may help."""
     return NUMBER if call.sizes is None and any(isinstance(size, (Size, Shape)) for size in sizes) else _SIZED
 
@@ -131,19 +132,21 @@ def _viewed(call: Call) -> Any:
     if isinstance(x, Grouped):
         channels = number_of_channels(x.x)
         if channels is None or not _views(sizes, [(channels, -1)]):
-            raise Unconvertible(_computed(call, sizes))
+            raise Unconvertible(_advice_on_sizes(call, sizes))
         return call.shuffled(x) if x.swapped else x.x
     if len(sizes) == 5:
         train = call.spikes()
         groups, channels = sizes[1], number_of_channels(train)
         if channels is None or not isinstance(groups, int) or groups < 1 or channels % groups or train.dims == 5:
-            raise Unconvertible(_computed(call, sizes))
+            raise Unconvertible(_advice_on_sizes(call, sizes))
         if not _views(sizes, [(groups,), (channels // groups, -1)]):
-            raise Unconvertible(_computed(call, sizes))
+            raise Unconvertible(_advice_on_sizes(call, sizes))
         return Grouped(train, groups)
     if len(sizes) < 2:
         _ = call.input
-        raise Unconvertible(_computed(call, sizes))
+        raise Unconvertible(_advice_on_sizes(call, sizes))
+    if len(sizes) in (3, 4) and call.value.dims in (2, None) and sizes[0] in (BATCH, -1):
+        return _unflattened(call, sizes[1:])
     return _reshape(call, sizes)
 
 
@@ -157,6 +160,39 @@ def _as_symbols(call: Call, sizes: tuple[Any, ...]) -> tuple[Any, ...]:
     if len(after) == 2:
         return BATCH, after[0], -1
     return (BATCH, *after[:-2], *WHOLE_IMAGE) if after[-2:] == before[-2:] else sizes
+
+
+def _unflattened(call: Call, sizes: Sequence[Any]) -> Any:
+    """Convert features [N, F] to images or lines of these sizes, of which one may be -1."""
+    features = shape_of(call.value).channels or (None if call.size is None else call.size[1])
+    known = [size for size in sizes if size != -1]
+    unknown = len(sizes) - len(known)
+    if not all(isinstance(size, int) and size > 0 for size in known) or unknown > (features is not None):
+        raise Unconvertible("give the sizes of images as numbers, as in x.view(-1, 8, 7, 7)")
+    channels, *rest = (features // math.prod(known) if size == -1 else size for size in sizes)
+    image = call.rearrange("unflatten", channels, *[1] * (2 - len(rest)), *rest)
+    return image if len(rest) == 2 else call.flattened(image, 2, 3)
+
+
+def unflattened(call: Call, dim: Any, sizes: Any) -> Any:
+    """Convert a call that splits a dimension, here only the features of [N, F]."""
+    if call.value.dims not in (2, None) or dim not in (1, -1) or not 2 <= len(sizes) <= 3:
+        raise Unconvertible("make images or lines of features [N, F]: other dimensions are not split")
+    return _unflattened(call, sizes)
+
+
+@converts(torch.squeeze, torch.Tensor.squeeze)
+def _squeeze(call: Call, dim: Any = None) -> Any:
+    _, size = call.value, call.size
+    dims = dim if isinstance(dim, (tuple, list)) else (dim,)
+    if size is None or len(size) not in (3, 4) or not all(isinstance(d, int) for d in dims):
+        raise Unconvertible(_SQUEEZED)
+    squeezed = sorted({d % len(size) for d in dims if size[d] == 1})
+    if not squeezed:
+        return call.input
+    if squeezed[0] < 2:
+        raise Unconvertible(_SQUEEZED)
+    return call.flatten(2 if len(size) == 4 and len(squeezed) == 1 else 1)
 
 
 def _views(sizes: tuple[Any, ...], channels: list[tuple[int, ...]]) -> bool:
@@ -212,6 +248,8 @@ def _rank(call: Call) -> Any:
 
 
 def _attribute(call: Call) -> Any:
+    if isinstance(call.args[0], Maxima) and call.args[1] == "values":
+        return call.args[0].values
     x, word = call.value, call.args[1]
     if word == "shape":
         return _shape(call)
@@ -242,19 +280,50 @@ def _item(call: Call) -> Any:
         return x[index] if isinstance(index, int) else Sizes(x[index])
     if isinstance(x, Pieces) and isinstance(index, int):
         return call.piece(x, index)
-    _ = call.input
-    whole = slice(None)
-    index = index if isinstance(index, tuple) else (index,)
-    channels = index[1] if len(index) > 1 and index[0] == whole else None
-    if (
-        not isinstance(channels, slice)
-        or channels.step not in (None, 1)
-        or not all(end is None or isinstance(end, int) for end in (channels.start, channels.stop))
-        or any(i not in (whole, ...) for i in index[2:])
-    ):
-        raise Unconvertible("select a range of channels, as in x[:, :8]")
-    selected: slice = channels
-    return call.piece(call.pieces(lambda number: [selected.indices(number)[:2]]), 0)
+    if isinstance(x, Maxima) and (index == 0 or not call.node.users):
+        return x.values if index == 0 else x
+    return _indexed(call, index)
+
+
+_SELECTED = "select ranges behind the batch, as in x[:, :8, ::2], or one row or column, as in x[:, :, -1]"
+
+
+def _indexed(call: Call, index: Any) -> Any:
+    """Select ranges of channels, rows and columns, or one row or column."""
+    x = call.input
+    index = [*index] if isinstance(index, tuple) else [index]
+    if ... in index:
+        at = index.index(...)
+        if index[at + 1 :] and x.dims is None:
+            raise Unconvertible(SIZES)
+        missing = 0 if x.dims is None else x.dims - len(index) + 1
+        index[at : at + 1] = [slice(None)] * missing
+    parts = {dim: part for dim, part in enumerate(index) if part != slice(None)}
+    if 0 in parts or (x.dims is not None and len(index) > x.dims) or not all(map(_is_part, parts.values())):
+        raise Unconvertible(_SELECTED)
+    if not parts:
+        return x
+    channels = parts.get(1)
+    if isinstance(channels, slice) and len(parts) == 1 and channels.step in (None, 1):
+        return call.piece(call.pieces(lambda number: [channels.indices(number)[:2]]), 0)
+    single = [dim for dim, part in parts.items() if isinstance(part, int)]
+    if single and x.dims is None:
+        raise Unconvertible(SIZES)
+    if any(dim == 1 and not (x.features and x.dims == 3) for dim in single) or (single and x.dims not in (3, 4)):
+        raise Unconvertible(_SELECTED)
+    return call.sliced({dim: _as_slice(part) for dim, part in parts.items()}, single)
+
+
+def _is_part(part: Any) -> bool:
+    """Whether an index is a number, or a range with a positive step and ends that are numbers."""
+    if not isinstance(part, slice):
+        return isinstance(part, int) and not isinstance(part, bool)
+    ends = [end for end in (part.start, part.stop) if end is not None]
+    return all(isinstance(end, int) for end in ends) and (part.step is None or (_is_part(part.step) and part.step > 0))
+
+
+def _as_slice(part: slice | int) -> slice:
+    return part if isinstance(part, slice) else slice(part, None if part == -1 else part + 1)
 
 
 def _compared(call: Call) -> Any:
@@ -262,6 +331,7 @@ def _compared(call: Call) -> Any:
     raise Unconvertible(NOTHING_ELSE)
 
 
+converts(torch.unflatten, torch.Tensor.unflatten)(unflattened)
 register_all(_viewed, torch.reshape, torch.Tensor.reshape, torch.Tensor.view)
 register_all(_transpose, torch.transpose, torch.Tensor.transpose)
 register_all(_permuted, torch.permute, torch.Tensor.permute)

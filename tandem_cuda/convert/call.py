@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
-from .advice import COUNTED, FUNCTION_ADVICE, MULTIPLIED, NEGATIVE, NOTHING_ELSE, NUMBER
+from ..nn.movements import END
+from .advice import BY_A_TENSOR, COUNTED, FUNCTION_ADVICE, MULTIPLIED, NEGATIVE, NOTHING_ELSE, advice_against
+from .constants import constant_of, is_constant, names_of, of_channels
 from .nodes import asks_for_size, keeps_samples, kind_of, leading_to, module_of, reads_batch_size
 from .proxy_types import NUMBERS, class_of
 from .values import (
@@ -23,19 +25,16 @@ from .values import (
     Pieces,
     Pooled,
     Real,
-    Shape,
+    Resize,
     Size,
     Sizes,
     Train,
+    number_of,
     number_of_channels,
+    shape_of,
 )
 from .weight_rules import RULES, Unconvertible, WeightRule, weights_of
 from .writer import Writer
-
-
-def _is_constant(node: fx.Node) -> bool:
-    """Whether a node does not depend on the network's input."""
-    return all(before.op != "placeholder" for before in leading_to([node]))
 
 
 class Call:
@@ -75,7 +74,7 @@ class Call:
         x = self._writer.value(node)
         if isinstance(x, Real) and class_of(node) in NUMBERS:
             x = self._size_of_input(node)
-        return tuple(map(_number, x.sizes)) if isinstance(x, Sizes) else _number(x)
+        return tuple(map(number_of, x.sizes)) if isinstance(x, Sizes) else number_of(x)
 
     def _size_of_input(self, node: fx.Node) -> Size:
         """Return a size of a real value: the batch size if all spikes have it, too, else a size that is not known."""
@@ -99,6 +98,12 @@ class Call:
     def sizes_after(self) -> torch.Size | None:
         """The sizes of the call's result in the ANN, as :attr:`sizes`."""
         return self._writer.trace.fixed_sizes(self.node)
+
+    @property
+    def size(self) -> torch.Size | None:
+        """The size of the ANN's first argument for the example; None without an example."""
+        first = self._first()
+        return None if first is None else self._writer.trace.sizes.get(first)
 
     @property
     def value(self) -> Any:
@@ -141,20 +146,22 @@ class Call:
             x = self.spikes()
         return self._writer.write_neurons(self.node, x, bound=bound)
 
-    def apply(self, module: nn.Module, *, commutes: bool = False) -> Any:
+    def apply(self, module: nn.Module, *, commutes: bool = False, pairs: bool = False) -> Any:
         """Replace the call by a module that takes a SpikeTrain and returns one.
 
         Args:
             module: a new module for each call.
             commutes: whether the ANN's call gives the same result before and after a ReLU, as max pooling does. Such a
                 call may come before the ReLU; the module is then put after the neurons.
+            pairs: whether the module takes trains that are ``paired``, whose values may be negative, and returns such
+                trains.
 
         Raises:
-            Unconvertible: the input may be negative, and no ReLU follows.
+            Unconvertible: without ``pairs``, the input may be negative, and no ReLU follows.
         """
         x = self.input if commutes else self.spikes()
         x = self._writer.spikes(x) if isinstance(x, Pooled) else x
-        if isinstance(x, Train) and x.signed:
+        if isinstance(x, Train) and x.signed and not pairs:
             raise Unconvertible(NEGATIVE)
 
         def step(value: Any) -> Any:
@@ -162,15 +169,34 @@ class Call:
             return self._writer.called(value, self.node, module)
 
         x = self._writer.apply_or_defer(x, step)
-        return replace(x, wants_relu=self.node) if isinstance(x, Current) else x
+        return replace(x, wants_relu=self.node) if isinstance(x, Current) and not pairs else x
 
     def rearrange(self, how: str, *arguments: int) -> Any:
         """Move neurons, as :class:`tandem_cuda.nn.SpikeRearrange` does."""
         x = self.input
-        if x.dims not in (None, 4) and how not in ("channels", "channel_shuffle"):
+        if x.dims not in (None, 4) and how not in ("channels", "channel_shuffle", "channel_pad", "unflatten"):
             raise Unconvertible("use images [N, C, H, W], for which it has a spiking form")
         x = self._writer.spikes(x) if isinstance(x, Pooled) else x
         return self._writer.apply_or_defer(x, lambda train: self._writer.rearranged(train, how, *arguments))
+
+    def sliced(self, parts: dict[int, slice], single: Collection[int] = ()) -> Any:
+        """Slice dimensions behind the batch; ``single`` are dimensions whose one element is taken, without them."""
+        x = self.input
+        x = self._writer.spikes(x) if isinstance(x, Pooled) else x
+        numbers = [
+            (dim, part.start or 0, END if part.stop is None else part.stop, part.step or 1)
+            for dim, part in parts.items()
+        ]
+
+        def step(train: Any) -> Any:
+            for part in numbers:
+                train = self._writer.rearranged(train, "slice", *part)
+            return train
+
+        x = self._writer.apply_or_defer(x, step)
+        if not single:
+            return x
+        return self._writer.flattened(x, 2 if x.dims == 4 and len(single) == 1 else 1, 3 if x.dims == 4 else 2)
 
     def average(self, pool: Average, *, keepdim: bool = True) -> Any:
         """Pool spikes by averaging, and flatten the result if not ``keepdim``.
@@ -274,7 +300,7 @@ class Call:
         x = self._writer.value(argument) if isinstance(argument, fx.Node) else argument
         if isinstance(argument, fx.Node) and isinstance(x, SPIKES):
             return argument
-        if isinstance(x, Real) and _is_constant(argument):
+        if isinstance(x, Real) and is_constant(argument):
             if verb == "add":
                 raise Unconvertible(
                     "add a number, or to each channel the bias of a layer such as nn.Conv2d(8, 8, 1, groups=8): this "
@@ -299,6 +325,13 @@ class Call:
         branch = x.branches[0] if isinstance(x, Current) and len(x.branches) == 1 and not x.deferred else None
         if branch is not None and branch.features and branch.dims is not None:  # the norm is of rows, not of features
             return Current([Branch(self._writer.by_channel(self.spikes()), self._name(), norm=norm)])
+        if (
+            branch is not None
+            and branch.resize is not None
+            and branch.norm is None
+            and type(norm) is not nn.BatchNorm1d
+        ):
+            return replace(x, branches=[replace(branch, norm=norm)])
         if branch is not None and branch.layer is not None and branch.norm is None:
             fitting = weights_of(branch.layer).norm
             if kind_of(norm) not in (fitting, nn.SyncBatchNorm):
@@ -311,14 +344,67 @@ class Call:
         pooled = pool(self._on(self._writer.rearranged(self.spikes(), "unsqueeze")))
         return self._on(pooled).flatten(2, 3)
 
-    def affine(self, factor: float = 1.0, offset: float = 0.0) -> Any:
-        """Multiply by a number and add another."""
-        if (factor, offset) == (1, 0):
+    def affine(self, factor: float | Tensor = 1.0, offset: float | Tensor = 0.0) -> Any:
+        """Multiply by a number and add another. Each may be a tensor of one number for each channel."""
+        if not isinstance(factor, Tensor) and not isinstance(offset, Tensor) and (factor, offset) == (1, 0):
             return self.input
+        x = self.input
+        before = x.branches[0] if isinstance(x, Current) and x.is_fixed and not x.deferred else None
+        if before is not None and before.layer is None and before.resize is None:  # constants of channels before these
+            factor, offset = factor * before.factor, factor * before.offset + offset
+            return Current([replace(before, name=self._name(), factor=factor, offset=offset)])
         branch = Branch(self.spikes(), self._name(), factor=factor, offset=offset)
         if branch.channels is None:
             raise Unconvertible(COUNTED)
         return Current([branch])
+
+    def mapped(self, layer: nn.Module) -> Current:
+        """Apply a layer of torch whose weights are constants, made by :func:`.constants.constant_layer`."""
+        if isinstance(layer, nn.Linear):
+            first = self._first()
+            assert first is not None
+            train = self._writer.by_feature(first, self.spikes())
+        else:
+            train = self._writer.by_channel(self.spikes(), True)
+        return Current([Branch(train, self._name(), layer)], origin=self.node)
+
+    def constant(self, place: int | str) -> Tensor | None:
+        """Return an argument that is a tensor of constants, by place or name, in double precision; None for others."""
+        given = self._inputs[place : place + 1] if isinstance(place, int) else [self.node.kwargs.get(place)]
+        node = next(iter(given), None)
+        if not isinstance(node, fx.Node) or not isinstance(self._writer.value(node), Real):
+            return None
+        found = constant_of(node, self._writer.ann)
+        if found is not None:
+            self._writer.constants |= names_of(node)
+        return found
+
+    def constants_of_channels(self, place: int, other: int) -> float | Tensor | None:
+        """Return constants that broadcast to the argument at place ``other``: a number, or one for each channel."""
+        x, node = self.constant(place), self._inputs[other]
+        spikes = self._writer.value(node) if isinstance(node, fx.Node) else None
+        if x is None or not isinstance(spikes, SPIKES):
+            return None
+        found = of_channels(x, shape_of(spikes).channels, spikes.dims, spikes.features)
+        return found if found is None or found.dim() else float(found)
+
+    def repeated(self, times: int) -> Any:
+        """Concatenate the input several times along the channels."""
+        train = self.spikes()
+        return train if times == 1 else self._writer.joined(self.node, self.node.all_input_nodes[:1] * times)
+
+    def interpolate(self, resize: Resize) -> Any:
+        """Interpolate images. The result has neurons, or is computed by the ANN's call where it goes into the read-out.
+
+        Raises:
+            Unconvertible: the input is no images.
+        """
+        train = self._writer.by_channel(self.spikes(), True)
+        if train.dims not in (None, 4):
+            raise Unconvertible("use images [N, C, H, W], for which it has a spiking form")
+        if train.channels is None:
+            raise Unconvertible(COUNTED)
+        return Current([Branch(train, self._name(), resize=resize)])
 
     def cat(self) -> Any:
         """Concatenate the values in the first argument, a list, along the channels."""
@@ -352,10 +438,9 @@ class Call:
         return self._on(grouped.x).rearrange("channel_shuffle", grouped.groups)
 
     def swapped(self) -> Call:
-        """Return the call with its only input that is no size as the first argument."""
-        values = {node: self._writer.value(node) for node in self.node.all_input_nodes}
-        ((node, x),) = [(node, x) for node, x in values.items() if not isinstance(x, Size)]
-        return self._on(self._writer.train(node)) if isinstance(x, SPIKES) else self
+        """Return the call with its only input that is spikes as the first argument."""
+        spikes = [node for node in self.node.all_input_nodes if isinstance(self._writer.value(node), SPIKES)]
+        return self._on(self._writer.train(spikes[0])) if spikes else self
 
     def flattened(self, x: Any, start_dim: int = 1, end_dim: int = -1) -> Any:
         """Flatten dimensions of the result of another method."""
@@ -376,11 +461,8 @@ class Call:
         if len(trains) == 1 and len(gates) == 1:
             if self.node in self._writer.gates.values():
                 return self._writer.gated(self.node, self._writer.train(trains[0]), gates[0])
-            if any(map(_is_constant, nodes)):
-                raise Unconvertible(
-                    "multiply by a number, or each channel by the weight of a layer such as nn.Conv2d(8, 8, 1, "
-                    "groups=8, bias=False): spikes cannot be multiplied by tensors"
-                )
+            if any(map(is_constant, nodes)):
+                raise Unconvertible(BY_A_TENSOR)
         raise Unconvertible(next(filter(None, map(advice_against, values)), MULTIPLIED))
 
     def _name(self) -> str:
@@ -415,19 +497,3 @@ class Call:
         call = Call(self._writer, self.node, module or self.module)
         call._other_input = x
         return call
-
-
-def _number(x: Any) -> Any:
-    """Return the number of a size that is known."""
-    return x.number if isinstance(x, Size) and not x.dims else x
-
-
-def advice_against(x: Any) -> str | None:
-    """Return the advice for a value that is no spikes; None if it depends on the use of the value."""
-    if isinstance(x, (Size, Sizes, Shape)):
-        return NUMBER
-    if isinstance(x, Pieces):
-        return "use its pieces one by one, as in x.chunk(2, 1)[0]"
-    if isinstance(x, Grouped):
-        return "use nn.ChannelShuffle: channels are viewed in groups only to shuffle them"
-    return None

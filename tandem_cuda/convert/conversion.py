@@ -26,12 +26,14 @@ from .advice import (
     RECTIFYING,
     WEIGHT_FUNCTIONS,
     Problem,
+    advice_against,
     advice_for,
     hooked,
     refusal,
 )
 from .aliases import sharing, writes
-from .call import Call, advice_against
+from .call import Call
+from .constants import constant_of, is_constant
 from .example import sized_as_traced
 from .gates import gated
 from .nodes import (
@@ -81,6 +83,8 @@ class Conversion:
         self.refused_gates = {} if options.gates else gated(self.nodes, self.ann)
         """The nodes that compute a gate and are refused, each with the product that is reported in its place."""
         self.reported_products: set[fx.Node] = set()
+        self.copies: dict[fx.Node, Any] = {}
+        """The ANN's nodes that the SNN has as they are, beside their spikes."""
         self.before, self.last = self._order()
         for node in self.nodes:
             if not self.tainted.isdisjoint(node.all_input_nodes):
@@ -131,8 +135,9 @@ class Conversion:
             raise ValueError(refusal(self.problems))
         if not self.writer.layers:
             raise ValueError("convert: ann must have a weight layer and a ReLU before its last weight layer, got none")
-        for node in reversed(self.writer.graph.nodes):
-            if not node.users and class_of(node) in NUMBERS:  # a rule has read them
+        for node in reversed(self.writer.graph.nodes):  # numbers that a rule has read, and constants that are weights
+            computes = node.op in ("get_attr", "call_function", "call_method")
+            if not node.users and (class_of(node) in NUMBERS or (computes and is_constant(node))):
                 self.writer.graph.erase_node(node)
         self.writer.graph.lint()
         return fx.GraphModule(self.writer.modules, self.writer.graph, "SpikingTwin")
@@ -142,7 +147,8 @@ class Conversion:
         products = {origin.node for origin in self.writer.origins}
         gates = [node for node, product in self.gates.items() if product.name in products]
         modules = [name_of(node) for node in self.nodes if node in gates and node.op == "call_module"]
-        return Record(tuple(self.writer.origins), gates=tuple(modules or [node.name for node in gates]))
+        gate_names, constants = modules or [node.name for node in gates], sorted(self.writer.constants)
+        return Record(tuple(self.writer.origins), gates=tuple(gate_names), constants=tuple(constants))
 
     def _order(self) -> tuple[set[fx.Node], set[fx.Node]]:
         """Return the nodes that lead to a weight layer, and the last weight layers, which stay as they are."""
@@ -200,7 +206,8 @@ class Conversion:
         rule = rule_for(node, self.ann)
         if isinstance(rule, WeightRule):
             return self._weight(node)
-        if rule is None and node in self.before and (why := self._weightless(node)):
+        unknown = rule is None or node.target in WEIGHT_FUNCTIONS
+        if unknown and node in self.before and (why := self._weightless(node)):
             # It would have become a layer.
             dims = getattr(self.value(node.all_input_nodes[0]), "dims", None) if node.all_input_nodes else None
             return self._problem(node, why, self.writer.stand_in(dims=dims))
@@ -224,6 +231,9 @@ class Conversion:
         if (module := module_of(self.ann, node)) is not None:
             return advice_for(module) if isinstance(module, nn.modules.conv._ConvNd) else None
         why = WEIGHT_FUNCTIONS.get(node.target)
+        constants = all(constant_of(x, self.ann) is not None for x in node.all_input_nodes[1:])
+        if why is not None and constants and rule_for(node, self.ann) is not None:
+            return None
         owner = self._owner(node)
         if why is None or not isinstance(owner, (nn.modules.conv._ConvNd, nn.Linear)):
             return why
@@ -335,6 +345,10 @@ class Conversion:
             return tuple(map(self._size, x.sizes))
         if isinstance(x, Shape):
             return self._shape(x.of)
+        if isinstance(x, Current) and x.is_fixed:
+            if node not in self.copies:  # the ANN's call, of decoded spikes, needs no neurons
+                self.copies[node] = self._copied(node)
+            return self.copies[node].node
         if isinstance(x, Current):
             x = self.writer.train(node)
         return self.writer.decoded(x).node

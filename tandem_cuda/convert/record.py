@@ -68,6 +68,8 @@ class Record:
     sample: Sample = field(default_factory=Sample)
     per_layer: tuple[str, ...] = ()
     """The ANN's parts that cannot take thresholds of channels, so that calibration found thresholds of layers."""
+    constants: tuple[str, ...] = ()
+    """The names of the ANN's tensors whose values are constants of the spiking twin."""
 
     def example(self, ann: nn.Module) -> tuple[Tensor, ...] | None:
         """Return inputs of the ANN with which it can be traced again."""

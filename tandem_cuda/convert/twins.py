@@ -174,7 +174,7 @@ class Twins:
                     x.data = x.data.to(like)
                 else:
                     setattr(module, name, x.to(like))
-            if isinstance(module, TandemElementwise):
+            if _has_constants(module):
                 module.maps_on(like)
         self._kinds = self._kinds_of_ann()
 
@@ -211,9 +211,14 @@ def _same(one: Tensor | None, other: Tensor | None) -> bool:
     return one is other or (one is not None and other is not None and torch.equal(one, other))
 
 
+def _has_constants(module: nn.Module) -> bool:
+    """Whether weight and bias of a module of the spiking twin are constants and no parameters of the ANN."""
+    return isinstance(module, TandemElementwise) or getattr(module, "exact", None) is not None
+
+
 def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Return the tensors of a module of the spiking twin that the ANN does not have."""
-    names = ("weight", "bias", *_OWN_TENSORS) if isinstance(module, TandemElementwise) else _OWN_TENSORS
+    names = ("weight", "bias", *_OWN_TENSORS) if _has_constants(module) else _OWN_TENSORS
     held = module._parameters | module._buffers
     return {name: x for name in names if (x := held.get(name)) is not None}
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 SpikeSource = tuple[str | None, int]
@@ -43,6 +44,16 @@ class Train:
     dimension 1. If rows of features are flattened, so are the values of the last dimension, row by row."""
 
 
+@dataclass(frozen=True)
+class Resize:
+    """The interpolation of images, as :class:`tandem_cuda.nn.TandemInterpolate` takes it."""
+
+    size: tuple[int, int] | None
+    scale_factor: tuple[float, float] | None
+    mode: str
+    align_corners: bool
+
+
 @dataclass
 class Branch:
     """A summand of a pre-activation: the output of a weight layer (``name``, ``layer``), or of an elementwise map."""
@@ -54,8 +65,12 @@ class Branch:
     norm: nn.Module | None = None
     encoded: bool = False
     """Whether ``train.node`` is the output of Encode instead."""
-    factor: float = 1.0
-    offset: float = 0.0
+    factor: float | Tensor = 1.0
+    """A number, or one for each channel, in double precision."""
+    offset: float | Tensor = 0.0
+    """Likewise."""
+    resize: Resize | None = None
+    """How the spikes' image is interpolated before the map."""
 
     @property
     def channels(self) -> int | None:
@@ -82,7 +97,28 @@ class Branch:
     @property
     def is_identity(self) -> bool:
         """Whether it adds the spikes themselves."""
-        return self.layer is None and self.norm is None and self.factor == 1 and self.offset == 0
+        scalars = not isinstance(self.factor, Tensor) and not isinstance(self.offset, Tensor)
+        plain = self.layer is None and self.norm is None and self.resize is None
+        return bool(plain and scalars and self.factor == 1 and self.offset == 0)
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether it is a linear map with constants, which the ANN's own call can compute from decoded spikes."""
+        if self.layer is not None:
+            return self.norm is None and "weight" in self.layer._buffers
+        given = self.resize is not None or isinstance(self.factor, Tensor) or isinstance(self.offset, Tensor)
+        return self.norm is None and given
+
+    @property
+    def is_positive(self) -> bool:
+        """Whether it is never negative: it needs neither a ReLU nor neurons for both signs."""
+        if self.train.signed or not (self.is_fixed or self.is_identity):
+            return False
+        numbers: Any = (self.factor, self.offset)
+        if self.layer is not None:
+            numbers = self.layer._buffers.values()
+        negative = self.resize is not None and self.resize.mode != "bilinear"
+        return not negative and all(bool((torch.as_tensor(x) >= 0).all()) for x in numbers if x is not None)
 
     @property
     def is_plain(self) -> bool:
@@ -99,6 +135,8 @@ class Current:
     """Steps to apply after the neurons. The ANN applies them before its ReLU, which gives equal results."""
     wants_relu: fx.Node | None = None
     """The ANN's node for a deferred step that is right only if a ReLU follows; None if there is none."""
+    origin: fx.Node | None = None
+    """The ANN's node that computes both a map of one channel and the first deferred steps, if there is one."""
     rescales: bool = False
     """Whether a step scales values in training, so that they are no longer bounded as the ANN bounds them."""
 
@@ -109,8 +147,13 @@ class Current:
 
     @property
     def is_positive(self) -> bool:
-        """Whether it is a sum of spikes, which needs no ReLU."""
-        return all(branch.is_identity and not branch.train.signed for branch in self.branches)
+        """Whether it is a sum of what is never negative, which needs no ReLU."""
+        return all(branch.is_positive for branch in self.branches)
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether it is a linear map of one spike train with constants, and perhaps deferred steps behind it."""
+        return len(self.branches) == 1 and self.branches[0].is_fixed
 
     @property
     def of_neurons(self) -> tuple[int | None, int | None]:
@@ -209,6 +252,13 @@ class Pieces:
 
 
 @dataclass
+class Maxima:
+    """What torch.max along dimensions returns: the largest values, and their positions."""
+
+    values: Any
+
+
+@dataclass
 class Grouped:
     """A spike train whose channels are viewed as groups: a step of shuffling them."""
 
@@ -228,6 +278,11 @@ class Size:
     """The dimensions whose sizes depend on the input, sorted. Dimension 0 is the batch."""
     of: tuple[fx.Node | None, ...] = field(default=(), compare=False)
     """For each dimension in ``dims``, the ANN's node whose value has this size."""
+
+
+def number_of(x: Any) -> Any:
+    """Return the number of a size that is known."""
+    return x.number if isinstance(x, Size) and not x.dims else x
 
 
 BATCH = Size(1, (0,), (None,))
@@ -299,7 +354,9 @@ class SpikingLayer:
 
     def by_channel(self, v: Tensor) -> Tensor:
         """Return values as [C, ...], or as [1, ...] if ``channels`` is None."""
-        return v.flatten().unsqueeze(0) if self.channels is None else v.movedim(self.dim, 0).flatten(1)
+        if self.channels is None or self.channels == 1:
+            return v.flatten().unsqueeze(0)
+        return v.movedim(self.dim, 0).flatten(1)
 
 
-VALUES = (Real, *SPIKES, Pieces, Grouped, Size, Shape, Sizes, Broken)
+VALUES = (Real, *SPIKES, Pieces, Maxima, Grouped, Size, Shape, Sizes, Broken)

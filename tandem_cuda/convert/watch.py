@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .constants import Snapshot
 from .nodes import is_setting, kind_of, name_in_ann, overridden_methods, settings, snapshot, some
 from .record import Record
 from .rules import RULES
@@ -26,6 +27,7 @@ class Watch:
         self.called = _called(traced)
         self.read = {str(node.target) for node in traced.graph.nodes if node.op == "get_attr"}
         """The names of the tensors that forward itself reads."""
+        self.constants = Snapshot(ann, record.constants)
         self.note()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -49,6 +51,8 @@ class Watch:
             for key, x in held
             if values.get(key) is not x
         ]
+        if constants := self.__dict__.get("constants"):  # absent from networks pickled by earlier versions
+            tensors += constants.changes(self.ann)
         suspects = [*tensors, *self._suspects()]
         if not suspects:
             return ""

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.nn.utils import parametrize
 
 from ..neuron import IF, Neuron
 from ..nn import (
@@ -21,22 +20,21 @@ from ..nn import (
     SpikeRearrange,
     SpikeWindows,
     TandemAdd,
-    TandemElementwise,
     TandemGate,
 )
 from ..nn.learned_threshold import new_log_threshold
-from ..nn.wiring import Wiring
 from ..spike_train import SpikeTrain
 from .advice import COUNTED, NEGATIVE, SIZES
 from .gates import gated
-from .nodes import common_path, kept, kind_of, module_of, name_in_ann, owner_of, parametrized, steps_between, word_of
+from .layers import described, layer_of
+from .nodes import common_path, kept, kind_of, module_of, name_in_ann, steps_between, word_of
 from .options import Options
 from .pixels import Pixels
 from .pools import spiking_pool
 from .record import Origin
 from .trace import Traced
 from .values import Branch, Broken, Current, LevelUsers, Pooled, Real, SpikeSource, SpikingLayer, Train
-from .weight_rules import Unconvertible, weights_of
+from .weight_rules import Unconvertible
 
 
 class Writer:
@@ -74,6 +72,8 @@ class Writer:
         """As in :class:`LevelUsers`."""
         self.like = next(self.ann.parameters(), torch.empty(0))
         """For the device and dtype of constants."""
+        self.constants: set[str] = set()
+        """The names of the ANN's tensors whose values have become constants."""
         self.now: fx.Node | None = None
         """The ANN's node that is being converted."""
 
@@ -244,7 +244,7 @@ class Writer:
         """Return the ANN's node for the values of all neurons: before the steps that come after the neurons."""
         if not x.deferred:
             return node
-        while not isinstance(before := self.values.get(node), Current) or before.deferred:
+        while node is not x.origin and (not isinstance(before := self.values.get(node), Current) or before.deferred):
             node = node.all_input_nodes[0]
         return node
 
@@ -255,8 +255,7 @@ class Writer:
             modules = [module for module in (branch.layer, branch.norm) if module is not None]
             names += [name for module in modules for name, other in known if vars(other) is vars(module)]
             parts = [kind_of(module).__name__ for module in modules]
-            if branch.layer is None and (branch.factor, branch.offset) != (1, 0):
-                parts.append(f"{branch.factor:g} * spikes" + (f" {branch.offset:+g}" if branch.offset else ""))
+            parts += described(branch)
             words.append(", ".join(parts or ["spikes"]))
         word = " + ".join(words)
         if signed or x.is_positive:  # there is no activation, or it does nothing
@@ -264,42 +263,11 @@ class Writer:
         return f"{word}, {self.word(node)}", (*names, name_of(node))
 
     def _layer(self, branch: Branch, neuron: Neuron, signed: bool, learn_threshold: bool = False) -> Any:
-        """Make the tandem layer of a branch, which holds the ANN's parameters and batch norm."""
-        make = self._elementwise if branch.layer is None else self._weighted
-        layer = make(branch, neuron, signed)
-        layer.norm = branch.norm
+        """Make the tandem layer of a branch, and note what it reads."""
+        layer = layer_of(branch, neuron, signed, self.options.engine, self.like)
         if learn_threshold:
             layer.log_threshold = new_log_threshold(type(layer).__name__, True, self.like)
         self.reads(layer, branch.train)
-        return layer
-
-    def _elementwise(self, branch: Branch, neuron: Neuron, signed: bool) -> Any:
-        channels = branch.channels
-        if channels is None:
-            raise Unconvertible(COUNTED)
-        ends = channels * (1 + branch.train.signed), channels * (1 + signed)
-        layer = TandemElementwise(*ends, channels, device="meta", neuron=neuron, engine=self.options.engine)
-        layer.of_features = branch.features
-        layer.maps(branch.factor, branch.offset, self.like)
-        return layer
-
-    def _weighted(self, branch: Branch, neuron: Neuron, signed: bool) -> Any:
-        module: Any = branch.layer
-        rule, train = weights_of(module), branch.train
-        arguments = rule.arguments(module)
-        inputs, outputs = ("in_features", "out_features")
-        if inputs not in arguments:
-            inputs, outputs = ("in_channels", "out_channels")
-        arguments[inputs] *= train.windows * (1 + train.signed)
-        arguments[outputs] *= 1 + signed
-        layer: Any = rule.tandem(**arguments, bias=False, device="meta", neuron=neuron, engine=self.options.engine)
-        layer.wiring = Wiring(train.windows, train.signed, signed)
-        for name in ("weight", "bias"):
-            owner, key = owner_of(module, name)
-            setattr(layer, name, getattr(owner, key))
-        for name, parametrizations in parametrized(module):
-            for parametrization in parametrizations:
-                parametrize.register_parametrization(layer, name, parametrization, unsafe=True)
         return layer
 
     def counted(self, train: Train, node: fx.Node) -> Train:
@@ -400,25 +368,31 @@ class Writer:
     def rearranged(self, train: Train, how: str, *arguments: int) -> Train:
         """Rearrange the neurons of a train, as :class:`SpikeRearrange` does."""
         module = SpikeRearrange(how, *arguments, signed=train.signed)
+        if how == "unflatten":  # only [N, F] is, whose features are along dimension 1
+            train = replace(train, features=False)
         sources, channels = train.sources, train.channels
-        of_channels = how in ("channels", "channel_shuffle")
-        if train.features and train.dims is None and of_channels and sources is not None:
+        of_channels = how in ("channels", "channel_shuffle", "channel_pad") or (how == "slice" and arguments[0] == 1)
+        stays = of_channels or how in ("unsqueeze", "pairs", "slice")
+        if train.features and train.dims is None and (of_channels or how == "slice") and sources is not None:
             raise Unconvertible(SIZES)  # are they features?
-        if train.features and train.dims != 2 and (of_channels or how in ("unsqueeze", "pairs")):
+        if train.features and train.dims is not None and how == "slice" and arguments[0] == train.dims - 1:
+            taken = slice(*arguments[1:])
+            sources = None if sources is None else sources[taken]
+            channels = None if channels is None else len(range(channels)[taken])
+        elif train.features and train.dims != 2 and stays:
             pass  # features stay where they are
         elif train.features and how != "flatten":
             if sources is not None:
                 raise Unconvertible(self._of_one_weight("put a weight layer between the concatenation and it"))
             channels = None
         elif sources is not None and how != "flatten":
-            size = arguments[0] ** 2 if how == "pixel_shuffle" else 1
-            if any(source != sources[i - i % size] for i, source in enumerate(sources)):
+            if any(source != sources[i - i % module.merged] for i, source in enumerate(sources)):
                 raise Unconvertible(self._of_one_weight("put a weight layer between the concatenation and it"))
             sources = tuple(module.moved(sources))
         if channels is not None and (not train.features or (train.dims is None and of_channels)):
             channels = len(module.moved(range(channels)))
         name = self.named(how, module)
-        dims = 4 if how == "unsqueeze" else train.dims
+        dims = 4 if how in ("unsqueeze", "unflatten") else train.dims
         node = self.graph.call_module(name, (train.node,))
         return replace(train, node=node, sources=sources, channels=channels, dims=dims)
 

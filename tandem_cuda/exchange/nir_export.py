@@ -121,7 +121,7 @@ def to_nir(
 def _is_leaf(module: nn.Module) -> bool:
     """Return whether a module is a layer, whose calls are not looked into."""
     form = form_of(module)
-    return hasattr(type(module), "no_nir") if form is None else form.leaf
+    return bool(getattr(module, "no_nir", None)) if form is None else form.leaf
 
 
 class _Tracer(NIRTorchTracer):  # type: ignore[misc]  # nirtorch has no types
@@ -154,7 +154,7 @@ def _traced(model: nn.Module) -> tuple[nn.Module, list[fx.Node]]:
             module = model.get_submodule(str(node.target))
             what = name_of(node, module)
             if form_of(module) is None:
-                problems.append(f"{what}: {getattr(type(module), 'no_nir', _NO_NODE)}")
+                problems.append(f"{what}: {getattr(module, 'no_nir', None) or _NO_NODE}")
                 continue
             wanted = getattr(module, "arity", 1)
             if not all(bool(x.isfinite().all()) for x in (*module.parameters(), *module.buffers())):

@@ -43,7 +43,7 @@ class ModuleForm(NamedTuple):
 def form_of(module: nn.Module) -> ModuleForm | None:
     """Return how a module becomes nodes, or None for a module that NIR cannot express."""
     layer: Any = module
-    if hasattr(type(layer), "no_nir"):  # also of a class that inherits the method
+    if getattr(layer, "no_nir", None):  # also of a class that inherits the method
         return None
     if callable(getattr(type(layer), "nir", None)):
         return ModuleForm(layer.nir, getattr(layer, "nir_takes", ("spikes",)))

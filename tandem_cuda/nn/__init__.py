@@ -7,6 +7,7 @@ from .elementwise import TandemElementwise
 from .encode import Decode, Encode, EncodedInput
 from .frozen import register as _register
 from .gate import TandemGate
+from .interpolate import TandemInterpolate
 from .linear import TandemLinear
 from .max_pool import SpikingGlobalMaxPool2d, SpikingMaxPool2d
 from .pool import SpikeWindows, SpikingAdaptiveAvgPool2d, SpikingAvgPool2d
@@ -38,12 +39,13 @@ __all__ = [
     "TandemDropout3d",
     "TandemElementwise",
     "TandemGate",
+    "TandemInterpolate",
     "TandemLinear",
     "TandemStochasticDepth",
 ]
 
 _freezable(TandemConv1d, TandemConv2d, TandemConv3d, TandemConvTranspose2d, TandemLinear)
-_freezable(TandemAdd, TandemElementwise, TandemGate)
+_freezable(TandemAdd, TandemElementwise, TandemGate, TandemInterpolate)
 _freezable(SpikingAvgPool2d, SpikingAdaptiveAvgPool2d, SpikingMaxPool2d, SpikingGlobalMaxPool2d, SpikeWindows)
 _freezable(SpikingAvgPool3d, SpikingAdaptiveAvgPool3d, SpikingMaxPool3d)
 _freezable(Encode, Decode, SpikeCat, SpikeRearrange)

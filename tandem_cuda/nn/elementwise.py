@@ -92,7 +92,9 @@ class TandemElementwise(TandemConv2d):
         del self.weight, self.bias
         self.register_buffer("weight", torch.ones_like(weight), persistent=False)
         self.register_buffer("bias", None, persistent=False)
-        self.factor, self.offset, self.of_features = 1.0, 0.0, of_features
+        self.factor: float | Tensor = 1.0
+        self.offset: float | Tensor = 0.0
+        self.of_features = of_features
 
     def arguments(self) -> dict[str, Any]:
         return super().arguments() | ({"of_features": True} if self.of_features else {})
@@ -103,10 +105,11 @@ class TandemElementwise(TandemConv2d):
             self.factor = self.weight.flatten()[0].item()
             self.offset = 0.0 if self.bias is None else self.bias[0].item()
 
-    def maps(self, factor: float, offset: float, like: Tensor) -> None:
+    def maps(self, factor: float | Tensor, offset: float | Tensor, like: Tensor) -> None:
         """Set the constants, on the device of ``like`` and in its dtype.
 
-        Where there are two neurons for each value, they are for its two signs.
+        Each is a number or one for each channel, float64 [C]. Where there are two neurons for each value, they are for
+        its two signs.
         """
         self.wiring = Wiring(1, self.in_channels > self.groups, self.out_channels > self.groups)
         self.factor, self.offset = factor, offset
@@ -114,8 +117,10 @@ class TandemElementwise(TandemConv2d):
 
     def maps_on(self, like: Tensor) -> None:
         """Round the constants to the dtype of ``like``, on its device."""
-        self.weight = torch.full((self.groups, 1, 1, 1), self.factor, device=like.device, dtype=like.dtype)
-        self.bias = None if self.offset == 0 else self.weight.new_full([self.groups], self.offset)
+        one = torch.ones(self.groups, dtype=torch.float64)
+        factors, offsets = (one * (x.cpu() if isinstance(x, Tensor) else x) for x in (self.factor, self.offset))
+        self.weight = factors.to(like).view(-1, 1, 1, 1)
+        self.bias = offsets.to(like) if offsets.any() else None
 
     @property
     def fires_pairs(self) -> bool:
@@ -204,8 +209,8 @@ class ElementwiseSynapses(Conv2dSynapses):
         added = (added if self.outputs == self.groups else added.repeat_interleave(2, -1)).movedim(-1, 2)
         other = firing.added
         if other is not None:
-            other = other if other.is_floating_point() else _as_currents(other, firing.amplitude, steps)
-            added, amplitude = _as_currents(added, amplitude, steps) + other, None
+            other = other if other.is_floating_point() else as_currents(other, firing.amplitude, steps)
+            added, amplitude = as_currents(added, amplitude, steps) + other, None
         halves = x.detach().rearranged(lambda y: y[:, :, ::2])
         one = weights._replace(kernel=Kernel(weight[:, :1]))
         joined = firing._replace(added=added, amplitude=amplitude)
@@ -269,7 +274,7 @@ class FeaturewiseSynapses(Synapses):
         return True
 
 
-def _as_currents(bits: Tensor, amplitude: Tensor | None, time_steps: int) -> Tensor:
+def as_currents(bits: Tensor, amplitude: Tensor | None, time_steps: int) -> Tensor:
     """Return the currents [T, N, O, ...] of spikes that weigh ``amplitude``, [O]."""
     dtype = torch.float32 if amplitude is None else amplitude.dtype
     spikes = ops.unpack_spikes.trusted(bits, time_steps, dtype)

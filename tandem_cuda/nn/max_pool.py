@@ -14,7 +14,7 @@ from .. import ops
 from ..ops import checks
 from ..ops.max_pool_spikes import windows_along
 from ..spike_code import refuse_part, refuse_radix
-from ..spike_train import SpikeTrain
+from ..spike_train import SpikeTrain, interleaved, signs
 from . import schema
 from .ann_twin import without_spikes
 from .coupling import carrying, needs_gradient
@@ -24,7 +24,7 @@ from .schema import Check, Settings, Tensors
 from .sizes import SPIKES, Size, Value, check_count
 from .spiking import Spiking
 
-_PAIRED = "input must not be paired, since the largest difference is no difference of maxima"
+_OLD_GATE = "input must not be paired, since a layer of version 0.1 passes on the spikes of either sign"
 _NO_NIR = "NIR has no max pooling; use average pooling or a strided convolution"
 
 
@@ -75,7 +75,17 @@ def fixed(size: Size, n: int) -> Size:
 
 
 class MaxPooling(Pooling):
-    """Base of max poolings. A frozen layer carries the counts of its inputs."""
+    """Base of max poolings. A frozen layer carries the counts of its inputs.
+
+    Of a train that is ``paired``, the values are differences of counts. With d_i[t] that of pair i up to step t::
+
+        M[t] = max over i of d_i[t],      s+[t] = 1 if M[t] > M[t-1],      s-[t] = 1 if M[t] < M[t-1]
+
+    A difference changes by at most one per step, and so does M: the difference of the pooled counts is exactly the
+    largest difference. Where each pair has spikes of one sign only, as those of two-phase neurons have, the pooled
+    pair has, too: the positive count is the largest positive count, and the negative count is the smallest negative
+    count of windows without a positive one.
+    """
 
     no_nir = _NO_NIR
     gate: str = "count"
@@ -93,36 +103,85 @@ class MaxPooling(Pooling):
             return self.forward(x), None
         if self.gate == "any":
             return x.replace_unchecked(bits=_any_spikes(self, x)), None
-        if span.total >= 2**31:  # its counts are int32
-            raise ValueError(f"{type(self).__name__}: time_steps must be below 2^31, got {span.total}")
-        bits, counts = self.spikes(x, state, not span.ends)
+        most = 24 if x.paired else 31  # differences are pooled as float32, counts are int32
+        if span.total >= 2**most:
+            raise ValueError(f"{type(self).__name__}: time_steps must be below 2^{most}, got {span.total}")
+        spikes = self.signed_spikes if x.paired else self.spikes
+        bits, counts = spikes(x, state, not span.ends)
         return x.replace_unchecked(bits=bits), None if span.ends else counts
 
     def spikes(self, x: SpikeTrain, state: State | None = None, want_state: bool = False) -> tuple[Tensor, State]:
         """Return the bits and the inputs' final counts; ``state`` has the counts of an earlier call to continue."""
         raise NotImplementedError
 
+    def signed_spikes(
+        self, x: SpikeTrain, state: State | None = None, want_state: bool = False
+    ) -> tuple[Tensor, State]:
+        """Return the bits of a paired train, and the final differences; ``state`` continues an earlier call."""
+        steps = x.time_steps
+        positive, negative = signs(ops.unpack_spikes.trusted(x.bits, steps, torch.float32), 2)
+        before = torch.zeros_like(positive[0]) if state is None else state[0].to(positive)
+        differences = torch.cat([before.unsqueeze(0), before + (positive - negative).cumsum(0)])
+        largest = torch.unflatten(self._pool_differences(differences.flatten(0, 1)), 0, (steps + 1, -1))
+        steps_up = largest.diff(dim=0)
+        bits = ops.pack_spikes(interleaved((steps_up > 0).byte(), (steps_up < 0).byte(), 2))
+        return bits, (differences[-1].to(torch.int32),) if want_state else ()
+
     def forward(self, x: SpikeTrain) -> SpikeTrain:
         self.check_input(x)
+        if x.paired:
+            return self._of_pairs(x)
         if x.radix:
             largest = self.largest(x)
             return carrying(largest.detach().to(torch.uint8).unsqueeze(0), x, largest)
         bits, _ = self.spikes(x)
         return carrying(bits, x, self.largest(x) if needs_gradient(x.carried_value) else None)
 
+    def _of_pairs(self, x: SpikeTrain) -> SpikeTrain:
+        """Pool differences. Either part of a pooled pair carries half of the gradient, which weights double again."""
+        if x.radix:
+            largest = self.largest(x).detach().to(torch.uint8)
+            bits = largest.movedim(1, -1).contiguous().movedim(-1, 1).unsqueeze(0)  # channels innermost in memory
+        else:
+            bits, _ = self.signed_spikes(x)
+        if not needs_gradient(x.carried_value):
+            return carrying(bits, x, None)
+        half = self.largest_difference(x.value) / 2
+        return carrying(bits, x, interleaved(half, -half, 1))
+
     def largest(self, x: SpikeTrain) -> Tensor:
-        """Return the largest value of each window, as the ANN's pooling computes it."""
+        """Return the largest value of each window, as the ANN's pooling computes it: pairs, if the input has pairs."""
+        if not x.paired:
+            return torch.clamp(self.pool_values(x.value), min=0)
+        largest = self.largest_difference(x.value)
+        return interleaved(torch.relu(largest), torch.relu(-largest), 1)
+
+    def largest_difference(self, value: Tensor) -> Tensor:
+        """Return the largest difference of the pairs in each window."""
+        positive, negative = signs(value, 1)
+        return self._pool_differences(positive - negative)
+
+    def _pool_differences(self, differences: Tensor) -> Tensor:
+        largest = self.pool_values(differences)
+        return largest.masked_fill(largest == -torch.inf, 0)
+
+    def pool_values(self, values: Tensor) -> Tensor:
+        """Return the ANN's pooling of values [N, C, ...]; -inf for windows entirely in the padding."""
         raise NotImplementedError
 
+    def ann_twin(self, x: SpikeTrain) -> SpikeTrain:
+        """Run the ANN twin alone; see :mod:`.ann_twin`."""
+        return without_spikes(self.largest(x), x.time_steps, x.amplitude, x.pair_dim, x.radix)
+
     def check_input(self, x: SpikeTrain) -> None:
-        """Check that the input is a train of images whose counts are values, and not parts of differences."""
-        if isinstance(x, SpikeTrain) and x.paired:
-            raise ValueError(f"{type(self).__name__}: {_PAIRED}")
+        """Check that the input is a train of images, whose pairs lie along the channels."""
         check_image(self, x, self.axes)
+        if x.paired and self.gate == "any":
+            raise ValueError(f"{type(self).__name__}: {_OLD_GATE}")
 
     def out_size(self, *inputs: Value) -> Value:
-        if any(x.pair_dim is not None for x in inputs):
-            raise ValueError(_PAIRED)
+        if self.gate == "any" and any(x.pair_dim is not None for x in inputs):
+            raise ValueError(_OLD_GATE)
         return super().out_size(*inputs)
 
 
@@ -137,17 +196,12 @@ class WindowMaxPooling(MaxPooling):
             raise ValueError(f"{name}: return_indices must be False, since the maximum moves from step to step")
         self.check_windows("kernel_size", "stride", "padding", "dilation")
 
-    def largest(self, x: SpikeTrain) -> Tensor:
+    def pool_values(self, values: Tensor) -> Tensor:
         layer: Any = self
         settings = [per_axis(s, self.axes) for s in (layer.kernel_size, layer.stride, layer.padding, layer.dilation)]
-        for size, kernel, stride, padding, dilation in zip(x.shape[2:], *settings, strict=True):
+        for size, kernel, stride, padding, dilation in zip(values.shape[2:], *settings, strict=True):
             windows_along(type(self).__name__, size, kernel, stride, padding, dilation, layer.ceil_mode)
-        # Windows entirely in the padding have a negative maximum.
-        return torch.clamp(super(MaxPooling, self).forward(x.value), min=0)
-
-    def ann_twin(self, x: SpikeTrain) -> SpikeTrain:
-        """Run the ANN twin alone; see :mod:`.ann_twin`."""
-        return without_spikes(self.largest(x), x.time_steps, x.amplitude, x.pair_dim, x.radix)
+        return super(MaxPooling, self).forward(values)
 
 
 def window_settings(axes: int) -> dict[str, Check]:
@@ -170,6 +224,9 @@ class SpikingMaxPool2d(WindowMaxPooling, nn.MaxPool2d):  # type: ignore[misc]  #
     this layer drops the spikes with which another neuron only catches up. For T = 1 the result is the OR of the
     window's spikes. (The CifarNet of Wu et al. 2021 has strided convolutions instead of pooling.) Of radix spikes, the
     result is the largest value. The output has the input's ``amplitude``.
+
+    Of a train that is ``paired``, it pools the values of the pairs, exactly (:class:`MaxPooling`). No kernel does: the
+    differences of all steps are computed as floats, which takes 4 bytes for each step and input neuron.
 
     Pooling needs one counter per input neuron and takes much less time than the convolution before it
     (docs/performance.md). It has no synaptic operations (SynOps), since it adds nothing to a membrane potential.
@@ -229,16 +286,19 @@ class SpikingMaxPool2d(WindowMaxPooling, nn.MaxPool2d):  # type: ignore[misc]  #
 
 
 class SpikingGlobalMaxPool2d(MaxPooling):
-    """Max pooling of spikes by count over the whole image, whatever its size.
+    """Max pooling of spikes by count over the whole image, or over its rows or columns, whatever its size.
 
     As :class:`SpikingMaxPool2d` with a window that covers the image: the count is the largest count of each channel.
 
+    Args:
+        dims: the dimensions that are pooled, 2 or 3 or both.
+
     Shape:
-        SpikeTrain [N, C, H, W] -> SpikeTrain [N, C, 1, 1].
+        SpikeTrain [N, C, H, W] -> SpikeTrain [N, C, 1, 1]; with ``dims=(2,)`` [N, C, 1, W], with (3,) [N, C, H, 1].
 
     Raises:
         TypeError: the input is not a SpikeTrain.
-        ValueError: the input is not [N, C, H, W].
+        ValueError: the input is not [N, C, H, W], or ``dims`` are others.
 
     Examples:
         >>> x = SpikeTrain.from_dense(torch.ones(4, 2, 3, 7, 5))
@@ -246,21 +306,36 @@ class SpikingGlobalMaxPool2d(MaxPooling):
         torch.Size([2, 3, 1, 1])
     """
 
+    SETTINGS: ClassVar = {"dims": schema.any_value}
     file_format = 2
+    dims: Sequence[int] = (2, 3)  # of modules pickled by version 0.2
 
-    def largest(self, x: SpikeTrain) -> Tensor:
-        return x.value.amax((2, 3), keepdim=True)
+    def __init__(self, dims: Sequence[int] = (2, 3)) -> None:
+        super().__init__()
+        if not isinstance(dims, (tuple, list)) or tuple(dims) not in ((2,), (3,), (2, 3)):
+            raise ValueError(f"SpikingGlobalMaxPool2d: dims must be (2,), (3,) or (2, 3), got {dims!r}")
+        self.dims = tuple(dims)
+
+    def pool_values(self, values: Tensor) -> Tensor:
+        return values.amax(tuple(self.dims), keepdim=True)
 
     def spikes(self, x: SpikeTrain, state: State | None = None, want_state: bool = False) -> tuple[Tensor, State]:
         """Return the bits and the inputs' final counts; ``state`` has the counts of an earlier call to continue."""
-        return pooled(x.bits, ((*x.shape[2:],),), x.time_steps, state, want_state)
-
-    def ann_twin(self, x: SpikeTrain) -> SpikeTrain:
-        """Run the ANN twin alone; see :mod:`.ann_twin`."""
-        return without_spikes(self.largest(x), x.time_steps, x.amplitude, x.pair_dim, x.radix)
+        window = tuple(size if dim in self.dims else 1 for dim, size in enumerate(x.shape) if dim > 1)
+        return pooled(x.bits, (window,), x.time_steps, state, want_state)
 
     def image_size(self, image: Sequence[Size]) -> Sequence[Size]:
-        return [fixed(size, 1) for size in image]
+        return [fixed(size, 1) if dim in self.dims else size for dim, size in enumerate(image, 2)]
+
+    def settings(self) -> Settings:
+        return {} if tuple(self.dims) == (2, 3) else super().settings()  # so that version 0.2 reads the file
+
+    @classmethod
+    def of(cls, settings: Settings, tensors: Tensors) -> Any:
+        return super().of({"dims": [2, 3]} | settings, tensors)
+
+    def extra_repr(self) -> str:
+        return "" if tuple(self.dims) == (2, 3) else f"dims={tuple(self.dims)}"
 
 
 def pooled(

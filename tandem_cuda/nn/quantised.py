@@ -27,8 +27,13 @@ def weight_layers(*models: nn.Module) -> Named:
     return [
         (name, layer)
         for name, layer in found.values()
-        if isinstance(layer, _WEIGHT_LAYERS) and not isinstance(layer, TandemElementwise)
+        if isinstance(layer, _WEIGHT_LAYERS) and not isinstance(layer, TandemElementwise) and not _is_constant(layer)
     ]
+
+
+def _is_constant(layer: nn.Module) -> bool:
+    """Whether the weights are constants of a converted ANN, which has no layer for them."""
+    return getattr(layer, "exact", None) is not None
 
 
 def check_quantisable(op: str, argument: str, layers: Named) -> None:

@@ -2,100 +2,21 @@
 
 from __future__ import annotations
 
-import math
-import operator
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import checks
 from ..spike_train import SpikeTrain, interleaved, signs
 from . import schema
 from .frozen import single
-from .geometry import pad
+from .movements import MOVEMENTS
 from .nir import NirWriter, Signal
 from .schema import Settings, Tensors
 from .sizes import SPIKES, Size, Value, check_count, with_pairs, without_pairs
 from .spiking import Spiking
-
-
-def _images(name: str, x: Tensor) -> None:
-    if x.dim() != 5:
-        raise ValueError(f"SpikeRearrange: input of {name!r} must be [N, C, H, W], got {list(x.shape[1:])}")
-
-
-def _check_multiple(name: str, size: int, factor: int) -> None:
-    if size % factor:
-        raise ValueError(f"SpikeRearrange: {name} must be a multiple of {factor}, got {size}")
-
-
-def _zero_pad(x: Tensor, left: int, right: int, top: int, bottom: int) -> Tensor:
-    _images("zero_pad", x)
-    return pad(x, (left, right, top, bottom))
-
-
-def _upsample(x: Tensor, rows: int, columns: int) -> Tensor:
-    _images("upsample", x)
-    return x.movedim(2, -1).repeat_interleave(rows, 2).repeat_interleave(columns, 3).movedim(-1, 2)
-
-
-def _pixel_shuffle(x: Tensor, factor: int) -> Tensor:
-    _images("pixel_shuffle", x)
-    _check_multiple("channels", x.shape[2], factor * factor)
-    return F.pixel_shuffle(x, factor)
-
-
-def _pixel_unshuffle(x: Tensor, factor: int) -> Tensor:
-    _images("pixel_unshuffle", x)
-    for name, size in (("height", x.shape[3]), ("width", x.shape[4])):
-        _check_multiple(name, size, factor)
-    return F.pixel_unshuffle(x, factor)
-
-
-def _channel_shuffle(x: Tensor, groups: int) -> Tensor:
-    _check_multiple("channels", x.shape[2], groups)
-    last = x.movedim(2, -1)
-    return last.reshape(*last.shape[:-1], groups, -1).transpose(-1, -2).flatten(-2).movedim(-1, 2)
-
-
-def _channels(x: Tensor, start: int, stop: int) -> Tensor:
-    if not 0 <= start < stop <= x.shape[2]:
-        raise ValueError(
-            f"SpikeRearrange: channels must be 0 <= start < stop <= {x.shape[2]}, got start={start}, stop={stop}"
-        )
-    return x[:, :, start:stop]
-
-
-def _flatten(x: Tensor) -> Tensor:
-    return x.flatten(2)
-
-
-def _unsqueeze(x: Tensor) -> Tensor:
-    if x.dim() != 4:
-        raise ValueError(f"SpikeRearrange: input of 'unsqueeze' must be [N, C, L], got {list(x.shape[1:])}")
-    return x.unsqueeze(3)
-
-
-def _in_place(x: Tensor, dim: int) -> Tensor:
-    return x
-
-
-REARRANGEMENTS: dict[str, tuple[Callable[..., Tensor], int, int | None]] = {
-    "zero_pad": (_zero_pad, 4, None),
-    "upsample": (_upsample, 2, 1),
-    "pixel_shuffle": (_pixel_shuffle, 1, 1),
-    "pixel_unshuffle": (_pixel_unshuffle, 1, 1),
-    "channel_shuffle": (_channel_shuffle, 1, 1),
-    "channels": (_channels, 2, 0),
-    "flatten": (_flatten, 0, 0),
-    "unsqueeze": (_unsqueeze, 0, 0),
-    "pairs": (_in_place, 1, None),
-}
-"""For each rearrangement: the function of [P, N, C, ...], the number of its arguments, and their minimum."""
 
 
 class SpikeRearrange(Spiking):
@@ -104,11 +25,16 @@ class SpikeRearrange(Spiking):
     | ``how`` and its arguments | what this does to the counts |
     |---|---|
     | "zero_pad", left, right, top, bottom | nn.ZeroPad2d; negative numbers remove rows or columns |
+    | "reflect_pad", "replicate_pad" or "circular_pad", left, right, top, bottom | nn.ReflectionPad2d and so on |
     | "upsample", rows, columns | nn.Upsample with mode "nearest" and these factors |
+    | "resize", H, W | F.interpolate to this size with mode "nearest" |
     | "pixel_shuffle", r; "pixel_unshuffle", r | nn.PixelShuffle, nn.PixelUnshuffle |
     | "channel_shuffle", groups | nn.ChannelShuffle |
     | "channels", start, stop | x[:, start:stop] |
+    | "channel_pad", before, after | silent channels before and after those of the input |
+    | "slice", dim, start, stop, step | x[..., start:stop:step] of dimension ``dim``, from 1; 2^30 as stop is the end |
     | "flatten" | nn.Flatten |
+    | "unflatten", C, H, W | nn.Unflatten(1, (C, H, W)), images for features [N, F] |
     | "unsqueeze" | x[:, :, None], images of height 1 for lines [N, C, L] |
     | "pairs", dim | nothing: pairs, if there are any, then lie along dimension 1 or -1 (``SpikeTrain.pair_dim``) |
 
@@ -138,9 +64,9 @@ class SpikeRearrange(Spiking):
 
     def __init__(self, how: str, *arguments: int, signed: bool = False) -> None:
         super().__init__()
-        if not isinstance(how, str) or how not in REARRANGEMENTS:
-            raise ValueError(f"SpikeRearrange: how must be one of {', '.join(REARRANGEMENTS)}, got {how!r}")
-        self._f, number, least = REARRANGEMENTS[how]
+        if not isinstance(how, str) or how not in MOVEMENTS:
+            raise ValueError(f"SpikeRearrange: how must be one of {', '.join(MOVEMENTS)}, got {how!r}")
+        self._f, number, least, *_ = MOVEMENTS[how]
         if len(arguments) != number:
             raise ValueError(f"SpikeRearrange: {how!r} must have {number} arguments, got {len(arguments)}")
         for argument in arguments:
@@ -150,6 +76,9 @@ class SpikeRearrange(Spiking):
                 raise ValueError(f"SpikeRearrange: arguments of {how!r} must be at least {least}, got {argument}")
         if how == "channels" and arguments[0] >= arguments[1]:
             raise ValueError(f"SpikeRearrange: start must be below stop, got {arguments[0]} and {arguments[1]}")
+        if how == "slice" and (arguments[0] < 1 or arguments[3] < 1):
+            dim, *_, step = arguments
+            raise ValueError(f"SpikeRearrange: dimension and step of 'slice' must be at least 1, got {dim} and {step}")
         if how == "pairs" and arguments[0] not in (1, -1):
             raise ValueError(f"SpikeRearrange: the dimension of 'pairs' must be 1 or -1, got {arguments[0]}")
         self.how = how
@@ -182,15 +111,24 @@ class SpikeRearrange(Spiking):
 
     def moved(self, values: Sequence[Any]) -> list[Any]:
         """Return where the values of channels go: one entry for each output channel."""
-        if self.how in ("pixel_shuffle", "pixel_unshuffle"):
-            size = self.arguments[0] ** 2
-            if self.how == "pixel_unshuffle":
-                return [value for value in values for _ in range(size)]
-            return list(values[::size])
-        if self.how not in ("channels", "channel_shuffle"):
+        how, arguments = self.how, self.arguments
+        if how == "pixel_unshuffle":
+            return [value for value in values for _ in range(arguments[0] ** 2)]
+        if how in ("pixel_shuffle", "unflatten"):
+            return list(values[:: self.merged])
+        if how == "channel_pad":  # silent channels have no source of their own
+            return [values[0]] * arguments[0] + list(values) + [values[0]] * arguments[1]
+        if how not in ("channels", "channel_shuffle") and (how != "slice" or arguments[0] > 1):
             return list(values)
         index = torch.arange(len(values)).view(1, 1, -1, 1, 1)
-        return [values[i] for i in self._f(index, *self.arguments).flatten().tolist()]
+        return [values[i] for i in self._f(index, *arguments).flatten().tolist()]
+
+    @property
+    def merged(self) -> int:
+        """How many neighbouring channels or features become one channel."""
+        if self.how == "pixel_shuffle":
+            return self.arguments[0] ** 2
+        return self.arguments[1] * self.arguments[2] if self.how == "unflatten" else 1
 
     def rearranged(self, x: Tensor) -> Tensor:
         """Return where bits, counts or any other values [P, N, C, ...] go."""
@@ -225,38 +163,18 @@ class SpikeRearrange(Spiking):
         how, numbers, pair_dim = self.how, self.arguments, self._pair_dim(x)
         if x.shape is None:
             return Value(SPIKES, pair_dim=self._new_pair_dim(pair_dim, 2 if how == "flatten" else None), radix=x.radix)
-        if how not in ("channels", "channel_shuffle", "flatten", "pairs"):
-            x.check_dims(2 if how == "unsqueeze" else 3)
-        channels, *rest = without_pairs(x, pair_dim).shape or ()
-        if how == "zero_pad":
-            rest = [
-                size.at_least(max(1, 1 - more)).through(partial(operator.add, more), 1, -more)
-                for size, more in zip(rest, (numbers[2] + numbers[3], numbers[0] + numbers[1]), strict=True)
-            ]
-        elif how == "upsample":
-            rest = [_times(size, factor) for size, factor in zip(rest, numbers, strict=True)]
-        elif how == "pixel_shuffle":
-            channels = _over("channels", channels, numbers[0] ** 2)
-            rest = [_times(size, numbers[0]) for size in rest]
-        elif how == "pixel_unshuffle":
-            channels = _times(channels, numbers[0] ** 2)
-            rest = [_over("an image side", size, numbers[0]) for size in rest]
-        elif how == "channel_shuffle":
-            _over("channels", channels, numbers[0])
-        elif how == "channels":
-            start, stop = numbers
-            if channels.exact and stop > channels.least:
-                raise ValueError(f"channels must be at least {stop}, got {channels}")
-            channels = Size(stop - start, True)
-        elif how == "unsqueeze":
-            rest = [Size(1, True), *rest]
-        elif how == "flatten":
-            sizes = [channels, *rest]
-            channels, rest = Size(math.prod(size.least for size in sizes), all(size.exact for size in sizes)), []
-        moved = x._replace(shape=(channels, *rest), pair_dim=None)
-        moved = with_pairs(moved, self._new_pair_dim(pair_dim, 2 + len(rest)))
+        if dims := MOVEMENTS[how].dims:
+            x.check_dims(*dims)
+        sizes = MOVEMENTS[how].sizes(without_pairs(x, pair_dim).shape or (), numbers)
+        moved = x._replace(shape=sizes, pair_dim=None)
+        moved = with_pairs(moved, self._new_pair_dim(pair_dim, 1 + len(sizes)))
         check_count("outputs", [size.least for size in moved.shape or ()])
         return moved
+
+    @property
+    def no_nir(self) -> str | None:
+        """Why NIR cannot express the layer; None if it can."""
+        return "NIR cannot make images of features in front of neurons" if self.how == "unflatten" else None
 
     def extra_repr(self) -> str:
         return ", ".join([repr(self.how), *map(str, self.arguments), *(["signed=True"] if self.signed else [])])
@@ -264,16 +182,6 @@ class SpikeRearrange(Spiking):
     def nir(self, writer: NirWriter, signal: Signal) -> Any:
         """Let the layers that read the output read the input's neurons."""
         return writer.rearranged(signal, lambda x: self._moved(x, self._pair_dim(signal)))
-
-
-def _times(size: Size, factor: int) -> Size:
-    return Size(size.least * factor, size.exact, factor)
-
-
-def _over(what: str, size: Size, factor: int) -> Size:
-    if size.exact and size.least % factor:
-        raise ValueError(f"{what} must be a multiple of {factor}, got {size}")
-    return Size(-(-size.least // factor), size.exact)
 
 
 class SpikeCat(Spiking):

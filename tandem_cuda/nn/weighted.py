@@ -40,6 +40,8 @@ class WeightedLayer(Spiking, ABC):
     input_scale: Tensor | None
     correction: Tensor | None
     thresholds: Tensor | None
+    exact: tuple[Tensor, Tensor | None] | None = None
+    """Weight and bias in double precision, where a conversion has made constants of the ANN a layer; else None."""
 
     def __init__(
         self,
@@ -74,6 +76,18 @@ class WeightedLayer(Spiking, ABC):
         self._parameters.setdefault("log_threshold", None)  # not in pickles of earlier versions
         for name in OF_CONVERSION:
             self._buffers.setdefault(name, None)  # likewise
+
+    def hold_constants(self, weight: Tensor, bias: Tensor | None, like: Tensor) -> None:
+        """Take constants, in double precision, in place of parameters."""
+        self.exact = weight, bias
+        self.maps_on(like)
+
+    def maps_on(self, like: Tensor) -> None:
+        """Round the constants to the dtype of ``like``, on its device."""
+        assert self.exact is not None
+        for name, x in zip(("weight", "bias"), self.exact, strict=True):
+            self._parameters.pop(name, None)
+            self.register_buffer(name, None if x is None else x.to(like), persistent=False)
 
     def reset_parameters(self) -> None:
         """Draw new weights and return to the neuron's own threshold."""
