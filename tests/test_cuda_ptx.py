@@ -346,7 +346,7 @@ def test_trained_networks(ptx_host, tmp_path, name, engine):
 
 # ---- Faults that the source on the host does not have: there, other functions stand for PTX
 
-INTEGER, BF16 = "integer_fragments_test", "fragments_test"
+INTEGER, BF16, COPIES = "integer_fragments_test", "fragments_test", "copies_test"
 BUGS = {
     "registers of A": (BF16, '"r"(a[1]), "r"(a[2])', '"r"(a[2]), "r"(a[1])'),
     "registers of B": (BF16, '"r"(b[0]), "r"(b[1])', '"r"(b[1]), "r"(b[0])'),
@@ -354,13 +354,13 @@ BUGS = {
     "registers of integers": (INTEGER, '"r"(b0), "r"(b1)', '"r"(b1), "r"(b0)'),
     "order of integers": (INTEGER, '"r"(a.x), "r"(a.y)', '"r"(a.y), "r"(a.x)'),
     "sign of integers": (INTEGER, "s32.s8.u8.s32", "s32.u8.u8.s32"),
-    "groups in flight": ("integer_product_test", '"n"(kInFlight)', '"n"(kInFlight + 1)'),
-    "bytes of a copy": ("integer_product_test", "valid ? 16 : 0", "16"),
-    "no group": ("integer_product_test", "cp.async.commit_group;", ""),
+    "groups in flight": (COPIES, '"n"(kInFlight)', '"n"(kInFlight + 1)'),
+    "bytes of a copy": (COPIES, "valid ? 16 : 0", "16"),
+    "no group": (COPIES, "cp.async.commit_group;", ""),
 }
 
 
-@pytest.mark.parametrize("bug", [nightly(bug) if bug != "registers of integers" else bug for bug in BUGS])
+@pytest.mark.parametrize("bug", [bug if bug == "registers of integers" else nightly(bug) for bug in BUGS])
 def test_bug_in_ptx_is_found(host_with_bug, bug):
     program, old, new = BUGS[bug]
     result = host_with_bug(old, new).run(program, "plain")
