@@ -1,5 +1,6 @@
 """Products of every engine, number of terms and kind of weight, for run_products, and what the CPU makes of them."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ import call_files
 from call_files import COUNTS, DTYPES, SPIKES, VALUES
 from cases import CONVOLUTIONS
 from exact import generator, planes, product_of_values, rounded
-from neurons import BRANCHES, NEURONS, joining
+from neurons import BRANCHES, EVERY_KIND, NEURONS, joining
 from tandem_cuda import ops
 from tandem_cuda.ops.pack_weight import packed_like
 
@@ -29,6 +30,12 @@ SIZES = [
     replace(
         CONVOLUTIONS["depthwise"], channels=40, groups=40, outputs=80, stride=(2, 1), dilation=(1, 2), time_steps=19
     ),
+]
+# With these, every instance of a kernel runs, with neurons of every kind.
+INSTANCES = [
+    CONVOLUTIONS["1 x 1"],
+    *(replace(CONVOLUTIONS["1 x 1"], outputs=outputs, time_steps=8) for outputs in (64, 130)),
+    CONVOLUTIONS["depthwise"],
 ]
 # Of radix spikes: every T, every shape, values up to 255, and planes that tensor cores read as they are or filled up.
 RADIX_SIZES = [
@@ -122,6 +129,10 @@ def product_calls():
         for dtype in DTYPES:
             for how in hows(dtype, sizes):
                 out += [Call(len(out) + multiplied, sizes, dtype, how, multiplied) for multiplied in (SPIKES, COUNTS)]
+    kinds = [list(NEURONS).index(name) for name in EVERY_KIND]
+    for i, (sizes, dtype, kind) in enumerate(itertools.product(INSTANCES, DTYPES, kinds)):
+        number = len(NEURONS) * i + kind
+        out += [Call(number, sizes, dtype, how, SPIKES) for how in hows(dtype, sizes) if how[1] == 0]
     return [(call, call.expected()) for call in out]
 
 
