@@ -14,8 +14,8 @@ from product_calls import check_calls, product_calls, value_calls
 from ptx import RULES, WIDTHS, Module, Unknown
 
 SOURCES = sorted((ROOT / "csrc").glob("ops/*/*.cu"))
+CALLS_AT_ONCE = 300  # a process may not take forever
 PROGRAMS = [name for name in FROM_PTX if name in TESTS]
-every_architecture = pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
 
 
 @pytest.fixture(scope="session")
@@ -319,15 +319,15 @@ def test_small_programs(ptx_host, name):
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("variant", ["plain", "asan"])
-@every_architecture
+@pytest.mark.parametrize(("architecture", "variant"), [("sm_80", "plain"), ("sm_90", "plain"), ("sm_90", "asan")])
 def test_every_entry(ptx_host, tmp_path, architecture, variant):
     """Every program finds nothing wrong, and no entry is left out."""
     host = ptx_host(architecture)
     for name in PROGRAMS:
         assert_passes(host, name, variant)
-    for calls in (product_calls(), value_calls()):
-        check_calls(host, calls, tmp_path, variant, "rand")
+    calls = product_calls() + value_calls()
+    for i in range(0, len(calls), CALLS_AT_ONCE):
+        check_calls(host, calls[i : i + CALLS_AT_ONCE], tmp_path, variant, "rand")
     entries = set().union(*map(host.entries, SOURCES))
     assert len(entries) >= 200
     assert entries - host.launched(variant) == set()
@@ -337,6 +337,8 @@ def test_every_entry(ptx_host, tmp_path, architecture, variant):
 @pytest.mark.parametrize("engine", [0, 1, 2], ids=["gather engine", "tensor cores, large tiles", "small tiles"])
 @every_network
 def test_trained_networks(ptx_host, tmp_path, name, engine):
+    pytest.importorskip("safetensors")
+
     def run(*command):
         result = ptx_host("sm_90").run(command[0], "plain", *command[1:], order="rand")
         assert (result.returncode, result.stdout, result.stderr) == (0, "1 calls\n", "")
