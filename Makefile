@@ -71,7 +71,7 @@ test-changed: $(VENV)/.installed-test $(VENV)/.installed-examples
 # Files that ask only what the kernels of one operator compute, which is the library's business and not torch's, or what
 # those of a CUDA device do.
 OF_KERNELS := products depthwise integrate_and_fire max_pool_spikes pack_spikes spike_count unpack_spikes cuda_host \
-  cuda_operators cuda_products
+  cuda_ptx cuda_operators cuda_products
 # Files that ask nothing of torch at all.
 OF_THE_PROJECT := automation imports make_gpu nightly pairwise release seeded_bugs
 

@@ -69,15 +69,18 @@ WORKER = os.environ.get("PYTEST_XDIST_WORKER")
 
 
 @pytest.fixture(scope="session")
-def host(tmp_path_factory):
+def shared_folder(tmp_path_factory):
+    """A folder that all of pytest's processes share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder if WORKER is None else folder.parent
+
+
+@pytest.fixture(scope="session")
+def host(shared_folder):
     """Programs that run the CUDA kernels on the host."""
     if reason := host_programs.obstacle():
         pytest.skip(reason)
-    folder = tmp_path_factory.getbasetemp()
-    if WORKER is not None:
-        folder = folder.parent  # which all processes share
-    (folder / "cuda_host").mkdir(exist_ok=True)
-    programs = host_programs.Host(folder / "cuda_host")
+    programs = host_programs.Host(shared_folder / "cuda_host")
     yield programs
     programs.pool.shutdown(cancel_futures=True)
 

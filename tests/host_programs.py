@@ -1,12 +1,16 @@
 """Programs that run the CUDA kernels on the host: how they are compiled and run."""
 
 import fcntl
+import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import ptx
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "tests" / "cpp" / "cuda_host"
@@ -16,12 +20,35 @@ TESTS = sorted(path.stem for path in FOLDER.glob("*_test.cpp"))
 # What runs the calls in a file: ../calls.h.
 RUNNERS = sorted(path.stem for path in FOLDER.glob("run_*.cpp"))
 
+NO_NVCC = "no nvcc: CUDA_HOME, PATH and /usr/local/cuda have none"
+# As CMakeLists.txt compiles kernels.
+NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "--expt-relaxed-constexpr"]
 FLAGS = ["-std=c++17", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-ffp-contract=off"]
+LINKED = [f"-Wl,-T,{FOLDER / 'shared.ld'}"]
 VARIANTS = {
     "plain": ["-O1"],
     "asan": ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
     "tsan": ["-O1", "-fsanitize=thread"],
 }
+
+
+def sources_of(program):
+    """The files whose kernels a program launches."""
+    source = FOLDER / f"{program}.cpp"
+    text = source.read_text()
+    included = re.findall(r'^#include "(ops/.+\.cu)"', text, re.MULTILINE)
+    return [*(ROOT / "csrc" / path for path in included), *([source] if "__global__" in text else [])]
+
+
+# Programs that can launch what nvcc makes of their kernels.
+FROM_PTX = [name for name in (*RUNNERS, *TESTS) if sources_of(name)]
+
+
+def nvcc():
+    """The compiler of the CUDA toolkit, or None."""
+    homes = [os.environ.get("CUDA_HOME", ""), "/usr/local/cuda"]
+    found = next((path for home in homes if home and (path := shutil.which("nvcc", path=f"{home}/bin"))), None)
+    return found or shutil.which("nvcc")
 
 
 def toolkit():
@@ -46,6 +73,7 @@ class Host:
     """Compiles programs once each, whichever of pytest's processes needs them first, and runs them."""
 
     def __init__(self, folder):
+        folder.mkdir(exist_ok=True)
         self.folder = folder
         self.pool = ThreadPoolExecutor(os.cpu_count())
         self.built = {}
@@ -63,21 +91,30 @@ class Host:
     def start(self, variant):
         """Compile all programs under a variant's flags, in the background."""
         for name in ["seeded_bugs", *RUNNERS, *TESTS]:
-            program, source = self.folder / f"{name}-{variant}", FOLDER / f"{name}.cpp"
-            self.built[name, variant] = self.pool.submit(self._compile, program, source, variant)
+            self.built[name, variant] = self.pool.submit(self.compiled, FOLDER / f"{name}.cpp", variant)
 
-    def _compile(self, program, source, variant):
+    def compiled(self, source, variant):
+        return self._once(f"{source.stem}-{variant}", [*self._command(variant), *LINKED, source])
+
+    def _command(self, variant):
         includes = ["-I", ROOT / "csrc", "-I", FOLDER, "-isystem", toolkit() / "include"]
-        flags = [*FLAGS, *VARIANTS[variant], f"-Wl,-T,{FOLDER / 'shared.ld'}", "-DTANDEM_CUDA_HOST", *includes]
-        part = program.with_suffix(".part")
-        command = ["g++", *flags, "-x", "c++", source, "-o", part]
-        with program.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # another of pytest's processes may be at it
-            if not program.exists():
-                result = subprocess.run(command, capture_output=True, text=True, check=False)
+        return ["g++", *FLAGS, *VARIANTS[variant], "-DTANDEM_CUDA_HOST", *includes]
+
+    def _once(self, name, command):
+        """The path of a file that a command makes, unless another of pytest's processes does."""
+        path = self.folder / name
+        with path.with_name(f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                part = path.with_name(f"part-{name}")
+                result = subprocess.run([*command, "-o", part], capture_output=True, text=True, check=False)
                 assert result.returncode == 0, result.stderr
-                part.rename(program)
-        return program
+                part.rename(path)
+        return path
+
+    def launches(self, variant):
+        """Where programs that launch PTX write what they have launched."""
+        return self.folder / f"launched-{variant}"
 
     def run(self, name, variant, *arguments, order="asc", seed="0"):
         program = self.build(name, variant)
@@ -86,6 +123,7 @@ class Host:
             "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
             "TSAN_OPTIONS": "exitcode=66",
             "UBSAN_OPTIONS": "",
+            "TANDEM_HOST_LAUNCHED": str(self.launches(variant)),
         }
         return subprocess.run(
             [*(self.fixed_addresses if variant == "tsan" else []), program, *arguments],
@@ -95,3 +133,61 @@ class Host:
             check=False,
             timeout=600,
         )
+
+
+class PtxHost(Host):
+    """Runs what nvcc makes of the kernels for an architecture, translated by ptx.py, in place of their source.
+
+    Architectures share a folder, since much of their PTX is the same. headers: a folder that nvcc finds headers in
+    before it looks in csrc.
+    """
+
+    def __init__(self, folder, architecture, headers=None):
+        super().__init__(folder)
+        self.architecture, self.headers = architecture, headers
+
+    def build(self, name, variant):
+        """The program of a source under a variant's flags."""
+        if (name, variant) not in self.built:
+            own = self.pool.submit(self.object, FOLDER / f"{name}.cpp", variant, "-DTANDEM_HOST_PTX")
+            kernels = list(self.pool.map(lambda source: self._kernels(source, variant), sources_of(name)))
+            self.built[name, variant] = self.linked(name, variant, own.result(), *kernels)
+        return self.built[name, variant]
+
+    def _kernels(self, source, variant):
+        return self.translated(self.ptx(source).read_text(), source.stem, variant)
+
+    def ptx(self, source):
+        includes = [x for folder in (self.headers, ROOT / "csrc") if folder for x in ("-I", folder)]
+        target = f"-arch={self.architecture.replace('sm', 'compute')}"
+        command = [nvcc(), *NVCC_FLAGS, *includes, target, "-ptx", "-x", "cu", source]
+        return self._once(f"{source.stem}.{self.architecture}.ptx", command)
+
+    def translated(self, text, name, variant):
+        """The object file of PTX."""
+        module = ptx.Module(text, f"{name}.ptx", self.architecture).cpp.encode()
+        source = self.folder / f"{hashlib.sha256(module).hexdigest()[:16]}.cpp"
+        if not source.exists():
+            part = source.with_suffix(f".{os.getpid()}")
+            part.write_bytes(module)
+            part.rename(source)
+        # Nothing warns of generated code, nor checks what C++ leaves undefined: PTX defines it, and ptx.h does so, too.
+        return self.object(source, variant, "-g0", "-w", "-fno-strict-aliasing", "-fno-sanitize=undefined")
+
+    def object(self, source, variant, *flags):
+        return self._once(f"{source.stem}-{variant}.o", [*self._command(variant), *flags, "-c", source])
+
+    def linked(self, name, variant, *objects):
+        return self._once(f"{name}-{self.architecture}-{variant}", [*self._command(variant), *LINKED, *objects])
+
+    def launches(self, variant):
+        return self.folder / f"launched-{self.architecture}-{variant}"
+
+    def launched(self, variant):
+        """The symbols of the entries that programs under a variant's flags have launched."""
+        file = self.launches(variant)
+        return set(file.read_text().split()) if file.exists() else set()
+
+    def entries(self, source):
+        """The symbols of all entries of a source."""
+        return set(re.findall(r"\.entry ([\w$]+)", self.ptx(source).read_text()))

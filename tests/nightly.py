@@ -44,7 +44,13 @@ GROUPS = {
     ),
     "CUDA kernels on the host": Group(
         "tests/test_cuda_host.py tests/test_digest.py",
-        f"{DEVICE} csrc/cuda/** csrc/cpu/*.h tests/cpp/*.h tests/cpp/cuda_host/** tests/host_programs.py",
+        f"{DEVICE} csrc/cuda/** csrc/cpu/*.h tests/cpp/*.h tests/cpp/cuda_host/** tests/host_programs.py"
+        " tests/product_calls.py",
+    ),
+    "PTX on the host": Group(
+        "tests/test_cuda_ptx.py",
+        f"{DEVICE} csrc/cuda/** csrc/cpu/*.h tests/cpp/*.h tests/cpp/cuda_host/** tests/host_programs.py tests/ptx.py"
+        " tests/product_calls.py",
     ),
     "settings of files": Group(
         "tests/test_freeze_plain.py tests/test_frozen_files.py tests/test_saved_networks.py"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import host_programs
 import tandem_cuda
 from exact import nightly
 from tandem_cuda.neuron import STATES
@@ -23,7 +24,7 @@ except ModuleNotFoundError:  # Python 3.10
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = tomllib.loads((ROOT / "tests" / "cuda_resources.toml").read_text())
 SOURCES = {path.stem: path for path in sorted((ROOT / "csrc" / "ops").glob("*/*.cu"))}
-FLAGS = ["-std=c++17", "-O3", "-I", ROOT / "csrc", "-fmad=false", "--expt-relaxed-constexpr", "-lineinfo"]
+FLAGS = [*host_programs.NVCC_FLAGS, "-I", ROOT / "csrc", "-lineinfo"]
 MODELS = [text for path in (ROOT / "csrc" / "neuron").glob("*.h") if "kStates = " in (text := path.read_text())]
 VARIABLES = {re.search(r"struct (\w+)", text)[1]: int(re.search(r"kStates = (\d+)", text)[1]) for text in MODELS}
 pytestmark = pytest.mark.slow
@@ -31,9 +32,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def nvcc():
-    homes = [os.environ.get("CUDA_HOME", ""), "/usr/local/cuda"]
-    found = next((path for home in homes if home and (path := shutil.which("nvcc", path=f"{home}/bin"))), None)
-    return found or shutil.which("nvcc") or pytest.skip("no nvcc: CUDA_HOME, PATH and /usr/local/cuda have none")
+    return host_programs.nvcc() or pytest.skip(host_programs.NO_NVCC)
 
 
 @pytest.fixture(scope="module")

@@ -79,6 +79,7 @@ def included(sources):
         ("aarch64", ["csrc/**/*.isa.cpp", "csrc/cpu/isa.cpp", "tests/cpp/*.cpp"]),
         ("CUDA resources", ["csrc/ops/*/*.cu", "tests/cpp/cuda_device/*.cu"]),
         ("CUDA kernels on the host", ["tests/cpp/cuda_host/*.cpp"]),
+        ("PTX on the host", ["tests/cpp/cuda_host/*.cpp"]),
     ],
 )
 def test_what_programs_include_is_guarded(name, sources):
@@ -112,7 +113,10 @@ def test_patterns(pattern, file, expected):
         ("tests/test_large.py", []),
         ("csrc/module.cpp", ["address sanitizer"]),
         ("csrc/cpu/isa.cpp", ["address sanitizer", "aarch64"]),
-        ("csrc/ops/max_pool/max_pool_spikes.cu", ["address sanitizer", "CUDA resources", "CUDA kernels on the host"]),
+        (
+            "csrc/ops/max_pool/max_pool_spikes.cu",
+            ["address sanitizer", "CUDA resources", "CUDA kernels on the host", "PTX on the host"],
+        ),
         ("CMakeLists.txt", ["address sanitizer", "source distribution"]),
         ("examples/train.py", ["examples"]),
         ("tests/test_recipes.py", ["examples"]),

@@ -12,6 +12,8 @@
 // outside of an array are found, of arrays in shared memory as well. Built with -fsanitize=thread, so are races: fibers
 // are threads to ThreadSanitizer, and nothing orders them but the barriers of CUDA. A warp's lanes are no exception:
 // without __syncwarp() they are not in step.
+//
+// With TANDEM_HOST_PTX, what nvcc made of a kernel runs in place of its source (ptx.h).
 #pragma once
 
 #if !defined(__x86_64__)
@@ -68,8 +70,14 @@
 #define __syncthreads() ::tandem::host::barrier(__FILE__, __LINE__)
 #define __trap() ::tandem::host::die("__trap()")
 
+#if defined(TANDEM_HOST_PTX)
+#define TANDEM_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
+  (static_cast<void>(stream),                                         \
+   ::tandem::host::ptx::launch_entry<(kernel)>(#kernel, grid, block, shared_bytes, __VA_ARGS__))
+#else
 #define TANDEM_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
   (static_cast<void>(stream), ::tandem::host::launch(#kernel, kernel, grid, block, shared_bytes, __VA_ARGS__))
+#endif
 #define TANDEM_ALLOW_SHARED(kernel, bytes) (static_cast<void>(bytes), cudaSuccess)
 #define TANDEM_DYNAMIC_SHARED(T, name) T* const name = reinterpret_cast<T*>(::tandem::host::block.dynamic_shared)
 
@@ -744,16 +752,20 @@ void call(const void* closure) {
   (*static_cast<const Body*>(closure))();
 }
 
-template <class Kernel, class... Args>
-void launch(const char* name, Kernel kernel, dim3 grid, dim3 threads, size_t shared_bytes, const Args&... args) {
-  const auto body = [&] { kernel(args...); };
+template <class Body>
+void launch_body(const char* name, dim3 grid, dim3 threads, size_t shared_bytes, const Body& body) {
   block.kernel = name;
   if (most_blocks != 0 && grid.x > most_blocks) grid.x = most_blocks;
   block.grid = grid;
   block.threads = threads;
-  block.body = &call<decltype(body)>;
+  block.body = &call<Body>;
   block.closure = &body;
   run_grid(shared_bytes);
+}
+
+template <class Kernel, class... Args>
+void launch(const char* name, Kernel kernel, dim3 grid, dim3 threads, size_t shared_bytes, const Args&... args) {
+  launch_body(name, grid, threads, shared_bytes, [&] { kernel(args...); });
 }
 
 // ---- Atomics
@@ -875,3 +887,7 @@ inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigne
 
 // What a launch does wrong ends the process.
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+
+#if defined(TANDEM_HOST_PTX)
+#include "ptx.h"
+#endif

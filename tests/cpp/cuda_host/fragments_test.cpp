@@ -12,18 +12,18 @@ struct Place {
 };
 
 // groupID and threadID_in_group are the manual's names.
-Place place_in_a(int lane, int i) {
+__host__ __device__ Place place_in_a(int lane, int i) {
   const int groupID = lane >> 2, threadID_in_group = lane % 4;
   const bool upper = i == 0 || i == 1 || i == 4 || i == 5;
   return {upper ? groupID : groupID + 8, i < 4 ? threadID_in_group * 2 + (i & 1) : threadID_in_group * 2 + (i & 1) + 8};
 }
 
-Place place_in_b(int lane, int i) {
+__host__ __device__ Place place_in_b(int lane, int i) {
   const int groupID = lane >> 2, threadID_in_group = lane % 4;
   return {i < 2 ? threadID_in_group * 2 + (i & 1) : threadID_in_group * 2 + (i & 1) + 8, groupID};
 }
 
-Place place_in_c(int lane, int i) {
+__host__ __device__ Place place_in_c(int lane, int i) {
   const int groupID = lane >> 2, threadID_in_group = lane % 4;
   return {i < 2 ? groupID : groupID + 8, threadID_in_group * 2 + (i & 1)};
 }
@@ -33,26 +33,26 @@ constexpr int kInA = 8, kInB = 4, kInC = 4;  // elements of a lane
 constexpr int kCases = kLanes * (kInA + kInB);
 
 // Exact in bf16, all different, none of them 0 or 1.
-float filler(int row, int column) { return static_cast<float>(2 + row * 8 + column % 8); }
+__host__ __device__ float filler(int row, int column) { return static_cast<float>(2 + row * 8 + column % 8); }
 
 // Case n < 256 has a 1 in element n % 8 of lane n / 8 of A, the others in B; the other matrix is full, as is C.
-bool one_is_in_a(int n) { return n < kLanes * kInA; }
+__host__ __device__ bool one_is_in_a(int n) { return n < kLanes * kInA; }
 
-float a_of(int n, int lane, int i) {
+__host__ __device__ float a_of(int n, int lane, int i) {
   if (one_is_in_a(n)) return lane == n / kInA && i == n % kInA ? 1.0f : 0.0f;
   const Place at = place_in_a(lane, i);
   return filler(at.row, at.column) * (at.column < 8 ? 1.0f : -1.0f);
 }
 
-float b_of(int n, int lane, int i) {
+__host__ __device__ float b_of(int n, int lane, int i) {
   if (!one_is_in_a(n)) return lane == (n - kLanes * kInA) / kInB && i == n % kInB ? 1.0f : 0.0f;
   const Place at = place_in_b(lane, i);
   return filler(at.row, at.column);
 }
 
-float c_of(int row, int column) { return static_cast<float>(1000 * (row * kColumns + column)); }
+__host__ __device__ float c_of(int row, int column) { return static_cast<float>(1000 * (row * kColumns + column)); }
 
-uint32_t pair(float low, float high) {
+__host__ __device__ uint32_t pair(float low, float high) {
   uint32_t x, y;
   memcpy(&x, &low, sizeof(x));
   memcpy(&y, &high, sizeof(y));

@@ -12,18 +12,18 @@ struct Place {
 };
 
 // groupID and threadID_in_group are the manual's names; i: the number of an element of a lane.
-Place place_in_a(int lane, int i) {
+__host__ __device__ Place place_in_a(int lane, int i) {
   const int groupID = lane >> 2, threadID_in_group = lane % 4;
   const bool upper = i < 4 || (i >= 8 && i < 12);
   return {upper ? groupID : groupID + 8, threadID_in_group * 4 + (i & 3) + (i < 8 ? 0 : 16)};
 }
 
-Place place_in_b(int lane, int i) {
+__host__ __device__ Place place_in_b(int lane, int i) {
   const int groupID = lane >> 2, threadID_in_group = lane % 4;
   return {threadID_in_group * 4 + (i & 3) + (i < 4 ? 0 : 16), groupID};
 }
 
-Place place_in_c(int lane, int i) {
+__host__ __device__ Place place_in_c(int lane, int i) {
   const int groupID = lane >> 2, threadID_in_group = lane % 4;
   return {i < 2 ? groupID : groupID + 8, threadID_in_group * 2 + (i & 1)};
 }
@@ -33,26 +33,26 @@ constexpr int kInA = 16, kInB = 8, kInC = 4;  // elements of a lane
 constexpr int kCases = kLanes * (kInA + kInB);
 
 // Different along every row and every column, half of them beyond 127.
-uint8_t filler_of_a(int row, int k) { return static_cast<uint8_t>(37 * row + 5 * k + 1); }
-uint8_t filler_of_b(int k, int column) { return static_cast<uint8_t>(8 * k + column); }
-int value(uint8_t byte, bool with_sign) { return with_sign && byte >= 128 ? byte - 256 : byte; }
+__host__ __device__ uint8_t filler_of_a(int row, int k) { return static_cast<uint8_t>(37 * row + 5 * k + 1); }
+__host__ __device__ uint8_t filler_of_b(int k, int column) { return static_cast<uint8_t>(8 * k + column); }
+__host__ __device__ int value(uint8_t byte, bool with_sign) { return with_sign && byte >= 128 ? byte - 256 : byte; }
 
 // Case n < 512 has a 1 in element n % 16 of lane n / 16 of A, the others in B; the other matrix is full, as is C.
-bool one_is_in_a(int n) { return n < kLanes * kInA; }
+__host__ __device__ bool one_is_in_a(int n) { return n < kLanes * kInA; }
 
-uint8_t a_of(int n, int lane, int i) {
+__host__ __device__ uint8_t a_of(int n, int lane, int i) {
   if (one_is_in_a(n)) return lane == n / kInA && i == n % kInA;
   const Place at = place_in_a(lane, i);
   return filler_of_a(at.row, at.column);
 }
 
-uint8_t b_of(int n, int lane, int i) {
+__host__ __device__ uint8_t b_of(int n, int lane, int i) {
   if (!one_is_in_a(n)) return lane == (n - kLanes * kInA) / kInB && i == n % kInB;
   const Place at = place_in_b(lane, i);
   return filler_of_b(at.row, at.column);
 }
 
-int c_of(int row, int column) { return 1000 * (row * kColumns + column) - 70000; }
+__host__ __device__ int c_of(int row, int column) { return 1000 * (row * kColumns + column) - 70000; }
 
 template <bool kSigned>
 __global__ void product_kernel(int* out) {
