@@ -150,7 +150,7 @@ def test_pack_weight():
     weight[-1, -1], weight[0, 0] = 1, 2
     packed = ops.pack_weight(weight)
     assert weight.numel() > 2**31
-    assert total(packed) == 3
+    assert total(packed) == 3 * (packed.numel() // weight.numel())  # matrix tiles read a second form of the weights
     bits = torch.zeros(1, 2, 2**14, dtype=torch.uint8)
     bits[0, 0, 0] = bits[0, 1, -1] = 1
     scale = torch.ones(len(weight))
