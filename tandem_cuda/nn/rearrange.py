@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +12,15 @@ from ..ops import checks
 from ..spike_train import SpikeTrain, interleaved, signs
 from . import schema
 from .frozen import single
-from .movements import MOVEMENTS
+from .movements import (  # the functions have their names here in pickles of version 0.2
+    MOVEMENTS,
+    _channel_shuffle,  # noqa: F401
+    _channels,  # noqa: F401
+    _pixel_shuffle,  # noqa: F401
+    _pixel_unshuffle,  # noqa: F401
+    _upsample,  # noqa: F401
+    _zero_pad,  # noqa: F401
+)
 from .nir import NirWriter, Signal
 from .schema import Settings, Tensors
 from .sizes import SPIKES, Size, Value, check_count, with_pairs, without_pairs
@@ -66,7 +74,7 @@ class SpikeRearrange(Spiking):
         super().__init__()
         if not isinstance(how, str) or how not in MOVEMENTS:
             raise ValueError(f"SpikeRearrange: how must be one of {', '.join(MOVEMENTS)}, got {how!r}")
-        self._f, number, least, *_ = MOVEMENTS[how]
+        _, number, least, *_ = MOVEMENTS[how]
         if len(arguments) != number:
             raise ValueError(f"SpikeRearrange: {how!r} must have {number} arguments, got {len(arguments)}")
         for argument in arguments:
@@ -90,6 +98,11 @@ class SpikeRearrange(Spiking):
             state = {**state, "arguments": state["settings"]}
             del state["settings"]
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's
+        self.__dict__.pop("_f", None)  # of the same pickles
+
+    @property
+    def _f(self) -> Callable[..., Tensor]:
+        return MOVEMENTS[self.how][0]
 
     def forward(self, x: SpikeTrain) -> SpikeTrain:
         if not isinstance(x, SpikeTrain):
