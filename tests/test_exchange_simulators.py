@@ -176,6 +176,10 @@ def test_spikingjelly_adds_branches_and_pools(simulators: Path, tmp_path: Path):
         same(got, want)
 
 
+# nir takes the sizes of these convolutions for others: their padding differs between dimensions, or is negative.
+UNTYPED = ("pad", "crop", "filtered_by_constants", "slices_of_values")
+
+
 @pytest.mark.slow
 def test_spikingjelly_runs_what_every_rule_makes(simulators: Path, tmp_path: Path):
     """Concatenations, rearrangements, values of both signs, joins, lines; without groups, dyadic weights, float64."""
@@ -192,7 +196,7 @@ def test_spikingjelly_runs_what_every_rule_makes(simulators: Path, tmp_path: Pat
         with torch.no_grad():
             wanted[stem] = net(x)
         assert len(wanted[stem].unique()) > 2
-    subprocess.run([simulators, "-c", SPIKINGJELLY_FOLDER, tmp_path, "pad", "crop"], check=True, timeout=600)
+    subprocess.run([simulators, "-c", SPIKINGJELLY_FOLDER, tmp_path, *UNTYPED], check=True, timeout=600)
     for stem, want in wanted.items():  # read-outs may round means
         got = torch.from_numpy(np.load(tmp_path / f"{stem}.out.npy"))
         torch.testing.assert_close(got, want, rtol=0, atol=1e-15, msg=lambda text, stem=stem: f"{stem}: {text}")
