@@ -1,6 +1,9 @@
 """Whole networks compiled, exported and packaged for batches of any size, with the results of eager mode."""
 
 import copy
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,7 +12,7 @@ from torch.export import Dim
 
 import freezable
 import layer_twins
-from exact import generator, planes, same
+from exact import ISAS, generator, planes, same
 from tandem_cuda import Decode, Encode, SpikeTrain, SpikingAdaptiveAvgPool2d, TandemConv2d, TandemLinear, freeze
 from tandem_cuda.nn.tandem import TandemLayer
 
@@ -163,3 +166,25 @@ def test_packages_compiled_ahead_of_time(tmp_path):
         kept.append(loaded)  # so that the next one lies elsewhere
         x = images(batch, (1, 8, 8))
         torch.testing.assert_close(loaded(x), net(x), rtol=1e-12, atol=1e-12)
+
+
+CACHED = """
+import torch
+from torch import nn
+from tandem_cuda import Decode, Encode, RadixIF, TandemConv2d
+net = nn.Sequential(Encode(4, "impulse"), *(TandemConv2d(16, 16, 3, neuron=RadixIF(2.5)) for _ in range(2)), Decode())
+compiled = torch.compile(net, fullgraph=True)
+x = torch.rand(2, 16, 8, 8)
+torch.testing.assert_close(compiled(x), net(x))
+compiled(x).sum().backward()
+"""
+
+
+@pytest.mark.slow
+def test_code_in_the_cache_serves_one_instruction_set(tmp_path):
+    """Packed weights have other sizes on matrix tiles, which code from Inductor's cache would expect."""
+    if "amx" not in ISAS:
+        pytest.skip("no matrix tiles")
+    for isa in ("avx512vbmi2", "amx"):
+        environment = {**os.environ, "TANDEM_CPU_ISA": isa, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+        subprocess.run([sys.executable, "-c", CACHED], check=True, env=environment)
