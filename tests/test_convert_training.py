@@ -48,7 +48,7 @@ MODELS = {
     "alexnet": (alexnet, 20, 1e-4, 0.99),
     "vgg11": (lambda models: models.vgg11(num_classes=10), 20, 1e-4, 0.995),
     "vgg11_bn": (lambda models: models.vgg11_bn(num_classes=10), 40, 1e-4, 0.99),
-    "resnet18": (lambda models: models.resnet18(num_classes=10), 30, 1e-3, 0.99),
+    "resnet18": (lambda models: models.resnet18(num_classes=10), 30, 1e-3, 0.95),
 }
 
 

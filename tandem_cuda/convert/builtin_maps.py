@@ -67,7 +67,7 @@ def _matmul(call: Call) -> Any:
 def mean_of_channels(call: Call, keepdim: bool) -> Any:
     """Average over dimension 1: channels, or rows of features."""
     shape = shape_of(call.value)
-    number = shape.channels if shape.channel_dim == 1 else None if call.size is None else call.size[1]
+    number = shape.channels if shape.channel_dim == 1 else None if call.example_size is None else call.example_size[1]
     if number is None:
         raise Unconvertible(COUNTED if shape.channel_dim == 1 else SIZES)
     if not keepdim and shape.channel_dim == 1:

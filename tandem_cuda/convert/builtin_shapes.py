@@ -164,7 +164,7 @@ def _as_symbols(call: Call, sizes: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _unflattened(call: Call, sizes: Sequence[Any]) -> Any:
     """Convert features [N, F] to images or lines of these sizes, of which one may be -1."""
-    features = shape_of(call.value).channels or (None if call.size is None else call.size[1])
+    features = shape_of(call.value).channels or (None if call.example_size is None else call.example_size[1])
     known = [size for size in sizes if size != -1]
     unknown = len(sizes) - len(known)
     if not all(isinstance(size, int) and size > 0 for size in known) or unknown > (features is not None):
@@ -183,7 +183,7 @@ def unflattened(call: Call, dim: Any, sizes: Any) -> Any:
 
 @converts(torch.squeeze, torch.Tensor.squeeze)
 def _squeeze(call: Call, dim: Any = None) -> Any:
-    _, size = call.value, call.size
+    _, size = call.value, call.example_size
     dims = dim if isinstance(dim, (tuple, list)) else (dim,)
     if size is None or len(size) not in (3, 4) or not all(isinstance(d, int) for d in dims):
         raise Unconvertible(_SQUEEZED)

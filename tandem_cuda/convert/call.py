@@ -100,7 +100,7 @@ class Call:
         return self._writer.trace.fixed_sizes(self.node)
 
     @property
-    def size(self) -> torch.Size | None:
+    def example_size(self) -> torch.Size | None:
         """The size of the ANN's first argument for the example; None without an example."""
         first = self._first()
         return None if first is None else self._writer.trace.sizes.get(first)

@@ -172,14 +172,15 @@ def asks_for_size(node: fx.Node) -> bool:
 
 def reads_batch_size(node: fx.Node) -> bool:
     """Whether a node reads the size of a tensor along its first dimension."""
+    asks: Any = node
     index: Any = 0
     if node.target is operator.getitem:
-        node, index = node.args  # type: ignore[assignment]
+        asks, index = node.args
     elif node.target == "size":
         index = next(iter((*node.args[1:], *node.kwargs.values())), None)
     elif node.target is not len:
         return False
-    return index == 0 and isinstance(node, fx.Node) and asks_for_size(node) and isinstance(node.args[0], fx.Node)
+    return index == 0 and isinstance(asks, fx.Node) and asks_for_size(asks) and isinstance(asks.args[0], fx.Node)
 
 
 _OF_SAMPLES = {

@@ -16,8 +16,11 @@ from .movements import (  # the functions have their names here in pickles of ve
     MOVEMENTS,
     _channel_shuffle,  # noqa: F401
     _channels,  # noqa: F401
+    _flatten,  # noqa: F401
+    _in_place,  # noqa: F401
     _pixel_shuffle,  # noqa: F401
     _pixel_unshuffle,  # noqa: F401
+    _unsqueeze,  # noqa: F401
     _upsample,  # noqa: F401
     _zero_pad,  # noqa: F401
 )

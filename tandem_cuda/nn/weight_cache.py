@@ -64,10 +64,7 @@ class WeightCache:
     def pack(self, weight: Tensor, groups: int) -> Tensor:
         """Pack weights, reusing the buffer of the last call if it fits: a large allocation costs more than packing."""
         if torch.compiler.is_compiling():  # compiled code cannot keep a buffer
-            # Its size stands in the graph, so that code in Inductor's cache serves no other instruction set.
-            sizes, dtype = packed_like(weight, groups)
-            out = weight.new_empty([sizes[0]], dtype=dtype)
-            return ops.pack_weight.trusted(weight.detach(), groups, out=out)
+            return ops.pack_weight.trusted(weight.detach(), groups)
         if capturing(weight):  # a graph writes to its buffer in every replay, so the memory must be its own
             return ops.pack_weight.trusted(weight.detach(), groups)
         self._packed = self._weights = None  # both describe the buffer, which is overwritten below

@@ -74,6 +74,10 @@ def pack_weight(weight: Tensor, groups: int = 1, *, out: Tensor | None = None) -
         >>> torch.equal(out, ops.spiking_conv2d(bits, weight, time_steps=4)[0])
         True
     """
+    if out is None and torch.compiler.is_compiling():
+        # The size stands in the graph then, so that code in Inductor's cache serves no other instruction set.
+        sizes, dtype = packed_like(weight, groups)
+        out = weight.new_empty([sizes[0]], dtype=dtype)
     if out is None:
         return torch.ops.tandem_cuda.pack_weight(weight.detach(), groups)
     torch.ops.tandem_cuda.pack_weight_out(weight.detach(), groups, out)
