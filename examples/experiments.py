@@ -83,7 +83,6 @@ SMALL = ("--model.ann", "tandem_cuda.models.small_cifarnet")
 QUARTER = (
     *("--model.ann", "tandem_cuda.models.cifarnet"),
     *("--model.ann.width", "0.25", "--model.ann.dropout", "0", "--trainer.max_epochs", "30"),
-    *("--trainer.precision", "bf16-mixed"),
 )
 # Recipes and other libraries are compared on parts of the data.
 SOME_DIGITS = ("--data.limit", "12000", "--trainer.max_epochs", "4")
