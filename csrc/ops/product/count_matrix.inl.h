@@ -1,6 +1,6 @@
-// Products of spike counts with weights on matrix tiles (AMX): 16 pixels of 64 bytes times 64 bytes of 16 outputs in one
-// instruction. Two tiles of pixels and two of outputs share their operands. Floats become integers of 24 bits, three
-// digits of 8: their sums are exact, and so do not depend on an order.
+// Products of spike counts with weights on matrix tiles (AMX): 16 pixels of 64 bytes times 64 bytes of 16 outputs in
+// one instruction. Two tiles of pixels and two of outputs share their operands. Floats become integers of 24 bits,
+// three digits of 8: their sums are exact, and so do not depend on an order.
 //
 // Weights and inputs are rearranged once for all tasks (fill_matrix_panel, fill_matrix_rows).
 #pragma once
@@ -196,9 +196,11 @@ void matrix_tile(const MatrixTileArgs<E>& m) {
     for (int64_t c = 0; c < a.valid; c += kMatrixRows) {
       const bool wide = a.valid - c > 16, tall = rows > 16;
       for (int64_t digit = 0; digit < kDigits; ++digit) {
-        const auto multiply = wide ? tall ? multiply_tiles<2, 2> : multiply_tiles<1, 2>
-                                   : tall ? multiply_tiles<2, 1> : multiply_tiles<1, 1>;
-        multiply(inputs, m.sizes.row_bytes(), m.panel + digit * digit_bytes + 4 * c, a.block, m.sizes.depth, sum + digit * kSums);
+        const auto multiply = wide   ? tall ? multiply_tiles<2, 2> : multiply_tiles<1, 2>
+                              : tall ? multiply_tiles<2, 1>
+                                     : multiply_tiles<1, 1>;
+        multiply(inputs, m.sizes.row_bytes(), m.panel + digit * digit_bytes + 4 * c, a.block, m.sizes.depth,
+                 sum + digit * kSums);
       }
       const int64_t outputs = a.valid - c < kMatrixRows ? a.valid - c : kMatrixRows;
       write_sums<E>(a, first, rows, outputs, sum, kMatrixRows, kSums, c, units);

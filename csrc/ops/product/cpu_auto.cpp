@@ -221,7 +221,8 @@ std::tuple<Tensor, Tensor, Tensor> spiking(const char* op, const ProductArgument
                        geometry.height * geometry.width * geometry.in_channels, geometry.batch};
     run_engines(
         op, plan, choose(in, engine, integers ? word_crossover(geometry) : spike_crossover(geometry, time_steps)),
-        integers, [&](const ProductPlan& p, Samples samples, double density) {
+        integers,
+        [&](const ProductPlan& p, Samples samples, double density) {
           run_spiking_events(op, p, samples, time_steps, density);
         },
         [&](const ProductPlan& p, Samples samples) {

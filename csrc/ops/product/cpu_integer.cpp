@@ -90,11 +90,11 @@ bool multiplies_counts(const ProductPlan& plan) {
   const int64_t largest = largest_input(plan);
   const bool integers = is_integer(plan.weight.scalar_type());
   const bool able = integers ? kernels<CountKernels>().multiplies_bytes : uses_matrices(plan);
-  return able && largest <= 255 && plan.geometry.features() <= most_inputs(ScalarType::Char) / largest;  // of a digit, 8 bits
+  return able && largest <= 255 &&
+         plan.geometry.features() <= most_inputs(ScalarType::Char) / largest;  // of a digit, 8 bits
 }
 
 namespace {
-
 
 // f(geometry of some samples, their first one, their counts [pixels_in, groups, group_counts]) for all samples, in
 // passes where zeros must stand behind the channels of a group. group_counts: a multiple of 4.
@@ -157,23 +157,23 @@ void run_bytes(const char* op, const ProductPlan& plan, Samples samples, const B
   with_packed<E>(op, plan, [&](const E* packed) {
     for_each_band(op, g, samples, given.bytes, group_counts,
                   [&](const ConvGeometry& band, int64_t n, const uint8_t* counts) {
-      const int64_t rows = std::min(rows_of_tasks(band, blocks, 1), band.pixels_out());
-      const int64_t tiles = (band.pixels_out() + rows - 1) / rows;
-      parallel_tasks(blocks, tiles, [&](const auto& next) {
-        const AlignedBuffer<uint8_t> scratch(op, count_scratch_bytes<E>(rows, layout.block));
-        for (int64_t task = next(); task >= 0; task = next()) {
-          const int64_t b = task / tiles % layout.blocks, group = task / tiles / layout.blocks;
-          CountTileArgs<E> tile = block_of_tiles<E>(plan, band, n, layout.block, group, b);
-          tile.counts = counts;
-          tile.group_counts = group_counts;
-          tile.weight = packed + (group * layout.blocks + b) * layout.block_elements();
-          tile.row_begin = task % tiles * rows;
-          tile.row_end = std::min(band.pixels_out(), tile.row_begin + rows);
-          tile.scratch = scratch.data;
-          kernels<CountKernels>().count_tile(tile);
-        }
-      });
-    });
+                    const int64_t rows = std::min(rows_of_tasks(band, blocks, 1), band.pixels_out());
+                    const int64_t tiles = (band.pixels_out() + rows - 1) / rows;
+                    parallel_tasks(blocks, tiles, [&](const auto& next) {
+                      const AlignedBuffer<uint8_t> scratch(op, count_scratch_bytes<E>(rows, layout.block));
+                      for (int64_t task = next(); task >= 0; task = next()) {
+                        const int64_t b = task / tiles % layout.blocks, group = task / tiles / layout.blocks;
+                        CountTileArgs<E> tile = block_of_tiles<E>(plan, band, n, layout.block, group, b);
+                        tile.counts = counts;
+                        tile.group_counts = group_counts;
+                        tile.weight = packed + (group * layout.blocks + b) * layout.block_elements();
+                        tile.row_begin = task % tiles * rows;
+                        tile.row_end = std::min(band.pixels_out(), tile.row_begin + rows);
+                        tile.scratch = scratch.data;
+                        kernels<CountKernels>().count_tile(tile);
+                      }
+                    });
+                  });
   });
 }
 
@@ -188,32 +188,33 @@ void run_matrices(const char* op, const ProductPlan& plan, Samples samples, cons
   const MatrixSizes sizes(g);
   const int64_t bytes = panel_bytes<E>(g);
   with_panels<E>(op, plan, [&](const uint8_t* panels) {
-    for_each_band(op, g, samples, given.bytes, sizes.group_counts,
-                  [&](const ConvGeometry& band, int64_t n, const uint8_t* counts) {
-      const int64_t pixels = band.pixels_out();
-      const int64_t most = std::min(kCountRows, kInputBytes / sizes.row_bytes() / kMatrixRows * kMatrixRows);
-      const int64_t rows = std::clamp(rows_of_tasks(band, g.groups, kMatrixRows), kMatrixRows,
-                                      std::max(kMatrixRows, most));
-      const int64_t tiles = (pixels + rows - 1) / rows, wanted = int64_t{4} * torch::stable::get_num_threads();
-      const int64_t splits = std::clamp<int64_t>(wanted / (g.groups * tiles), 1, layout.blocks);
-      parallel_tasks(g.groups * splits, tiles, [&](const auto& next) {
-        const AlignedBuffer<uint8_t> inputs(op, rows * sizes.row_bytes());
-        const AlignedBuffer<uint8_t> scratch(op, matrix_scratch_bytes<E>());
-        for (int64_t task = next(); task >= 0; task = next()) {
-          const int64_t split = task / tiles % splits, group = task / tiles / splits;
-          const int64_t first = task % tiles * rows, last = std::min(pixels, first + rows);
-          k.fill_matrix_rows({&band, counts, sizes, group, first, last, inputs.data});
-          for (int64_t b = split * layout.blocks / splits; b < (split + 1) * layout.blocks / splits; ++b) {
-            CountTileArgs<E> tile = block_of_tiles<E>(plan, band, n, layout.block, group, b);
-            tile.row_begin = first;
-            tile.row_end = last;
-            tile.scratch = scratch.data;
-            k.matrix_tile(MatrixTileArgs<E>{tile, sizes, inputs.data,
-                                            panels + (group * layout.blocks + b) * bytes});
-          }
-        }
-      });
-    });
+    for_each_band(
+        op, g, samples, given.bytes, sizes.group_counts,
+        [&](const ConvGeometry& band, int64_t n, const uint8_t* counts) {
+          const int64_t pixels = band.pixels_out();
+          const int64_t most = std::min(kCountRows, kInputBytes / sizes.row_bytes() / kMatrixRows * kMatrixRows);
+          const int64_t rows =
+              std::clamp(rows_of_tasks(band, g.groups, kMatrixRows), kMatrixRows, std::max(kMatrixRows, most));
+          const int64_t tiles = (pixels + rows - 1) / rows, wanted = int64_t{4} * torch::stable::get_num_threads();
+          const int64_t splits = std::clamp<int64_t>(wanted / (g.groups * tiles), 1, layout.blocks);
+          parallel_tasks(g.groups * splits, tiles, [&](const auto& next) {
+            const AlignedBuffer<uint8_t> inputs(op, rows * sizes.row_bytes());
+            const AlignedBuffer<uint8_t> scratch(op, matrix_scratch_bytes<E>());
+            for (int64_t task = next(); task >= 0; task = next()) {
+              const int64_t split = task / tiles % splits, group = task / tiles / splits;
+              const int64_t first = task % tiles * rows, last = std::min(pixels, first + rows);
+              k.fill_matrix_rows({&band, counts, sizes, group, first, last, inputs.data});
+              for (int64_t b = split * layout.blocks / splits; b < (split + 1) * layout.blocks / splits; ++b) {
+                CountTileArgs<E> tile = block_of_tiles<E>(plan, band, n, layout.block, group, b);
+                tile.row_begin = first;
+                tile.row_end = last;
+                tile.scratch = scratch.data;
+                k.matrix_tile(
+                    MatrixTileArgs<E>{tile, sizes, inputs.data, panels + (group * layout.blocks + b) * bytes});
+              }
+            }
+          });
+        });
   });
 }
 

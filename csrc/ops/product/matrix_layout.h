@@ -18,7 +18,8 @@ template <class E>
 constexpr int64_t kDigitsOf8 = std::is_same_v<E, float> ? 3 : static_cast<int64_t>(sizeof(E));
 
 // The weights of a group and block as matrix tiles take them: for each of their digits [depth / 4, block, 4], with the
-// taps' channels one after the other, as they stand in `counts`, and zeros behind them; then, of floats, the units [block].
+// taps' channels one after the other, as they stand in `counts`, and zeros behind them; then, of floats, the units
+// [block].
 struct MatrixSizes {
   int64_t group_counts;  // bytes of a tap: the channels of a group, with zeros up to a multiple of 4
   int64_t depth;         // bytes of all taps, with zeros up to a multiple of kMatrixBytes

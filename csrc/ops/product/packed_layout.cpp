@@ -11,9 +11,9 @@ void check_packed(const char* op, const char* argument, const Tensor& packed, co
                      (sizes_of(packed) == Sizes{packed_layout<E>(g).elements()} ||
                       sizes_of(packed) == Sizes{elements_with_panels<E>(g)});
   const bool fits = (sizes_of(packed) == expected || other) && packed.scalar_type() == packed_type<E>();
-  TANDEM_CHECK(fits && packed.stride(0) == 1, op,
-               argument, " must be what pack_weight returns for this weight, ", name_of(packed_type<E>()), " ",
-               to_string(expected), ", contiguous, got ", name_of(packed.scalar_type()), " ", shape(packed));
+  TANDEM_CHECK(fits && packed.stride(0) == 1, op, argument, " must be what pack_weight returns for this weight, ",
+               name_of(packed_type<E>()), " ", to_string(expected), ", contiguous, got ", name_of(packed.scalar_type()),
+               " ", shape(packed));
 }
 
 template void check_packed<float>(const char*, const char*, const Tensor&, const Tensor&, const ConvGeometry&);
