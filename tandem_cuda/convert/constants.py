@@ -88,8 +88,9 @@ class Snapshot:
     """The constants of an ANN as they were, by name."""
 
     def __init__(self, ann: nn.Module, names: tuple[str, ...]) -> None:
-        self.values = {name: _held(ann, name).detach().clone() for name in names}
-        self.seen: dict[str, tuple[Tensor, int | None]] = {}
+        held = {name: _held(ann, name) for name in names}
+        self.values = {name: x.detach().clone() for name, x in held.items()}
+        self.seen = {name: (x, _writes(x)) for name, x in held.items()}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "seen": {}}
@@ -99,16 +100,20 @@ class Snapshot:
         changed = []
         for name, before in self.values.items():
             now = _held(ann, name)
-            version = None if now.is_inference() else now._version
+            version = _writes(now)
             seen, number = self.seen.get(name, (None, None))
             if seen is now and version is not None and number == version:
                 continue
-            same = now.shape == before.shape and torch.equal(now.detach(), before.to(now))
-            if same:
+            if now.shape == before.shape and torch.equal(now.detach(), before.to(now)):
                 self.seen[name] = now, version
             else:
                 changed.append(name)
         return changed
+
+
+def _writes(x: Tensor) -> int | None:
+    """Return how many times a tensor has been written to; None for tensors of inference mode, which do not count."""
+    return None if x.is_inference() else x._version
 
 
 def _held(ann: nn.Module, name: str) -> Tensor:
