@@ -23,6 +23,7 @@ from exact import (
 )
 from pairwise import pairs
 from tandem_cuda import reference as ref
+from tandem_cuda.ops.product_gradient import _conv2d_gradients
 
 OP = torch.ops.tandem_cuda.conv2d_weight_gradient
 # The fewest that rows of gradients are picked for, and one less, for which torch computes the gradient.
@@ -209,3 +210,22 @@ def test_one_channel(convolution, shape, dtype):
     want = of_torch(grad, count, weight, *convolution, 1)
     for gradient in (grad, grad.contiguous(memory_format=torch.channels_last)):
         everywhere(want, OP, gradient, count, weight, *convolution, 1)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 6, 12])
+@pytest.mark.parametrize("stride", [(2, 2), (1, 3), (4, 1)])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_single_taps_with_a_stride(channels, stride, layout):
+    """oneDNN's gradients of these may be wrong, and not in every call: uxlfoundation/oneDNN#6035."""
+    height, width = ((8 - 1) // s + 1 for s in stride)
+    for seed in range(20):
+        count = dyadic(32, channels, 8, 8, seed=seed).to(memory_format=layout)
+        grad = dyadic(32, 8, height, width, seed=seed + 100).to(memory_format=layout)
+        weight = dyadic(8, channels, 1, 1, seed=seed + 200).requires_grad_()
+        settings = ([*stride], [0, 0], [1, 1], 1)
+        want = of_torch(grad, count, weight, *settings)
+        same(OP(grad, count, weight, *settings), want)
+        for differentiable in (False, True):
+            with torch.set_grad_enabled(differentiable):
+                _, got = _conv2d_gradients(grad, count, weight, (True, True), settings)
+                same(got.detach(), want)

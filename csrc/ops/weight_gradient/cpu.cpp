@@ -157,11 +157,32 @@ bool run(const char* op, const ConvGeometry& g, const uint8_t* counts, const T* 
   return true;
 }
 
+// Whether oneDNN would write past its workspace and may return wrong numbers: with AVX2 and AVX-512, for single taps
+// with a stride, fewer channels than a vector has lanes, and channels last
+// (github.com/uxlfoundation/oneDNN/issues/6035).
+bool is_unsafe_in_onednn(const Tensor& weight, const Sizes& stride, const Sizes& padding) {
+  const bool single = weight.size(2) == 1 && weight.size(3) == 1 && weight.size(1) < 16;
+  return single && (stride[0] > 1 || stride[1] > 1) && padding[0] == 0 && padding[1] == 0;
+}
+
+// The pixels that single taps with a stride read.
+Tensor pixels_read(const char* op, const Tensor& count, const Sizes& stride) {
+  const Sizes sizes = {count.size(0), count.size(1), (count.size(2) - 1) / stride[0] + 1,
+                       (count.size(3) - 1) / stride[1] + 1};
+  const Sizes strides = {count.stride(0), count.stride(1), count.stride(2) * stride[0], count.stride(3) * stride[1]};
+  AtenTensorHandle view = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_as_strided(count.get(), sizes.data(), strides.data(), &view));
+  return channels_last(op, Tensor(view), count.stride(1) == 1 ? 1 : 3);
+}
+
 // What torch makes of it, where there are too many events.
 Tensor dense_gradient(const char* op, const Tensor& grad, const Tensor& count, const Tensor& weight,
                       const Sizes& stride, const Sizes& padding, const Sizes& dilation, int64_t groups) {
   using torch::stable::detail::from;
   using torch::stable::detail::to;
+  if (is_unsafe_in_onednn(weight, stride, padding)) {
+    return dense_gradient(op, grad, pixels_read(op, count, stride), weight, {1, 1}, padding, dilation, groups);
+  }
   constexpr std::array<bool, 3> kWeightAlone = {false, true, false};
   // torch takes the layout of the count, and copies a gradient of another. A count of one channel has either layout.
   // (Where the output is one column, torch's own forward pass is wrong with that layout, so that is left alone.)
