@@ -320,16 +320,20 @@ def test_every_module(module_class, tmp_path):
     required = {
         "num_features": 4, "in_channels": 4, "out_channels": 6, "kernel_size": 2, "normalized_shape": 8, "size": 3,
         "num_groups": 2, "num_channels": 4, "norm_type": 2.0, "output_size": 2, "dim": 1, "unflattened_size": (2, 2),
-        "upscale_factor": 2, "downscale_factor": 2, "padding": 1, "value": 0.5, "scale_factor": 2,
+        "upscale_factor": 2, "downscale_factor": 2, "padding": 1, "value": 0.5, "scale_factor": 2, "threshold": 0.25,
     }  # fmt: skip
     names = plain._parameters(module_class)
     wanted = [
         name for name in names if name in required and not (name in ("padding", "dim", "size") and name != names[0])
     ]
-    if module_class is nn.Upsample:
+    if module_class in (nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d):
         wanted = ["scale_factor"]
-    if module_class is nn.ConstantPad2d:
+    if module_class in (nn.ConstantPad1d, nn.ConstantPad2d):
         wanted = ["padding", "value"]
+    if module_class is nn.ChannelShuffle:
+        required, wanted = {"groups": 2}, ["groups"]
+    if module_class is nn.Fold:
+        required, wanted = {"output_size": (3, 5), "kernel_size": (2, 2)}, ["output_size", "kernel_size"]
     if module_class is nn.ZeroPad2d or ("dim" in names and module_class is not nn.GLU):
         wanted += [name for name in ("dim", "padding") if name in names and name not in wanted]
     torch.manual_seed(0)
@@ -337,7 +341,7 @@ def test_every_module(module_class, tmp_path):
     for tensor in (*module.parameters(), *module.buffers()):
         if tensor.is_floating_point():
             nn.init.uniform_(tensor, 0.5, 2)
-    dims = 3 if "1d" in module_class.__name__ else 5 if "3d" in module_class.__name__ else 4
+    dims = 3 if "1d" in module_class.__name__ or module_class is nn.Fold else 5 if "3d" in module_class.__name__ else 4
     x = torch.randn(3, 4, *[8] * (dims - 2), generator=generator(0))
     want = module.eval()(x)
     layer = FrozenModule.of(module, False)
@@ -361,7 +365,7 @@ def test_every_name_is_a_function():
     [
         (lambda self, x: torch.linalg.norm(self.last(self.relu(self.first(x)))), "is not listed in docs"),
         (lambda self, x: self.last(self.relu(self.first(x))).cuda(), "cuda: is not listed in docs"),
-        (lambda self, x: self.last(self.relu(self.first(x))).grad, "getattr: reads an attribute"),
+        (lambda self, x: self.last(self.relu(self.first(x))).grad, "getattr: reads grad, which cannot be"),
         (lambda self, x: F.dropout(self.last(self.relu(self.first(x))), training=self.training), None),
         (lambda self, x: F.dropout(self.last(self.relu(self.first(x)))), "dropout: was traced in training mode"),
         (lambda self, x: (self.last(self.relu(self.first(x))), 3), r"output \(3 of type int\)"),

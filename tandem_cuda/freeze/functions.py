@@ -16,8 +16,9 @@ from torch import Tensor, fx
 
 from ..convert import sized_as_traced
 from ..convert.aliases import VIEW_FUNCTIONS, writes, writes_alone
+from ..convert.nodes import word_of
 from ..nn.frozen import LOADERS, FrozenLayer, Span, State
-from ..nn.schema import Settings, Tensors, check_settings, check_tensors, frozen_tensor
+from ..nn.schema import Settings, Tensors, check_settings, frozen_tensor
 from ..nn.sizes import REAL, Value
 from ..ops import checks
 from .plain import tried
@@ -28,22 +29,33 @@ def _words(text: str) -> list[str]:
 
 
 _TORCH = _words("""
-    abs add amax amin bmm cat chunk clamp concat div exp flatten log log_softmax logsumexp matmul maximum mean minimum
-    movedim mul neg permute pow relu reshape round rsqrt sigmoid softmax split sqrt square squeeze stack sub sum tanh
-    transpose unflatten unsqueeze
+    abs acos add addmm amax amin argmax argmin argsort asin atan atan2 baddbmm bmm broadcast_to cat cdist ceil chunk
+    clamp clamp_max clamp_min concat concatenate cos cosh cummax cummin cumprod cumsum detach diff div divide einsum eq
+    erf exp expm1 flatten flip floor fmod frac gather ge gt hstack index_select le lerp log log10 log1p log2
+    log_softmax logical_and logical_not logical_or logsumexp lt masked_fill matmul max maximum mean median min minimum
+    mm movedim mul multiply nan_to_num narrow ne neg norm numel ones_like outer permute pow prod ravel reciprocal relu
+    remainder repeat_interleave reshape roll round rsqrt select sigmoid sign sin sinh softmax sort split sqrt square
+    squeeze stack std sub subtract sum swapaxes swapdims t tan tanh tensor_split tile topk transpose tril triu trunc
+    unbind unflatten unsqueeze var vstack where zeros_like
 """)
 _FUNCTIONAL = _words("""
-    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d avg_pool1d avg_pool2d avg_pool3d celu conv1d conv2d elu
-    gelu glu hardsigmoid hardswish hardtanh interpolate layer_norm leaky_relu linear log_softmax logsigmoid max_pool1d
-    max_pool2d mish normalize pad pixel_shuffle pixel_unshuffle prelu relu relu6 selu sigmoid silu softmax softmin
-    softplus softsign tanh
+    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
+    adaptive_max_pool3d avg_pool1d avg_pool2d avg_pool3d batch_norm celu channel_shuffle conv1d conv2d conv3d
+    conv_transpose1d conv_transpose2d conv_transpose3d cosine_similarity elu fold gelu glu group_norm hardshrink
+    hardsigmoid hardswish hardtanh interpolate layer_norm leaky_relu linear local_response_norm log_softmax logsigmoid
+    lp_pool1d lp_pool2d max_pool1d max_pool2d max_pool3d mish normalize pad pixel_shuffle pixel_unshuffle prelu relu
+    relu6 rms_norm selu sigmoid silu softmax softmin softplus softshrink softsign tanh tanhshrink threshold unfold
 """)
-_OPERATOR = _words("add floordiv getitem matmul mul neg pow sub truediv")
-_METHODS = _words("""
-    abs add amax amin chunk clamp clone contiguous dim div double exp expand flatten float log log_softmax matmul mean
-    mul neg permute pow relu reshape sigmoid size softmax split sqrt square squeeze sub sum tanh transpose unflatten
-    unsqueeze view
+_OPERATOR = _words("add eq floordiv ge getitem gt le lt matmul mod mul ne neg pow sub truediv")
+_METHODS = [name for name in _TORCH if hasattr(Tensor, name)]
+_METHODS += _words("""
+    bool clone contiguous dim double expand expand_as float int long new_full new_ones new_zeros repeat reshape_as size
+    to type type_as view view_as
 """)
+_ATTRIBUTES = _words("device dtype mT ndim shape")
+_PAIRS = _words("cummax cummin max median min sort topk")
+"""Functions that may return values and indices."""
+_PARTS = {"values": 0, "indices": 1}
 
 
 def _method(name: str, x: Any, *args: Any, **kwargs: Any) -> Any:
@@ -52,10 +64,10 @@ def _method(name: str, x: Any, *args: Any, **kwargs: Any) -> Any:
     return getattr(x, name)(*args, **kwargs)
 
 
-def _shape(x: Any) -> torch.Size:
+def _attribute(name: str, x: Any) -> Any:
     if not isinstance(x, Tensor):
-        raise TypeError(f"shape: input must be a Tensor, got {type(x).__name__}")
-    return x.shape
+        raise TypeError(f"{name}: input must be a Tensor, got {type(x).__name__}")
+    return getattr(x, name)
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
@@ -63,7 +75,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{f"torch.nn.functional.{name}": getattr(F, name) for name in _FUNCTIONAL},
     **{f"operator.{name}": getattr(operator, name) for name in _OPERATOR},
     **{f"Tensor.{name}": partial(_method, name) for name in _METHODS},
-    "shape": _shape,
+    **{name: partial(_attribute, name) for name in _ATTRIBUTES},
     "len": len,
     "tandem_cuda.sized_as_traced": sized_as_traced,
 }
@@ -77,7 +89,7 @@ _OUT_OF_PLACE: dict[Any, str] = {
 }
 """Functions that write to their first argument, each with its out-of-place counterpart."""
 _MOVING = {"Tensor.clone", *(name for name in FUNCTIONS if name.rpartition(".")[2] in VIEW_FUNCTIONS)}
-_MOVING -= {"Tensor.double", "Tensor.float"}
+_MOVING -= {f"Tensor.{name}" for name in ("double", "float", "to", "type")}
 """Functions that only move values."""
 SOFTMAX = ("Tensor.softmax", "torch.softmax", "torch.nn.functional.softmax")
 
@@ -90,9 +102,13 @@ def function_name(model: fx.GraphModule, node: fx.Node) -> str:
     """Return the name of the function that a node calls; raise a ValueError with the reason if it cannot be frozen."""
     target: Any = node.target
     if target is getattr:
-        if node.args[1:] != ("shape",):
-            raise ValueError("reads an attribute other than shape, which cannot be frozen")
-        return "shape"
+        of, attribute = node.args
+        if attribute in _PARTS and isinstance(of, fx.Node) and word_of(of.target) in _PAIRS:
+            return "operator.getitem"
+        if attribute not in _ATTRIBUTES:
+            wanted = f"{', '.join(_ATTRIBUTES)}, values and indices"
+            raise ValueError(f"reads {attribute}, which cannot be frozen: only {wanted} can")
+        return str(attribute)
     if target in _OUT_OF_PLACE:
         name: str | None = _OUT_OF_PLACE[target]
     elif node.op == "call_method":
@@ -112,14 +128,38 @@ def frozen_call(model: fx.GraphModule, node: fx.Node) -> tuple[FrozenFunction, l
     constants = [x for x in node.all_input_nodes if x.op == "get_attr"]
     inputs = [x for x in node.all_input_nodes if x.op != "get_attr"]
     kwargs = {key: value for key, value in node.kwargs.items() if key not in ("inplace", "_stacklevel")}
-    args = node.args[:1] if name == "shape" else node.args
-    numbers, names = {x: i for i, x in enumerate(inputs)}, {x: str(i) for i, x in enumerate(constants)}
-    encoded = [encoded_argument(x, numbers, names) for x in args]
-    named = {key: encoded_argument(x, numbers, names) for key, x in kwargs.items()}
-    tensors = {names[x]: operator.attrgetter(str(x.target))(model) for x in constants}
-    for tensor in tensors.values():
-        checks.check_floating("a tensor of the model", "it", tensor)
+    args = node.args
+    if node.target is getattr:
+        args = (args[0], _PARTS[str(args[1])]) if name == "operator.getitem" else args[:1]
+    forms: dict[fx.Node, Any] = {x: {"input": i} for i, x in enumerate(inputs)}
+    tensors: dict[str, Tensor] = {}
+    for i, x in enumerate(constants):
+        tensor = operator.attrgetter(str(x.target))(model)
+        _check_constant("a tensor of the model", "it", tensor)
+        tensors[str(i)], dims = _in_memory_order(tensor)
+        forms[x] = {"tensor": str(i)} if dims is None else {"permuted": [str(i), dims]}
+    encoded = [encoded_argument(x, forms) for x in args]
+    named = {key: encoded_argument(x, forms) for key, x in kwargs.items()}
     return FrozenFunction(name, encoded, named, tensors), inputs
+
+
+def _in_memory_order(tensor: Tensor) -> tuple[Tensor, list[int] | None]:
+    """Return a contiguous tensor and the dimensions that permute it into this one; None if it is contiguous.
+
+    A matrix product of a transposed matrix rounds in another order than one of its contiguous copy.
+    """
+    strides = tensor.stride()
+    order = sorted(range(tensor.dim()), key=lambda dim: -strides[dim])
+    stored = tensor.permute(order)
+    if tensor.is_contiguous() or not stored.is_contiguous():  # a file cannot keep gaps
+        return tensor, None
+    return stored, [order.index(dim) for dim in range(tensor.dim())]
+
+
+def _check_constant(what: str, name: str, tensor: Tensor) -> None:
+    """Raise a TypeError unless a tensor has real numbers, or can be an index or a mask."""
+    if tensor.dtype not in (*checks.FLOATING, torch.int64, torch.bool):
+        raise TypeError(f"{what}: {name} must be float32, float64, int64 or bool, got {tensor.dtype}")
 
 
 class FrozenFunction(FrozenLayer):
@@ -128,7 +168,8 @@ class FrozenFunction(FrozenLayer):
     Args:
         function: a name in FUNCTIONS.
         args: the positional arguments, in JSON types. {"input": i} is the i-th input and {"tensor": name} is one of
-            ``tensors``. "tuple", "slice", "dtype", "memory_format" and "ellipsis" are written likewise.
+            ``tensors``; {"permuted": [name, dims]} permutes its dimensions. "tuple", "slice", "dtype",
+            "memory_format" and "ellipsis" are written likewise.
         kwargs: the keyword arguments, in JSON types likewise.
         tensors: constants.
     """
@@ -148,12 +189,16 @@ class FrozenFunction(FrozenLayer):
             )
         if kwargs.get("inplace") or "out" in kwargs:
             raise ValueError(f"{self.kind}: setting kwargs must not contain inplace=True or out, got {kwargs}")
+        if function.endswith(".batch_norm") and (kwargs.get("training") or any(args[5:6])):
+            raise ValueError(
+                f"{self.kind}: batch_norm must have training=False, since outputs would depend on the batch, got True"
+            )
         self.function, self.args, self.kwargs = function, args, kwargs
         self.constants = sorted(tensors)
         for i, name in enumerate(self.constants):
             self.register_buffer(f"constant{i}", frozen_tensor(tensors[name]))
         used: set[Any] = set()
-        _decoded([*args, *kwargs.values()], _Collector(used), _Collector(used))
+        _decoded([*args, *kwargs.values()], _Collector(used, {}), _Collector(used, tensors))
         self.uses = len({x for x in used if isinstance(x, int)})
         if used != {*range(self.uses), *tensors}:
             raise ValueError(f"{self.kind}: args must name every input and tensor, got {sorted(map(str, used))}")
@@ -162,7 +207,7 @@ class FrozenFunction(FrozenLayer):
     def load(cls, settings: Settings, tensors: Tensors) -> FrozenFunction:
         check_settings(cls.kind, settings, {"function", "args", "kwargs"})
         for name, tensor in tensors.items():
-            check_tensors(cls.kind, {name: tensor}, {name: tuple(tensor.shape)})
+            _check_constant(cls.kind, name, tensor)
         return cls(**settings, tensors=tensors)
 
     def settings(self) -> Settings:
@@ -173,7 +218,7 @@ class FrozenFunction(FrozenLayer):
 
     @property
     def only_moves(self) -> bool:
-        return self.function in _MOVING
+        return self.function in _MOVING and self.uses == 1
 
     @property
     def is_softmax(self) -> bool:
@@ -208,11 +253,12 @@ class FrozenFunction(FrozenLayer):
 class _Collector:
     """A mapping stand-in that records which keys are looked up."""
 
-    def __init__(self, seen: set[Any]) -> None:
-        self.seen = seen
+    def __init__(self, seen: set[Any], tensors: Tensors) -> None:
+        self.seen, self.tensors = seen, tensors
 
-    def __getitem__(self, key: Any) -> None:
+    def __getitem__(self, key: Any) -> Tensor:
         self.seen.add(key)
+        return self.tensors.get(key, torch.empty(0))
 
 
 def _decoded(value: Any, inputs: Any, tensors: Any) -> Any:
@@ -228,24 +274,26 @@ def _decoded(value: Any, inputs: Any, tensors: Any) -> Any:
             return inputs[content]
         if form == "tensor" and isinstance(content, str):
             return tensors[content]
+        if form == "permuted" and isinstance(content, list) and len(content) == 2 and isinstance(content[0], str):
+            return tensors[content[0]].permute(decoded(content[1]))
         if form == "tuple" and isinstance(content, list):
             return tuple(decoded(content))
         if form == "slice" and isinstance(content, list) and len(content) == 3:
             return slice(*decoded(content))
         if form == "ellipsis":
             return ...
-        if form == "dtype" and content in ("float32", "float64"):
+        if form == "dtype" and content in ("float32", "float64", "int64", "bool"):
             return getattr(torch, content)
         if form == "memory_format" and content in ("contiguous_format", "channels_last", "preserve_format"):
             return getattr(torch, content)
     raise ValueError(f"an argument must be of a known form, got {value!r}")
 
 
-def encoded_argument(value: Any, inputs: Mapping[fx.Node, int], tensors: Mapping[fx.Node, str]) -> Any:
+def encoded_argument(value: Any, forms: Mapping[fx.Node, Any]) -> Any:
     """Encode an argument as JSON, the inverse of _decoded; raise a ValueError if that is impossible."""
-    encoded = partial(encoded_argument, inputs=inputs, tensors=tensors)
+    encoded = partial(encoded_argument, forms=forms)
     if isinstance(value, fx.Node):
-        return {"tensor": tensors[value]} if value in tensors else {"input": inputs[value]}
+        return forms[value]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, tuple):

@@ -20,17 +20,22 @@ from ..nn.sizes import REAL, Size, Value, check_count
 from ..ops import checks
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_WEIGHTS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d)
+_WEIGHTS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 MODULES: tuple[type[nn.Module], ...] = (
     *_NORMS,
     *_WEIGHTS,
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.RMSNorm),
     *(nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.Softmax, nn.LogSoftmax, nn.Softmax2d, nn.Softmin),
-    *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.LPPool2d),
+    *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),
+    *(nn.LPPool1d, nn.LPPool2d, nn.AdaptiveMaxPool3d),
     *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d),
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.GLU),
     *(nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Sigmoid, nn.LogSigmoid, nn.Tanh, nn.Softplus, nn.Softsign),
-    *(nn.Unflatten, nn.Upsample, nn.PixelShuffle, nn.PixelUnshuffle),
-    *(nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d),
+    *(nn.Hardshrink, nn.Softshrink, nn.Tanhshrink, nn.Threshold),
+    *(nn.Unflatten, nn.Unfold, nn.Fold, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle),
+    *(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d),
+    *(nn.ZeroPad1d, nn.ConstantPad1d, nn.ReflectionPad1d, nn.ReplicationPad1d, nn.CircularPad1d),
+    *(nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d),
 )
 """Module classes that can be frozen, in addition to nn.Linear, nn.Flatten, nn.Identity and dropout."""
 
@@ -161,7 +166,7 @@ def tried(sketch: Callable[..., Any], f: Callable[..., Any], inputs: tuple[Value
         check_count("inputs", shape)
     try:
         y = sketch(*(torch.empty(shape, device="meta") for shape in shapes))
-        if not isinstance(y, Tensor):
+        if not isinstance(y, Tensor) or not y.is_floating_point():
             return Value()
         check_count("outputs", y.shape)
         if max(y.numel(), *map(math.prod, shapes)) <= 2**16:  # meta tensors skip some checks
