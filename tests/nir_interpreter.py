@@ -56,7 +56,12 @@ def _step(name: str, node: nir.NIRNode, x: Tensor, potentials: dict[str, Tensor]
         divisor = 1 if isinstance(node, nir.SumPool2d) else None
         kernel, stride, padding = map(_plain, (node.kernel_size, node.stride, node.padding))
         return F.avg_pool2d(x, kernel, stride, padding, divisor_override=divisor)
+    if isinstance(node, nir.Threshold):
+        return (x > _tensor(node.threshold)).double()
     v = potentials.get(name, torch.zeros_like(x))
+    if isinstance(node, nir.I):  # dv/dt = R I
+        potentials[name] = v + dt * _tensor(node.r) * x
+        return potentials[name]
     r, threshold, reset = (_tensor(p) for p in (node.r, node.v_threshold, node.v_reset))
     if isinstance(node, nir.IF):  # dv/dt = R I
         v = v + dt * r * x

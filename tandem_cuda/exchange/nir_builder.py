@@ -98,7 +98,7 @@ class Builder:
         self._refuse(at, problem)
         return unsupported("to_nir: model", self.problems)
 
-    def _put(self, name: str, node: nir.NIRNode, sources: Iterable[str]) -> str:
+    def put(self, name: str, node: nir.NIRNode, sources: Iterable[str]) -> str:
         """Add a node under a unique name that other libraries accept as the name of a module."""
         if name != "output":
             name = name.replace(".", "_")
@@ -159,7 +159,7 @@ class Builder:
             else:
                 node = self._convolution(at, own, per_step, geometry.size, source, metadata)
                 shapes.append(tuple(node.output_type["output"].tolist()))
-            nodes.append(self._put(at.part(i, len(products)).name, node, source.nodes))
+            nodes.append(self.put(at.part(i, len(products)).name, node, source.nodes))
             per_step = None  # added once
         self._check_shapes(at, shapes, signal.why)
         return NirSource(tuple(nodes), shapes[0])
@@ -187,12 +187,12 @@ class Builder:
         except ValueError as error:
             raise self._refusal(at, str(error)) from None
 
-    def _depthwise(self, at: Place, weight: Tensor, geometry: NirGeometry, source: NirSource) -> NirSource:
+    def depthwise(self, at: Place, weight: Tensor, geometry: NirGeometry, source: NirSource) -> NirSource:
         """Add a depthwise convolution of a node with constant weights."""
         conv = convolution(source, source.shape, weight, geometry)
         assert conv is not None
         node = self._convolution(at, conv, None, geometry.size, source, {})
-        return NirSource((self._put(at.name, node, source.nodes),), tuple(node.output_type["output"].tolist()))
+        return NirSource((self.put(at.name, node, source.nodes),), tuple(node.output_type["output"].tolist()))
 
     # -- values as nodes
 
@@ -227,7 +227,7 @@ class Builder:
         except ValueError as error:
             raise self._refusal(at, str(error)) from None
         node = neurons_node(form, source.shape)
-        return NirSource((self._put(f"{at.name}_neurons", node, source.nodes),), source.shape)
+        return NirSource((self.put(f"{at.name}_neurons", node, source.nodes),), source.shape)
 
 
 def are_images(sources: Sequence[NirSource], shape: Shape) -> bool:

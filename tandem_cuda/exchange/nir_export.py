@@ -59,6 +59,8 @@ def to_nir(
       SumPool2d, or a depthwise convolution of ones, and neurons whose threshold is multiplied by the window size, so
       that sums are exact. Lines [N, C, L] always get a convolution. Windows of different sizes become a convolution of
       the whole image; flattening must follow the neurons, as it must follow upsampling and pixel shuffling.
+    - Max pooling: integrators (I) count the spikes, and gates (Threshold) compare two counts at a time, in the step of
+      the spikes (:mod:`tandem_cuda.exchange.nir_maximum`).
     - Input: the input itself at every time step (``Encode(T, "constant")``); the input at the first step and zeros
       afterwards ("impulse"); or the recorded spikes (no ``Encode``).
     - Output: spikes, or a current after ``Decode`` and linear layers. Its sum over the T steps is the model's output
@@ -75,8 +77,8 @@ def to_nir(
 
     Args:
         model: a model whose forward pass, as traced by torch.fx, calls ``Encode``, tandem layers, ``TandemAdd``,
-            ``SpikeCat``, ``SpikeRearrange``, average pooling of spikes, flattening, dropout and ``Decode``, and after
-            it nn.Linear, nn.Conv1d, nn.Conv2d, average pooling and sums (+). It may have branches. The result of
+            ``SpikeCat``, ``SpikeRearrange``, pooling of spikes, flattening, dropout and ``Decode``, and after it
+            nn.Linear, nn.Conv1d, nn.Conv2d, average pooling and sums (+). It may have branches. The result of
             :func:`tandem_cuda.convert` works, too.
         sample: an input of the model, a Tensor or SpikeTrain [N, ...], which defines the shapes and T.
         path: the HDF5 file to write the graph to; by default none is written.

@@ -36,10 +36,10 @@ def check_dt(caller: str, dt: Any) -> None:
 def unsupported(what: str, problems: list[str]) -> ValueError:
     """Make the error that lists all parts of a network or graph that cannot be exchanged."""
     supported = (
-        "made of Encode, tandem layers, TandemAdd, SpikeCat, SpikeRearrange, average pooling of spikes, flattening, "
-        "dropout, Decode and linear layers after it"
+        "made of Encode, tandem layers, TandemAdd, SpikeCat, SpikeRearrange, pooling of spikes, flattening, dropout, "
+        "Decode and linear layers after it"
         if what.startswith("to_nir")
-        else "made of Conv1d, Conv2d, Linear, Affine, AvgPool2d or SumPool2d followed by IF or LIF, Flatten, and "
-        "weights after the last neurons"
+        else "made of Conv1d, Conv2d, Linear, Affine, AvgPool2d or SumPool2d followed by IF or LIF, Flatten, max "
+        "pooling as to_nir writes it, and weights after the last neurons"
     )
     return ValueError(f"{what} must be {supported}, got:\n" + "\n".join(f"  {problem}" for problem in problems))

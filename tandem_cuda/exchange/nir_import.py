@@ -19,8 +19,9 @@ from torch import fx, nn
 from ..convert.nodes import closure
 from ..neuron import IF, Neuron
 from ..nn import Decode, Encode, TandemAdd
-from .nir_file import read
+from .nir_file import read as read_graph
 from .nir_format import ENCODINGS, RESET, check_dt, nir, unsupported
+from .nir_maximum import Found, found_in, read
 from .nir_nodes import (
     NEURONS,
     WEIGHTS,
@@ -68,7 +69,8 @@ def from_nir(
         ``TandemConv1d``, ``TandemConv2d``, ``TandemLinear`` and nn.Flatten, named after the graph's weight nodes. If
         the graph continues after the last neurons, ``Decode`` and nn.Linear, nn.Conv1d, nn.Conv2d or nn.AvgPool2d
         follow. A graph with branches becomes a torch.fx.GraphModule, which may also contain ``TandemAdd``, and sums of
-        read-outs. SumPool2d and AvgPool2d before neurons become a depthwise ``TandemConv2d``.
+        read-outs. SumPool2d and AvgPool2d before neurons become a depthwise ``TandemConv2d``, and each maximum of two
+        that ``to_nir`` writes a ``SpikingMaxPool2d`` of two pixels.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -85,7 +87,7 @@ def from_nir(
         >>> torch.allclose(imported(x), net(x))
         True
     """
-    graph = read(source)
+    graph = read_graph(source)
     if graph.metadata is not None and not isinstance(graph.metadata, dict):
         raise ValueError(f"from_nir: the graph's metadata must be a dict, got {type(graph.metadata).__name__}")
     given = {"time_steps": time_steps, "encoding": encoding, "reset": reset}
@@ -145,12 +147,28 @@ class _Import:
         self.problems: list[str] = []
         self.nodes = _checked_nodes(graph)
         self.sources = _sources(graph, self.nodes)
+        self.maxima = self._taken_together()
         self.modules: OrderedDict[str, nn.Module] = OrderedDict()
         self.inputs: dict[str, tuple[str, ...]] = {}
         """For every module, the modules whose outputs it takes; "" is the network's input. Without a module: a sum."""
         self.first = "" if encode is None else self._called("encode", encode, "")
         self.kind = "spikes" if encode is None else "encoded"
         self.decoded: dict[str, str] = {}
+
+    def _taken_together(self) -> dict[str, tuple[Found, dict[str, nir.NIRNode]]]:
+        """Make one node of those of each maximum of two; return what they are, by the name of that node."""
+        readers: dict[str, list[str]] = {name: [] for name in self.nodes}
+        for name, sources in self.sources.items():
+            for source in sources:
+                readers[source].append(name)
+        found = {}
+        for name, parts in found_in(self.nodes, self.sources, readers).items():
+            found[name] = parts, {part: self.nodes[part] for part in (*parts[:-1], name)}
+            self.sources[name] = [parts.source]
+        inner = {part for parts, _ in found.values() for part in parts[:-1]}
+        self.nodes = {name: node for name, node in self.nodes.items() if name not in inner}
+        self.sources = {name: sources for name, sources in self.sources.items() if name not in inner}
+        return found
 
     def network(self) -> nn.Module:
         order, result = self._order()
@@ -188,7 +206,7 @@ class _Import:
             if len(names) != 1:
                 self.problems.append(f"there must be one {what} node, got {len(names)}: {', '.join(names) or 'none'}")
         for name, node in self.nodes.items():
-            if not isinstance(node, _TYPES):
+            if not isinstance(node, _TYPES) and name not in self.maxima:
                 self.problems.append(f"{self._what(name)}: this package has no such layer")
         if self.problems:
             raise unsupported("from_nir: source", self.problems)
@@ -214,7 +232,7 @@ class _Import:
     def _in_front_of_neurons(self, order: list[str]) -> set[str]:
         found: set[str] = set()
         for name in reversed(order):
-            if name in found or isinstance(self.nodes[name], NEURONS):
+            if name in found or name in self.maxima or isinstance(self.nodes[name], NEURONS):
                 found.update(self.sources[name])
         return found
 
@@ -233,6 +251,8 @@ class _Import:
         for x in inputs:
             if x.weights is not None:
                 raise ValueError(f"{x.weights.name} before it must be followed by neurons")
+        if name in self.maxima:
+            return self._maximum(name, inputs[0])
         x = inputs[0] if len(inputs) == 1 else self._added(name, inputs)
         if isinstance(node, nir.Output):
             declared = declared_shape("output_type", getattr(node, "output_type", None))
@@ -281,6 +301,16 @@ class _Import:
         return self._called(
             self._key(name.removesuffix("_neurons")), TandemAdd(*branches, neuron=neuron), *(x.call for x in inputs)
         )
+
+    def _maximum(self, name: str, x: _NodeOutput) -> _NodeOutput:
+        """Make the max pooling of windows of two pixels."""
+        if x.kind != "spikes":
+            raise ValueError("there must be neurons before it")
+        found, nodes = self.maxima[name]
+        modules, shape = read(nodes, name, found, x.shape, self.dt, self.steps)
+        for module in modules:
+            x = x._replace(call=self._called(self._key(name), module, x.call))
+        return x._replace(shape=shape)
 
     def _flattened(self, name: str, node: Any, x: _NodeOutput) -> _NodeOutput:
         (start,), (end,) = (field_of(node, dim, 1) for dim in ("start_dim", "end_dim"))

@@ -26,7 +26,7 @@ POOLINGS = (nir.AvgPool2d, nir.SumPool2d)
 WEIGHTS = (nir.Linear, nir.Affine, *_CONVOLUTIONS, *POOLINGS)
 
 
-def _numbers(name: str, value: Any) -> Any:
+def numbers_of(name: str, value: Any) -> Any:
     """Convert a number, array, Tensor or list to an array of finite floats. A ValueError begins with the name."""
     if isinstance(value, Tensor):
         value = value.detach().cpu()
@@ -51,7 +51,7 @@ def whole(name: str, value: Any, low: int | None = None) -> int:
 
 def _wholes(name: str, value: Any, count: int, low: int | None = None) -> tuple[int, ...]:
     """Convert one number, or ``count`` numbers, to ``count`` ints. A ValueError begins with the name."""
-    values = _numbers(name, value).reshape(-1)
+    values = numbers_of(name, value).reshape(-1)
     if len(values) not in (1, count) or (values != np.floor(values)).any() or np.abs(values).max() > _LARGEST:
         wanted = "a whole number" if count == 1 else f"one or {count} whole numbers"
         raise ValueError(f"{name} must be {wanted} of magnitude at most {_LARGEST}, got {value!r}")
@@ -76,7 +76,7 @@ def declared_shape(name: str, types: Any) -> PartialShape:
         types = next(iter(types.values()), None)
     if types is None:
         return None
-    return _wholes(name, types, max(_numbers(name, types).size, 1), 1)
+    return _wholes(name, types, max(numbers_of(name, types).size, 1), 1)
 
 
 def agrees(shape: PartialShape, other: PartialShape) -> bool:
@@ -119,14 +119,14 @@ class NirWeights(NamedTuple):
             share = 1 / math.prod(kernel) if isinstance(node, nir.AvgPool2d) else 1.0
             ones = torch.full((shape[0], 1, *kernel), share)
             return cls(name, ones, None, steps, around, (1, 1), shape[0], type(node))
-        values = _numbers("weight", getattr(node, "weight", None))
+        values = numbers_of("weight", getattr(node, "weight", None))
         dims = 2 if isinstance(node, nir.Conv2d) else 1 if isinstance(node, nir.Conv1d) else 0
         axes = "[O, F]" if not dims else f"[O, C/groups, {'kH, kW' if dims == 2 else 'K'}]"
         if values.ndim != 2 + dims or 0 in values.shape:
             raise ValueError(f"weight must be {axes} and not empty, got {list(values.shape)}")
         weight, bias = torch.from_numpy(values), None
         if getattr(node, "bias", None) is not None:
-            per_step = _numbers("bias", node.bias)
+            per_step = numbers_of("bias", node.bias)
             if per_step.shape != values.shape[:1]:
                 raise ValueError(f"bias must be [{len(values)}], one for each output, got {list(per_step.shape)}")
             bias = torch.from_numpy(per_step).to(weight.dtype) if per_step.any() else None
@@ -216,7 +216,7 @@ def neuron_of(node: Any, dt: float) -> tuple[Neuron, float, tuple[int, ...]]:
     values, shapes = {}, set()
     for name in ("r", "v_threshold", "v_reset", *(("tau", "v_leak") if isinstance(node, nir.LIF) else ())):
         value = getattr(node, name, None)
-        numbers = _numbers(name, 0.0 if value is None and name == "v_reset" else value)
+        numbers = numbers_of(name, 0.0 if value is None and name == "v_reset" else value)
         distinct = np.unique(numbers)
         if len(distinct) != 1:
             raise ValueError(f"{name} must be the same for all neurons, got {len(distinct)} values")
@@ -238,7 +238,7 @@ def _metadata(node: Any) -> dict[str, float]:
     metadata = getattr(node, "metadata", None)
     if not isinstance(metadata, dict) or "leak" not in metadata:
         return {}
-    stated = _numbers("leak in its metadata", metadata["leak"]).reshape(-1)
+    stated = numbers_of("leak in its metadata", metadata["leak"]).reshape(-1)
     if stated.size != 1:
         raise ValueError(f"leak in its metadata must be a number, got {metadata['leak']!r}")
     return {"leak": float(stated[0])}

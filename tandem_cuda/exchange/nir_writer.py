@@ -10,19 +10,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from .._progress import progress
 from ..convert import flattened_to
 from ..neuron import Neuron
 from ..nn import SpikingAdaptiveAvgPool2d, SpikingAvgPool2d
-from ..nn.nir import NirGeometry, Product, Shape, Windows
+from ..nn.nir import MaxAxis, NirGeometry, Product, Shape, Windows, image
 from ..nn.nir import convolution as product_of_convolution
 from ..nn.quantiser import quantiser
 from ..nn.weights import stored
 from ..spike_train import interleaved, signs
 from .nir_builder import Builder, Place, Signal, are_images, shape_of
 from .nir_format import RESET, nir, unsupported
+from .nir_maximum import larger, stages
 from .nir_nodes import flatten_node, pooling_node
 from .nir_sources import Channels, NirSource, channels_of, is_image
 
@@ -92,7 +94,7 @@ class NirGraphWriter(Builder):
         if self.problems:
             raise unsupported("to_nir: model", self.problems)
         nodes = [name for source in result.sources for name in source.nodes]
-        self._put("output", nir.Output(output_type=np.array(result.shape)), nodes)
+        self.put("output", nir.Output(output_type=np.array(result.shape)), nodes)
         self._leave_out_unread()
         assert self.encoding is not None
         steps, mode = self.encoding
@@ -219,7 +221,7 @@ class NirGraphWriter(Builder):
             if len(source.shape) > dims:
                 if source.nodes not in made:
                     node, shape = flatten_node(source.shape, *(between or (dims - 1, len(source.shape) - 1)))
-                    made[source.nodes] = (self._put(self.at.name, node, source.nodes),), shape
+                    made[source.nodes] = (self.put(self.at.name, node, source.nodes),), shape
                 nodes, shape = made[source.nodes]
                 source = source._replace(nodes=nodes, shape=shape)
             flat.append(source)
@@ -278,13 +280,13 @@ class NirGraphWriter(Builder):
                 maps = covers.flatten(0, 1) * shares.view(-1, 1, 1)
                 weight = maps.to(self.out.dtype).repeat(source.shape[0], 1, 1).unsqueeze(1)
                 whole = NirGeometry((1, 1), (0, 0), (1, 1), source.shape[0], (1, 1))
-                return self._neurons(at, neurons(count), self._depthwise(windows_at, weight, whole, source))
+                return self._neurons(at, neurons(count), self.depthwise(windows_at, weight, whole, source))
             kernel = _kernel(rows, columns)
             behind = [axis.stops[-1] - axis.size for axis in (rows, columns)]
             # Importers ignore the padding of pooling, but not of convolutions. NIR cannot pool lines.
             if any(windows.before) or max(behind) > 0 or len(source.shape) == 2:
                 ones = torch.ones(source.shape[0], 1, *kernel, dtype=self.out.dtype)
-                return self._neurons(at, neurons(count), self._depthwise(windows_at, ones, windows, source))
+                return self._neurons(at, neurons(count), self.depthwise(windows_at, ones, windows, source))
             mean = count == math.prod(kernel) and count & (count - 1) == 0
             sums = self._windows(windows_at, nir.AvgPool2d if mean else nir.SumPool2d, kernel, windows, source)
             return self._neurons(at, neurons() if mean else neurons(count), sums)
@@ -292,6 +294,21 @@ class NirGraphWriter(Builder):
         sources, _ = self._by_channel(signal, fire)
         why = f"the pooling before it has windows of different sizes and {_FLAT_NEXT}" if uneven else signal.why
         return self._spikes(sources, why)
+
+    def maximum(self, signal: Signal, rows: MaxAxis, columns: MaxAxis) -> Signal:
+        if signal.pair_dim is not None:
+            raise self._refusal(self.at, "its input must not be values of both signs; put a ReLU before it")
+        parts = stages(rows, columns, *image(signal.shape)[1:])
+
+        def largest(at: Place, source: NirSource) -> NirSource:
+            for i, part in enumerate(parts):
+                source = larger(self, at.part(i, len(parts)), source, part)
+            return source
+
+        if not parts and signal.shape != self.shape:  # windows of one pixel
+            return self.rearranged(signal, lambda x: _thinned(x, rows, columns))
+        sources, _ = self._by_channel(signal, largest)
+        return self._spikes(sources, signal.why)
 
     def _mean(self, signal: Signal, module: Any) -> Signal:
         """Add average pooling of decoded counts."""
@@ -310,7 +327,7 @@ class NirGraphWriter(Builder):
             windows = _geometry(rows, columns, source)._replace(before=(0, 0))
             if len(source.shape) == 2:  # NIR cannot pool lines
                 share = torch.full((source.shape[0], 1, *kernel), 1 / math.prod(kernel), dtype=self.out.dtype)
-                return self._depthwise(at, share, windows, source)
+                return self.depthwise(at, share, windows, source)
             return self._windows(at, nir.AvgPool2d, kernel, windows, source)
 
         sources, gain = self._by_channel(signal, average)
@@ -337,7 +354,7 @@ class NirGraphWriter(Builder):
         """Add a node of type AvgPool2d or SumPool2d."""
         shape = (source.shape[0], *windows.size)
         node = pooling_node(kind, kernel, windows.stride, source.shape, shape)
-        return NirSource((self._put(at.name, node, source.nodes),), shape)
+        return NirSource((self.put(at.name, node, source.nodes),), shape)
 
     # -- layers of torch
 
@@ -369,6 +386,12 @@ _TORCH: list[Torch] = [
     ((nn.AvgPool2d, nn.AdaptiveAvgPool2d), NirGraphWriter._mean, ("current",)),
 ]
 """Modules of torch, how they are written, and the inputs that they take."""
+
+
+def _thinned(x: Tensor, rows: MaxAxis, columns: MaxAxis) -> Tensor:
+    """Return what windows of one pixel select of values [P, N, C, H, W]."""
+    padded = F.pad(x, (*[columns.padding] * 2, *[rows.padding] * 2))
+    return padded[..., :: rows.stride, :: columns.stride][..., : rows.outputs, : columns.outputs]
 
 
 def _kernel(rows: Windows, columns: Windows) -> list[int]:

@@ -20,12 +20,13 @@ from .ann_twin import without_spikes
 from .coupling import carrying, needs_gradient
 from .frozen import Span, State, single
 from .geometry import PAIRS_OF_COLUMNS, check_image, pair, per_axis
+from .nir import MaxAxis, NirWriter, Signal
 from .schema import Check, Settings, Tensors
 from .sizes import SPIKES, Size, Value, check_count
 from .spiking import Spiking
 
 _OLD_GATE = "input must not be paired, since a layer of version 0.1 passes on the spikes of either sign"
-_NO_NIR = "NIR has no max pooling; use average pooling or a strided convolution"
+_OLD_NIR = "NIR has no neurons that pass on the spikes of a whole window, as a layer of version 0.1 does"
 
 
 class Pooling(Spiking):
@@ -87,7 +88,6 @@ class MaxPooling(Pooling):
     count of windows without a positive one.
     """
 
-    no_nir = _NO_NIR
     gate: str = "count"
     """For frozen layers: "count" computes what the layer computes. "any" passes a spike whenever any neuron of the
     window spikes; files without this setting mean "any"."""
@@ -179,6 +179,22 @@ class MaxPooling(Pooling):
         if x.paired and self.gate == "any":
             raise ValueError(f"{type(self).__name__}: {_OLD_GATE}")
 
+    @property
+    def no_nir(self) -> str | None:
+        """Why NIR cannot express the layer; None if it can."""
+        return _OLD_NIR if self.gate == "any" else None
+
+    def windows(self, size: Sequence[int]) -> Sequence[tuple[int, int, int, int]]:
+        """Return kernel size, stride, padding and dilation for each dimension of an image or volume of this size."""
+        layer: Any = self
+        settings = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+        return [*zip(*(per_axis(x, self.axes) for x in settings), strict=True)]
+
+    def nir(self, writer: NirWriter, signal: Signal) -> Any:
+        """Write the maximum of each window, from maxima of two."""
+        windows = zip(self.windows(signal.shape[1:]), writer.shape[1:], strict=True)
+        return writer.maximum(signal, *(MaxAxis(*window, outputs) for window, outputs in windows))
+
     def out_size(self, *inputs: Value) -> Value:
         if self.gate == "any" and any(x.pair_dim is not None for x in inputs):
             raise ValueError(_OLD_GATE)
@@ -198,9 +214,8 @@ class WindowMaxPooling(MaxPooling):
 
     def pool_values(self, values: Tensor) -> Tensor:
         layer: Any = self
-        settings = [per_axis(s, self.axes) for s in (layer.kernel_size, layer.stride, layer.padding, layer.dilation)]
-        for size, kernel, stride, padding, dilation in zip(values.shape[2:], *settings, strict=True):
-            windows_along(type(self).__name__, size, kernel, stride, padding, dilation, layer.ceil_mode)
+        for size, window in zip(values.shape[2:], self.windows(values.shape[2:]), strict=True):
+            windows_along(type(self).__name__, size, *window, layer.ceil_mode)
         return super(MaxPooling, self).forward(values)
 
 
@@ -316,12 +331,15 @@ class SpikingGlobalMaxPool2d(MaxPooling):
             raise ValueError(f"SpikingGlobalMaxPool2d: dims must be (2,), (3,) or (2, 3), got {dims!r}")
         self.dims = tuple(dims)
 
+    def windows(self, size: Sequence[int]) -> Sequence[tuple[int, int, int, int]]:
+        return [(n if dim in self.dims else 1, 1, 0, 1) for dim, n in enumerate(size, 2)]
+
     def pool_values(self, values: Tensor) -> Tensor:
         return values.amax(tuple(self.dims), keepdim=True)
 
     def spikes(self, x: SpikeTrain, state: State | None = None, want_state: bool = False) -> tuple[Tensor, State]:
         """Return the bits and the inputs' final counts; ``state`` has the counts of an earlier call to continue."""
-        window = tuple(size if dim in self.dims else 1 for dim, size in enumerate(x.shape) if dim > 1)
+        window = tuple(kernel for kernel, *_ in self.windows(x.shape[2:]))
         return pooled(x.bits, (window,), x.time_steps, state, want_state)
 
     def image_size(self, image: Sequence[Size]) -> Sequence[Size]:

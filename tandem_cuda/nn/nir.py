@@ -77,6 +77,24 @@ class Windows(Protocol):
     def membership(self) -> Tensor: ...
 
 
+class MaxAxis(NamedTuple):
+    """The windows of a max pooling along one dimension."""
+
+    kernel: int
+    stride: int
+    padding: int
+    dilation: int
+    outputs: int
+
+    def offsets(self) -> list[int]:
+        """Return by how much to shift maxima so that, one after the other, they grow into windows: 1, 2, 4, ..."""
+        found, covered = [], 1
+        while covered < self.kernel:
+            found.append(min(covered, self.kernel - covered))
+            covered += found[-1]
+        return [offset * self.dilation for offset in found]
+
+
 class NirWriter(Protocol):
     """Adds the nodes of one layer to a graph."""
 
@@ -103,6 +121,9 @@ class NirWriter(Protocol):
         self, signal: Any, rows: Windows, columns: Windows, divisors: Sequence[int], neurons: Callable[..., Neuron]
     ) -> Any:
         """Add neurons that average windows. ``neurons`` makes them for sums that are a multiple of the average."""
+
+    def maximum(self, signal: Any, rows: MaxAxis, columns: MaxAxis) -> Any:
+        """Add the largest count of each window, as :class:`SpikingMaxPool2d` computes it."""
 
 
 def convolution(
