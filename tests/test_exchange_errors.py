@@ -16,7 +16,7 @@ from tandem_cuda import (
     Decode,
     Encode,
     SpikeTrain,
-    SpikingAdaptiveAvgPool2d,
+    SpikingAvgPool2d,
     SpikingMaxPool2d,
     TandemAdd,
     TandemConv2d,
@@ -62,12 +62,15 @@ def test_what_cannot_be_exported_is_named():
         net, IMAGES, "2 (SpikingMaxPool2d): NIR has no neurons that pass on the spikes of a whole window, as a layer"
     )
     net = nn.Sequential(Encode(8), TandemConvTranspose2d(2, 2, 3, stride=2))
-    refused(net, IMAGES, "1 (TandemConvTranspose2d): its stride must be 1 (NIR has no transposed convolution)")
+    moved = "it must read spikes, which NIR can move like this, got encoded input"
+    refused(net, IMAGES, f"1 (TandemConvTranspose2d): {moved}")
     refused(TandemAdd(TandemLinear(4, 4), nn.Identity()), x, "tandemadd (TandemAdd): it must have 2 inputs, got 1")
     net = nn.Sequential(Encode(8), TandemConv2d(2, 2, 3, padding=1, padding_mode="circular"))
-    refused(net, IMAGES, "1 (TandemConv2d): padding_mode must be 'zeros', got 'circular'")
-    net = nn.Sequential(Encode(8), TandemConv2d(2, 2, 3), SpikingAdaptiveAvgPool2d(4), TandemConv2d(2, 2, 3))
-    refused(net, IMAGES, "3 (TandemConv2d): the pooling before it has windows of different sizes")
+    refused(net, IMAGES, f"1 (TandemConv2d): {moved}")
+    net = nn.Sequential(
+        Encode(8), TandemConv2d(2, 2, 3), Decode(), nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular")
+    )
+    refused(net, IMAGES, "3 (Conv2d): padding_mode must be 'zeros', got 'circular'")
     refused(nn.Sequential(Encode(8), nn.Flatten()), IMAGES, "output: it must depend on a tandem layer")
     wide = SpikeTrain.from_dense(torch.ones(8, 1, 3, 4))
     refused(nn.Sequential(TandemLinear(4, 4)), wide, "0 (TandemLinear): its input must be [N, F], got [1, 3, 4]")
@@ -76,6 +79,17 @@ def test_what_cannot_be_exported_is_named():
     refused(layer, x, "tandemlinear (TandemLinear): weights and bias must be finite, got NaN or infinite values")
     with pytest.raises(ValueError, match=r"to_nir: sample must be \[N, ...\] and not empty, got \[0, 2, 8, 9\]"):
         to_nir(network(), IMAGES[:0])
+
+
+def test_windows_of_different_sizes_in_large_images_are_refused(monkeypatch):
+    monkeypatch.setattr("tandem_cuda.exchange.nir_writer._MOST_WEIGHTS", 20_000)
+    first, x = TandemConv2d(2, 2, 1), SpikeTrain.from_dense(torch.ones(1, 1, 2, 10, 11))
+    message = (
+        r"1 \(SpikingAvgPool2d\): its windows of different sizes need 24200 weights in NIR; use windows of one"
+    )
+    with pytest.raises(ValueError, match=message):
+        to_nir(nn.Sequential(first, SpikingAvgPool2d(3, 1, 1, count_include_pad=False)), x)
+    to_nir(nn.Sequential(first, SpikingAvgPool2d(3, 1, 1)), x)  # whose padding counts
 
 
 def test_what_cannot_be_imported_is_named():

@@ -46,31 +46,19 @@ from tandem_cuda.exchange.nir_sources import NirGeometry, NirSource, convolution
 from test_exchange_graphs import STEPS, filled, steps_of  # noqa: E402
 
 REFUSED = {
-    "transposed behind values": r"b \(TandemConvTranspose2d\): its stride must be 1 \(NIR has no transposed",
-    "Upsample": r"last \(TandemConv2d\): upsample \(SpikeRearrange\) before it must be followed by flattening",
-    "interpolate": r"last \(TandemConv2d\): upsample \(SpikeRearrange\) before it must be followed by flattening",
-    "interpolate to a size": r"last \(TandemConv2d\): resize \(SpikeRearrange\) before it must be followed by",
     "bilinear": r"up \(TandemInterpolate\): NIR has no interpolation; use mode='nearest' or a convolution",
     "bilinear of corners": r"up \(TandemInterpolate\): NIR has no interpolation",
     "bilinear of values": r"interpolate \(TandemInterpolate\): NIR has no interpolation",
-    "bilinear sum": r"\(TandemInterpolate\): NIR has no interpolation",
+    "bilinear sum": r"add \(TandemAdd\): NIR has no interpolation",
     "bilinear before the read-out": "interpolate",
     "bicubic": r"interpolate \(TandemInterpolate\): NIR has no interpolation",
     "bicubic before a ReLU": r"interpolate \(TandemInterpolate\): NIR has no interpolation",
-    "max of columns": r"add \(TandemAdd\), branch 1: upsample \(SpikeRearrange\) before it must be followed by",
     "max of values": r"max_1 \(SpikingGlobalMaxPool2d\): its input must not be values of both signs; put a ReLU before",
     "unflattened": r"unflatten \(SpikeRearrange\): NIR cannot make images of features in front of neurons",
     "a view of values": r"unflatten \(SpikeRearrange\): NIR cannot make images of features in front of neurons",
-    "mirrored": r"a \(TandemConv2d\): reflect_pad \(SpikeRearrange\) before it must be followed by flattening",
-    "padded by copies of values": r"last \(TandemConv2d\): replicate_pad \(SpikeRearrange\) before it must be",
-    "mirrored 1d": r"second \(TandemConv1d\): unsqueeze \(SpikeRearrange\) before it must be followed by flattening",
-    "repeated rows": r"last \(TandemConv2d\): upsample \(SpikeRearrange\) before it must be followed by",
-    "PixelShuffle": r"last \(TandemConv2d\): pixel_shuffle \(SpikeRearrange\) before it must be followed by",
-    "pixel_shuffle of values": r"last \(TandemConv2d\): pixel_shuffle \(SpikeRearrange\) before it must be followed by",
     "gate": r"mul \(TandemGate\): NIR cannot multiply spikes by a factor that depends on the input",
     "gate of values": r"mul \(TandemGate\): NIR cannot multiply spikes",
     "gate in a residual block": r"mul \(TandemGate\): NIR cannot multiply spikes",
-    "AvgPool1d with padding": r"second \(TandemConv1d\): the pooling before it has windows of different sizes",
 }
 EXPORTED = [name for name in rules.NETS if name not in REFUSED]
 
@@ -405,40 +393,145 @@ def test_lines_that_become_higher_are_named():
             to_nir(net, x)
 
 
-def test_sums_of_shapes_that_nir_has_not_are_named():
+def test_sums_of_pools_with_windows_of_different_sizes(tmp_path):
     net = behind(
         lambda n, x: n.add(n.pool(n.a(x)), n.b(x)), a=TandemConv2d(4, 4, 1, neuron=IF(0.5)),
         pool=SpikingAdaptiveAvgPool2d(4), b=TandemConv2d(4, 4, (6, 7), neuron=IF(0.5)),
-        add=TandemAdd(nn.Identity(), nn.Identity()),
+        add=TandemAdd(nn.Identity(), nn.Identity(), neuron=IF(1.5)),
     )  # fmt: skip
-    message = (
-        r"add \(TandemAdd\): what it adds must have one shape .* windows of different sizes and must be followed by"
+    exchanged(net, IMAGES, tmp_path)
+
+
+LARGER = {
+    "upsampled": SpikeRearrange("upsample", 2, 3),
+    "resized": SpikeRearrange("resize", 13, 7),
+    "shuffled": SpikeRearrange("pixel_shuffle", 2),
+    "mirrored": SpikeRearrange("reflect_pad", 1, 2, 0, 3),
+    "continued": SpikeRearrange("circular_pad", 0, 2, 3, 0),
+    "shuffled and mirrored": nn.Sequential(
+        SpikeRearrange("pixel_shuffle", 2), SpikeRearrange("replicate_pad", 1, 0, 1, 2)
+    ),
+}
+
+
+@pytest.mark.parametrize("groups", [True, False])
+@pytest.mark.parametrize("moved", LARGER)
+def test_larger_images(tmp_path, moved, groups):
+    """Rows and columns are mapped one after the other, by convolutions whose stride is the size of the image."""
+    channels = 1 if "shuffled" in moved else 4
+    net = behind(
+        lambda n, x: n.add(n.layer(n.move(x)), n.move(n.other(x))), move=LARGER[moved],
+        layer=TandemConv2d(channels, channels, 3, padding=1, neuron=IF(0.5)), other=TandemConv2d(4, 4, 1),
+        add=TandemAdd(nn.Identity(), nn.Identity(), neuron=IF(0.5)),
+    )  # fmt: skip
+    graph = exchanged(net, IMAGES, tmp_path, groups=groups)
+    added = [name for name in graph.nodes if name.endswith(("_rows", "_columns"))]
+    assert len(added) == 4
+
+
+def test_larger_images_before_the_read_out(tmp_path):
+    net = behind(
+        lambda n, x: n.out(n.decode(n.up(x))), up=SpikeRearrange("upsample", 2, 2), decode=Decode(),
+        out=nn.Conv2d(4, 3, 3, padding=1),
+    )  # fmt: skip
+    exchanged(net, IMAGES, tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_padding_modes(tmp_path, mode):
+    """Of a layer, and of a branch."""
+
+    def run(n, x):
+        return n.add(n.layer(x), x)
+
+    net = behind(
+        run, layer=TandemConv2d(4, 4, 3, padding=1, padding_mode=mode, neuron=IF(0.5)),
+        add=TandemAdd(TandemConv2d(4, 5, (2, 4), padding="same", padding_mode=mode, stride=1), TandemConv2d(4, 5, 1)),
+    )  # fmt: skip
+    exchanged(net, IMAGES, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"kernel_size": 2, "stride": 2},
+        {"kernel_size": 3, "stride": (2, 1), "padding": 1, "output_padding": (1, 0), "groups": 2},
+        {"kernel_size": (2, 3), "stride": (3, 2), "dilation": (1, 2), "output_padding": (2, 1)},
+    ],
+    ids=str,
+)
+def test_transposed_convolutions_with_strides(tmp_path, settings):
+    """Alone, and as a branch of a join."""
+    net = behind(lambda n, x: n.layer(x), layer=TandemConvTranspose2d(4, 6, **settings))
+    exchanged(net, IMAGES, tmp_path)
+    net = behind(
+        lambda n, x: n.add(x, x),
+        add=TandemAdd(TandemConvTranspose2d(4, 6, **settings), TandemConvTranspose2d(4, 6, **settings)),
     )
-    with pytest.raises(ValueError, match=message):
-        to_nir(net, IMAGES)
+    exchanged(net, IMAGES, tmp_path)
 
 
-def test_what_only_flattening_may_follow_is_named():
+class Turned(nn.Module):
+    """A layer of one's own that swaps rows and columns."""
+
+    def forward(self, x):
+        return x.rearranged(lambda values: values.transpose(-1, -2))
+
+    def nir(self, writer, signal):
+        return writer.rearranged(signal, lambda values: values.transpose(-1, -2))
+
+
+def test_what_only_flattening_may_follow_is_named(tmp_path):
     def refused(net, message):
         with pytest.raises(ValueError, match=message):
             to_nir(net, IMAGES)
 
-    up = SpikeRearrange("upsample", 2, 2)
     refused(
-        behind(lambda n, x: n.pool(n.up(x)), up=up, pool=SpikingAvgPool2d(2)),
-        r"pool \(SpikingAvgPool2d\): up \(SpikeRearrange\) before it must be followed by flattening to \[N, F\]",
+        behind(lambda n, x: n.pool(n.turn(x)), turn=Turned(), pool=SpikingAvgPool2d(2)),
+        r"pool \(SpikingAvgPool2d\): turn \(Turned\) before it must be followed by flattening to \[N, F\]",
     )
-    refused(behind(lambda n, x: n.up(x), up=up), r"output: up \(SpikeRearrange\) before it must be followed by")
     refused(
-        behind(lambda n, x: n.add(n.up(x), n.up(x)), up=up, add=TandemAdd(nn.Identity(), nn.Identity())),
-        r"add \(TandemAdd\), branch 0: up \(SpikeRearrange\) before it",
+        behind(lambda n, x: n.layer(n.turn(x)), turn=Turned(), layer=TandemConv2d(4, 4, 3)),
+        r"layer \(TandemConv2d\): turn \(Turned\) before it must be followed by flattening to \[N, F\]",
     )
+    refused(behind(lambda n, x: n.turn(x), turn=Turned()), r"output: turn \(Turned\) before it must be followed by")
+    refused(
+        behind(lambda n, x: n.add(n.turn(x), n.turn(x)), turn=Turned(), add=TandemAdd(nn.Identity(), nn.Identity())),
+        r"add \(TandemAdd\), branch 0: turn \(Turned\) before it",
+    )
+    flat = behind(
+        lambda n, x: n.layer(n.flat(n.turn(x))),
+        turn=Turned(),
+        flat=nn.Flatten(),
+        layer=TandemLinear(360, 5, neuron=IF(8.0)),
+    )
+    exchanged(flat, IMAGES, tmp_path)
     refused(
         behind(lambda n, x: n.decode(x) + n.decode(n.cut(x)), decode=Decode(), cut=SpikeRearrange("channels", 0, 1)),
         r"add \(call_function\): it must add two currents \(after Decode\) of the same shape, got current \[4, 9, 10\]",
     )
     with pytest.raises(TypeError, match="to_nir: groups must be True or False, got int"):
         to_nir(behind(lambda n, x: x), IMAGES, groups=1)
+
+
+class Padded(nn.Module):
+    """Pads its input, as "same" convolutions with strides do."""
+
+    def __init__(self, **how):
+        super().__init__()
+        self.how, self.encode, self.decode = how, Encode(STEPS), Decode()
+        self.first, self.out = TandemConv2d(2, 4, 3, 2, padding=1, neuron=IF(0.5)), nn.Conv2d(4, 2, 3)
+
+    def forward(self, x):
+        return self.out(self.decode(self.first(self.encode(F.pad(x, (0, 1, 2, -1), **self.how)))))
+
+
+def test_a_padded_input(tmp_path):
+    graph = exchanged(filled(Padded()), IMAGES, tmp_path)
+    assert list(graph.nodes) == ["input", "first", "first_neurons", "out", "output"]
+    for how in ({"mode": "reflect"}, {"value": 0.5}):
+        with pytest.raises(ValueError, match=r"pad \(call_function\): it must pad the model's input with zeros"):
+            to_nir(Padded(**how), IMAGES)
 
 
 def test_sums_of_read_outs(tmp_path):

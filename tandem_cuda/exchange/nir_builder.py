@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,11 +12,11 @@ from torch import Tensor
 
 from ..neuron import IF, Neuron
 from ..nn import EncodedInput
-from ..nn.nir import NirGeometry, Product, Shape, dense, image
+from ..nn.nir import NirGeometry, Product, Shape, dense, image, linear_map
 from ..spike_train import SpikeTrain
 from .nir_format import nir, unsupported
 from .nir_nodes import array_of, convolution_node, neurons_node
-from .nir_sources import NirConvolution, NirSource, convolution, is_image
+from .nir_sources import NirConvolution, NirSource, Plane, convolution, is_image, planes_of
 
 _DIMENSIONS = "its input must be [N, F], [N, C, L] or [N, C, H, W]"
 
@@ -113,8 +114,6 @@ class Builder:
 
     def _product(self, at: Place, signal: Signal, product: Product) -> NirSource:
         """Add the nodes of a layer's weights."""
-        for problem in product.problems:
-            self._refuse(at, problem)
         shape = signal.shape
         if product.geometry is None and len(shape) != 1:
             self._refuse(at, f"its input must be [N, F], got {[1, *shape]}; put nn.Flatten before it")
@@ -127,7 +126,7 @@ class Builder:
     def _by_source(self, at: Place, signal: Signal, product: Product) -> NirSource:
         """Add a node of weights for each source of the signal. The first one has the bias."""
         assert self.encoding is not None
-        weight, bias, geometry, rounding, _ = product
+        weight, bias, geometry, rounding = product
         scaled = weight.detach().cpu() * signal.gain
         per_step = None if bias is None else bias / self.encoding[0]
         if not all(bool(x.isfinite().all()) for x in (scaled, per_step) if x is not None):
@@ -141,7 +140,11 @@ class Builder:
             else:
                 own = convolution(source, signal.shape, scaled, geometry)
             if own is None:
-                return self._by_source(at, self._as_node(at, signal), product)
+                readable = are_images(signal.sources, signal.shape)
+                images = self._as_node(at, signal) if readable else self._as_images(at, signal)
+                if images is None:
+                    raise self._refusal(at, signal.why)
+                return self._by_source(at, images, product)
             key, metadata = (source.nodes, own[1:], own.weight.shape), _rounded(rounding, source, signal.gain)
             if key in products:  # such as the two signs of a value
                 _, earlier, other = products[key]
@@ -206,10 +209,55 @@ class Builder:
         if len(shape) == 1:
             return self._by_source(at, signal, Product(eye))
         if not are_images(signal.sources, shape):
-            self._refuse(at, signal.why)
-            return NirSource((), shape)
+            images = self._as_images(at, signal)
+            if images is None:
+                self._refuse(at, signal.why)
+                return NirSource((), shape)
+            signal = images
         geometry = NirGeometry((1, 1), (0, 0), (1, 1), 1, image(shape)[1:])
         return self._by_source(at, signal, Product(eye[..., None, None], None, geometry))
+
+    def _as_images(self, at: Place, signal: Signal) -> Signal | None:
+        """Add nodes for sources that no convolution reads: for rows and for columns, with neurons that repeat spikes.
+
+        Return None for a signal of other values than spikes, and if rows or columns do not move together.
+        """
+        sources = []
+        for i, source in enumerate(signal.sources):
+            if not is_image(source, signal.shape):
+                own, shape = source.alone(signal.shape)
+                planes = planes_of(own, shape) if signal.kind == "spikes" and len(own.shape) > 1 else None
+                if planes is None:
+                    return None
+                place = at.part(i, len(signal.sources))
+                source = self._mapped(place, own, planes, shape)._replace(part=source.part)
+            sources.append(source)
+        return signal._replace(sources=tuple(sources))
+
+    def _mapped(self, at: Place, source: NirSource, planes: Sequence[Plane], shape: Shape) -> NirSource:
+        """Add nodes that map the rows of each plane, and then its columns and channel."""
+        width = image(source.shape)[2]
+        to, channel, rows, columns = zip(*planes, strict=True)
+        every = range(len(planes))
+        alike = torch.eye(len(rows[0])).expand(len(planes), -1, -1), torch.eye(width).expand(len(planes), -1, -1)
+        steps = (
+            ("rows", channel, every, len(planes), torch.stack(rows), alike[1]),
+            ("columns", every, to, shape[0], alike[0], torch.stack(columns)),
+        )
+        source = NirSource(source.nodes, source.shape)
+        for name, reads, writes, outputs, down, right in steps:
+            inputs = source.shape[0]
+            kernel, geometry = linear_map(down, right, math.gcd(inputs, outputs))
+            if inputs == outputs and [*reads] == [*writes] == [*range(inputs)] and kernel[0].numel() == 1:
+                continue
+            blocks = inputs // geometry.groups, outputs // geometry.groups
+            if any(r // blocks[0] != w // blocks[1] for r, w in zip(reads, writes, strict=True)):
+                blocks, geometry = (inputs, outputs), geometry._replace(groups=1)
+            weight = kernel.new_zeros(outputs, blocks[0], *kernel.shape[1:], dtype=self.out.dtype)
+            weight[list(writes), [r % blocks[0] for r in reads]] = kernel.to(weight)
+            place = at._replace(name=f"{at.name}_{name}")
+            source = self._neurons(place, IF(), self.depthwise(place, weight, geometry, source))
+        return source
 
     def _as_node(self, at: Place, signal: Signal) -> Signal:
         """Add nodes that pass on the value: an identity, and for spikes neurons that repeat each at once."""

@@ -7,6 +7,7 @@ import os
 from collections import OrderedDict
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..convert import TandemNetwork, flattened_to, sized_as_traced
@@ -58,7 +59,9 @@ def to_nir(
     - Average pooling: AvgPool2d and neurons if the window size is a power of two and there is no padding. Otherwise
       SumPool2d, or a depthwise convolution of ones, and neurons whose threshold is multiplied by the window size, so
       that sums are exact. Lines [N, C, L] always get a convolution. Windows of different sizes become a convolution of
-      the whole image; flattening must follow the neurons, as it must follow upsampling and pixel shuffling.
+      the whole image, whose stride is the size of the image.
+    - Upsampling, pixel shuffling, padding with the image's own spikes, strides of transposed convolutions: such
+      convolutions for the rows and for the columns, each with neurons that repeat each spike at once.
     - Max pooling: integrators (I) count the spikes, and gates (Threshold) compare two counts at a time, in the step of
       the spikes (:mod:`tandem_cuda.exchange.nir_maximum`).
     - Input: the input itself at every time step (``Encode(T, "constant")``); the input at the first step and zeros
@@ -77,7 +80,7 @@ def to_nir(
 
     Args:
         model: a model whose forward pass, as traced by torch.fx, calls ``Encode``, tandem layers, ``TandemAdd``,
-            ``SpikeCat``, ``SpikeRearrange``, pooling of spikes, flattening, dropout and ``Decode``, and after it
+            ``SpikeCat``, ``SpikeRearrange``, pooling of spikes, flattening, dropout and ``Decode``, after it
             nn.Linear, nn.Conv1d, nn.Conv2d, average pooling and sums (+). It may have branches. The result of
             :func:`tandem_cuda.convert` works, too.
         sample: an input of the model, a Tensor or SpikeTrain [N, ...], which defines the shapes and T.
@@ -172,8 +175,8 @@ def _traced(model: nn.Module) -> tuple[nn.Module, list[fx.Node]]:
                 problems.append("output: it must be a single value")
         elif node.op == "call_function" and node.target is operator.add:
             wanted = 2
-        elif not (node.op in ("call_method", "call_function") and node.target in _FLATTENED):
-            problems.append(f"{what}: calls must be of modules, flatten or +")
+        elif not (node.op in ("call_method", "call_function") and node.target in (*_FLATTENED, F.pad)):
+            problems.append(f"{what}: calls must be of modules, flatten, F.pad or +")
             continue
         inputs = [x for x in (*node.args, *node.kwargs.values()) if isinstance(x, fx.Node)]
         if len(inputs) != wanted and node.op != "output":

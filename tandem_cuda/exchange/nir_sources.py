@@ -178,6 +178,40 @@ def is_image(source: NirSource, shape: Sequence[int]) -> bool:
     return (source.whole() and node == value) or _channels(source, node, value, [(0, 0), (0, 0)]) is not None
 
 
+class Plane(NamedTuple):
+    """What a channel of a value reads in one channel of a node: rows @ image @ columns.T."""
+
+    to: int
+    channel: int
+    rows: Tensor
+    columns: Tensor
+
+
+def planes_of(source: NirSource, shape: Sequence[int]) -> list[Plane] | None:
+    """Return what each channel of a value [C, ...] reads, or None if rows do not move together, or columns do not."""
+    node, value = image(source.shape), image(shape)
+    index, planes = source.positions(value).reshape(*value) - 1, []
+    if source.weight is not None:
+        return None
+    of, row, column = (index // (node[1] * node[2]), index // node[2] % node[1], index % node[2])
+    for to in range(value[0]):
+        active = index[to] >= 0
+        for channel in torch.unique(of[to][active]).tolist():
+            here = active & (of[to] == channel)
+            down = torch.where(here, row[to], -1).amax(1)
+            right = torch.where(here, column[to], -1).amax(0)
+            alike = torch.equal(here, (down >= 0).unsqueeze(1) & (right >= 0)) and bool(
+                ((row[to] == down.unsqueeze(1)) & (column[to] == right))[here].all()
+            )
+            if not alike:
+                return None
+            rows, columns = (
+                (at.unsqueeze(1) == torch.arange(n)).float() for at, n in ((down, node[1]), (right, node[2]))
+            )
+            planes.append(Plane(to, channel, rows, columns))
+    return planes
+
+
 class Channels(NamedTuple):
     """A value whose channels are channels of a node, each with a factor."""
 

@@ -17,7 +17,7 @@ from .._progress import progress
 from ..convert import flattened_to
 from ..neuron import Neuron
 from ..nn import SpikingAdaptiveAvgPool2d, SpikingAvgPool2d
-from ..nn.nir import MaxAxis, NirGeometry, Product, Shape, Windows, image
+from ..nn.nir import MaxAxis, NirGeometry, Product, Shape, Windows, image, linear_map
 from ..nn.nir import convolution as product_of_convolution
 from ..nn.quantiser import quantiser
 from ..nn.weights import stored
@@ -28,6 +28,7 @@ from .nir_maximum import larger, stages
 from .nir_nodes import flatten_node, pooling_node
 from .nir_sources import Channels, NirSource, channels_of, is_image
 
+_MOST_WEIGHTS = 2**28
 _FLAT_NEXT = "must be followed by flattening to [N, F]: NIR has no other node for it"
 
 
@@ -65,6 +66,7 @@ class NirGraphWriter(Builder):
 
     def graph(self, root: nn.Module, calls: list[fx.Node]) -> nir.NIRGraph:
         signals: dict[fx.Node, Signal] = {}
+        named: dict[str, Any]
         last = {x: node for node in calls for x in node.all_input_nodes}
         result = self.sample
         for node in progress(calls, "to_nir"):
@@ -78,9 +80,13 @@ class NirGraphWriter(Builder):
                 signals[node] = self._called(node, root.get_submodule(str(node.target)), inputs)
             elif node.target is operator.add:
                 signals[node] = self._sum(*inputs)
+            elif node.target is F.pad:
+                named = dict(zip(("pad", "mode", "value"), node.args[1:], strict=False))
+                named |= {name: x for name, x in node.kwargs.items() if name != "input"}
+                signals[node] = self._padded(inputs[0], **named)
             else:
                 dims: Any = () if node.target is flattened_to else node.args[1:]
-                named: Any = {name: x for name, x in node.kwargs.items() if not isinstance(x, fx.Node)}
+                named = {name: x for name, x in node.kwargs.items() if not isinstance(x, fx.Node)}
                 signals[node] = self._flatten(inputs[0], *dims, **named)
             for x in node.all_input_nodes:
                 if last[x] is node:  # large networks have many values
@@ -153,6 +159,8 @@ class NirGraphWriter(Builder):
         return signal._replace(value=self.out, kind="encoded", gain=scale)
 
     def decoded(self, signal: Signal, pair_dim: int | None, scale: Tensor | None) -> Signal:
+        if len(signal.shape) > 1 and not are_images(signal.sources, signal.shape):
+            signal = self._as_images(self.at, signal) or signal  # before they have signs and factors
         sources: Sequence[NirSource] = signal.sources
         if pair_dim is not None:
             axis = _axis(pair_dim)
@@ -182,8 +190,21 @@ class NirGraphWriter(Builder):
             start += channels
         return self._spikes(sources, _first_why(signals))
 
-    def rearranged(self, signal: Signal, move: Callable[[Tensor], Tensor]) -> Signal:
-        shape, after = signal.shape, self.shape
+    def _padded(
+        self, signal: Signal, pad: Any = (), mode: str = "constant", value: Any = None, **others: Any
+    ) -> Signal:
+        """Pad the input with zeros."""
+        if signal.kind != "real" or mode != "constant" or value or not all(type(n) is int for n in pad):
+            raise self._refusal(self.at, "it must pad the model's input with zeros, by numbers and before Encode")
+        sources = [source.moved(signal.shape, lambda x: F.pad(x, [*pad])) for source in signal.sources]
+        return signal._replace(sources=tuple(sources), value=F.pad(signal.value, [*pad]), why=_FLAT_NEXT)
+
+    def rearranged(self, signal: Signal, move: Callable[[Tensor], Tensor], own: bool = True) -> Signal:
+        if signal.kind != "spikes":
+            problem = f"it must read spikes, which NIR can move like this, got {signal.kind} input"
+            raise self._refusal(self.at, problem)
+        value = self.out if own else signal.value.rearranged(move)
+        shape, after = signal.shape, shape_of(value)
 
         def moved(source: NirSource) -> NirSource:
             return source.moved(shape, lambda x: move(x[None, None])[0, 0])
@@ -194,7 +215,7 @@ class NirGraphWriter(Builder):
         if images and not are_images(sources, after) and are_images(signal.sources, shape):
             sources = [moved(source) for source in self._as_node(self.at, signal).sources]
         why = signal.why or f"{self.at.what} before it {_FLAT_NEXT}"
-        return self._spikes(self._flat(sources, len(after)), why)
+        return Signal(self._flat(sources, len(after)), value, "spikes", value.amplitude, why)
 
     def _flatten(self, signal: Signal, start_dim: int | None = None, end_dim: int = -1) -> Signal:
         value, shape = signal.value, signal.shape
@@ -275,12 +296,16 @@ class NirGraphWriter(Builder):
         def fire(at: Place, source: NirSource) -> NirSource:
             windows, windows_at = _geometry(rows, columns, source), at._replace(name=f"{at.name}_windows")
             if uneven:
-                covers = torch.einsum("iy,jx->ijyx", rows.membership().double(), columns.membership().double())
-                shares = torch.tensor([count // d for d in divisors], dtype=torch.float64)
-                maps = covers.flatten(0, 1) * shares.view(-1, 1, 1)
-                weight = maps.to(self.out.dtype).repeat(source.shape[0], 1, 1).unsqueeze(1)
-                whole = NirGeometry((1, 1), (0, 0), (1, 1), source.shape[0], (1, 1))
-                return self._neurons(at, neurons(count), self.depthwise(windows_at, weight, whole, source))
+                shares = torch.tensor([count // d for d in divisors]).view(len(rows.starts), len(columns.starts))
+                down = shares[:, :1] // math.gcd(*shares[:, 0].tolist()) * rows.membership()
+                right = shares[0].unsqueeze(1) // down.amax(1)[0] * columns.membership()
+                size = source.shape[0] * down.numel() * right.numel()
+                if size > _MOST_WEIGHTS:
+                    wanted = f"its windows of different sizes need {size} weights in NIR"
+                    raise self._refusal(at, f"{wanted}; use windows of one size, or padding that counts")
+                ones, geometry = linear_map(down, right, source.shape[0])
+                weight = ones.to(self.out.dtype).expand(source.shape[0], 1, -1, -1)
+                return self._neurons(at, neurons(count), self.depthwise(windows_at, weight, geometry, source))
             kernel = _kernel(rows, columns)
             behind = [axis.stops[-1] - axis.size for axis in (rows, columns)]
             # Importers ignore the padding of pooling, but not of convolutions. NIR cannot pool lines.
@@ -292,8 +317,7 @@ class NirGraphWriter(Builder):
             return self._neurons(at, neurons() if mean else neurons(count), sums)
 
         sources, _ = self._by_channel(signal, fire)
-        why = f"the pooling before it has windows of different sizes and {_FLAT_NEXT}" if uneven else signal.why
-        return self._spikes(sources, why)
+        return self._spikes(sources, signal.why)
 
     def maximum(self, signal: Signal, rows: MaxAxis, columns: MaxAxis) -> Signal:
         if signal.pair_dim is not None:
@@ -367,6 +391,8 @@ class NirGraphWriter(Builder):
             rounding = rounds.bits, scale
         product = Product(module.weight, module.bias, None, rounding)
         if not isinstance(module, nn.Linear):
+            if module.padding_mode != "zeros":
+                self._refuse(self.at, f"padding_mode must be 'zeros', got {module.padding_mode!r}")
             product = product_of_convolution(module, module.weight, module.bias, self.shape, rounding)
         return Signal((self._product(self.at, signal, product),), self.out, "current")
 

@@ -421,11 +421,19 @@ class TandemAdd(Spiking):
         ]
         return activated(self, torch.stack(v).sum(0), inputs[0].time_steps)
 
+    @property
+    def no_nir(self) -> str | None:
+        """Why NIR cannot express a branch; None if it can."""
+        return next((why for branch in self.branches if (why := getattr(branch, "no_nir", None))), None)
+
     def nir(self, writer: NirWriter, *signals: Signal) -> Any:
         """Write the branches and neurons as nodes of NIR. The first branch with weights holds the sum of all biases."""
+        layers = [branch if isinstance(branch, TandemLayer) else None for branch in self.branches]
+        pairs = [*zip(layers, signals, strict=True)]
+        signals = tuple(x if layer is None else layer.nir_input(writer, x) for layer, x in pairs)
         products = [
-            branch.nir_product(x.shape, writer.shape) if isinstance(branch, TandemLayer) else None
-            for branch, x in zip(self.branches, signals, strict=True)
+            None if layer is None else layer.nir_product(x.shape, writer.shape)
+            for layer, x in zip(layers, signals, strict=True)
         ]
         biases = [product.bias for product in products if product is not None and product.bias is not None]
         total = functools.reduce(torch.add, biases) if biases else None

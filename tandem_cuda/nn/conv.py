@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..neuron import IF, Neuron
 from ..ops.geometry import check_axes, check_geometry
 from . import schema
 from .convolution import Conv1dSynapses, Conv2dSynapses, Conv3dSynapses, ConvTranspose2dSynapses
-from .nir import NirGeometry, Product, Shape, convolution, image, spans
+from .geometry import pad
+from .nir import NirGeometry, NirWriter, Product, Shape, convolution, image, spans
 from .schema import Check
 from .tandem import TandemLayer
 
@@ -40,6 +41,13 @@ class TandemConvolution(TandemLayer):
 
     def nir_product(self, inputs: Shape, outputs: Shape) -> Product:
         return convolution(self, *self.drive.folded(self.weights), outputs, self.drive.rounding(self.weights))
+
+    def nir_input(self, writer: NirWriter, signal: Any) -> Any:
+        layer: Any = self
+        if layer.padding_mode == "zeros":
+            return signal
+        pads = layer._reversed_padding_repeated_twice
+        return writer.rearranged(signal, lambda x: pad(x, pads, layer.padding_mode), own=False)
 
 
 class TandemConv2d(TandemConvolution, nn.Conv2d):  # type: ignore[misc]  # forward: spike trains, not tensors
@@ -326,6 +334,16 @@ class TandemConvTranspose2d(TandemConvolution, nn.ConvTranspose2d):  # type: ign
         above, left = (span - pad for span, pad in zip(spans(weight, self.dilation), padding, strict=True))
         dilation: Any = self.dilation
         geometry = NirGeometry((1, 1), (above, left), dilation, self.groups, image(outputs)[1:])
-        strided = any(s > 1 and n > 1 for s, n in zip(self.stride, inputs[1:], strict=True))
-        refused = f"its stride must be 1 (NIR has no transposed convolution), got {self.stride}"
-        return Product(weight, bias, geometry, self.drive.rounding(self.weights), (refused,) if strided else ())
+        return Product(weight, bias, geometry, self.drive.rounding(self.weights))
+
+    def nir_input(self, writer: NirWriter, signal: Any) -> Any:
+        strided = any(s > 1 and n > 1 for s, n in zip(self.stride, signal.shape[1:], strict=True))
+        return writer.rearranged(signal, self._spread, own=False) if strided else signal
+
+    def _spread(self, x: Tensor) -> Tensor:
+        """Put zeros between the pixels of values [P, N, C, H, W]."""
+        stride: Any = self.stride
+        *batch, height, width = x.shape
+        spread = x.new_zeros(*batch, (height - 1) * stride[0] + 1, (width - 1) * stride[1] + 1)
+        spread[..., :: stride[0], :: stride[1]] = x
+        return spread

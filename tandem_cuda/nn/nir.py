@@ -45,8 +45,6 @@ class Product(NamedTuple):
     """None: the weights are a matrix."""
     rounding: tuple[int, Tensor] | None = None
     """The bits of quantised weights, and what the integer 1 of each output stands for, [O]."""
-    problems: tuple[str, ...] = ()
-    """What NIR cannot express."""
 
 
 class Signal(Protocol):
@@ -111,8 +109,11 @@ class NirWriter(Protocol):
     def concatenated(self, signals: Sequence[Any], silent: Sequence[bool], pair_dim: int | None) -> Any:
         """Concatenate spikes, as :class:`SpikeCat` does. ``silent``: which signals get a silent negative part."""
 
-    def rearranged(self, signal: Any, move: Callable[[Tensor], Tensor]) -> Any:
-        """Move, copy or drop spikes, as ``move`` does with values [P, N, C, ...], or add zeros."""
+    def rearranged(self, signal: Any, move: Callable[[Tensor], Tensor], own: bool = True) -> Any:
+        """Move, copy or drop spikes, as ``move`` does with values [P, N, C, ...], or add zeros.
+
+        ``own``: whether the result is the layer's output, and not what its weights read.
+        """
 
     def neurons(self, neuron: Neuron, inputs: Sequence[tuple[Any, Product | None]]) -> Any:
         """Add neurons that are driven by the sum of products of signals. None in place of a product: the signal."""
@@ -129,17 +130,20 @@ class NirWriter(Protocol):
 def convolution(
     layer: Any, weight: Tensor, bias: Tensor | None, outputs: Shape, rounding: tuple[int, Tensor] | None
 ) -> Product:
-    """Return the product of a layer with the attributes of nn.Conv1d or nn.Conv2d, and outputs of this shape."""
+    """Return the product of a layer with the attributes of nn.Conv1d or nn.Conv2d, and outputs of this shape.
+
+    With a ``padding_mode`` other than "zeros" it reads images that are padded already.
+    """
     weight = weight.unsqueeze(2) if weight.dim() == 3 else weight
     stride, dilation = ((1, *x)[-2:] for x in (layer.stride, layer.dilation))
-    named = layer.padding if isinstance(layer.padding, str) else ""
-    before = (0, 0) if named else (0, *layer.padding)[-2:]
+    padded = layer.padding_mode != "zeros"
+    named = layer.padding if isinstance(layer.padding, str) and not padded else ""
+    before = (0, 0) if named or padded else (0, *layer.padding)[-2:]
     if named == "same":
         above, left = spans(weight, dilation)
         before = above // 2, left // 2
     geometry = NirGeometry(stride, before, dilation, layer.groups, image(outputs)[1:], named)
-    refused = f"padding_mode must be 'zeros', got {layer.padding_mode!r}"
-    return Product(weight, bias, geometry, rounding, () if layer.padding_mode == "zeros" else (refused,))
+    return Product(weight, bias, geometry, rounding)
 
 
 def spans(weight: Tensor, dilation: Sequence[int]) -> list[int]:
@@ -163,3 +167,28 @@ def dense(weight: Tensor, groups: int) -> Tensor:
     each = torch.arange(groups)
     blocks[each, :, each] = weight.view(groups, outputs // groups, inputs, *kernel)
     return blocks.view(outputs, groups * inputs, *kernel)
+
+
+def linear_map(rows: Tensor, columns: Tensor, groups: int) -> tuple[Tensor, NirGeometry]:
+    """Return the kernel [kH, kW] and the geometry of the convolution that maps images x to rows @ x @ columns.T.
+
+    Where the stride is the size of the image, a tap of the kernel belongs to one pixel of the output and one of the
+    input. So every linear map is a convolution.
+
+    Args:
+        rows: [..., Ho, H].
+        columns: [..., Wo, W].
+        groups: of the convolution.
+    """
+    (down, *vertical), (right, *horizontal) = _taps(rows), _taps(columns)
+    stride, before = zip(vertical, horizontal, strict=True)
+    size = rows.shape[-2], columns.shape[-2]
+    return down.unsqueeze(-1) * right.unsqueeze(-2), NirGeometry(stride, before, (1, 1), groups, size)
+
+
+def _taps(matrix: Tensor) -> tuple[Tensor, int, int]:
+    """Return the kernel, stride and padding of the convolution that multiplies by a matrix [..., outputs, inputs]."""
+    outputs, inputs = matrix.shape[-2:]
+    if outputs == inputs and bool((matrix == torch.eye(inputs).to(matrix)).all()):
+        return matrix[..., 0, :1], 1, 0
+    return matrix.flip(-2).flatten(-2), inputs, (outputs - 1) * inputs

@@ -160,7 +160,12 @@ class TandemLayer(SpikingTwin):
 
     def nir(self, writer: NirWriter, signal: Signal) -> Any:
         """Write the weights and neurons as nodes of NIR."""
+        signal = self.nir_input(writer, signal)
         return writer.neurons(self.neuron, [(signal, self.nir_product(signal.shape, writer.shape))])
+
+    def nir_input(self, writer: NirWriter, signal: Any) -> Any:
+        """Return what the weights of :meth:`nir_product` read: the input, with its neurons moved if need be."""
+        return signal
 
     @abstractmethod
     def nir_product(self, inputs: Shape, outputs: Shape) -> Product:
