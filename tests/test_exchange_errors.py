@@ -84,9 +84,7 @@ def test_what_cannot_be_exported_is_named():
 def test_windows_of_different_sizes_in_large_images_are_refused(monkeypatch):
     monkeypatch.setattr("tandem_cuda.exchange.nir_writer._MOST_WEIGHTS", 20_000)
     first, x = TandemConv2d(2, 2, 1), SpikeTrain.from_dense(torch.ones(1, 1, 2, 10, 11))
-    message = (
-        r"1 \(SpikingAvgPool2d\): its windows of different sizes need 24200 weights in NIR; use windows of one"
-    )
+    message = r"1 \(SpikingAvgPool2d\): its windows of different sizes need 24200 weights in NIR; use windows of one"
     with pytest.raises(ValueError, match=message):
         to_nir(nn.Sequential(first, SpikingAvgPool2d(3, 1, 1, count_include_pad=False)), x)
     to_nir(nn.Sequential(first, SpikingAvgPool2d(3, 1, 1)), x)  # whose padding counts

@@ -176,8 +176,13 @@ def test_spikingjelly_adds_branches_and_pools(simulators: Path, tmp_path: Path):
         same(got, want)
 
 
-# nir takes the sizes of these convolutions for others: their padding differs between dimensions, or is negative.
-UNTYPED = ("pad", "crop", "filtered_by_constants", "slices_of_values")
+def typed(path: Path) -> bool:
+    """Whether nir finds the sizes right: not of convolutions whose padding or stride differs between dimensions."""
+    try:
+        nir.read(path)
+    except Exception:  # nir raises errors of any kind
+        return False
+    return True
 
 
 @pytest.mark.slow
@@ -185,18 +190,24 @@ def test_spikingjelly_runs_what_every_rule_makes(simulators: Path, tmp_path: Pat
     """Concatenations, rearrangements, values of both signs, joins, lines; without groups, dyadic weights, float64."""
     from test_exchange_layers import EXPORTED, STEPS, made
 
-    wanted = {}
+    wanted, untyped = {}, []
     for name in EXPORTED:
         if name == "cat before the read-out":
             continue  # SpikingJelly's importer wants one node before the output
         net, x = made(name)
         stem = name.replace(" ", "_")
-        to_nir(net, x, tmp_path / f"{stem}.nir", groups=False)
+        graph = to_nir(net, x, tmp_path / f"{stem}.nir", groups=False)
+        if any(isinstance(node, nir.Threshold) for node in graph.nodes.values()):
+            (tmp_path / f"{stem}.nir").unlink()  # max pooling: SpikingJelly has no such nodes
+            continue
+        if not typed(tmp_path / f"{stem}.nir"):
+            untyped.append(stem)
         np.save(tmp_path / f"{stem}.in.npy", x.expand(STEPS, *x.shape).numpy())
         with torch.no_grad():
             wanted[stem] = net(x)
         assert len(wanted[stem].unique()) > 2
-    subprocess.run([simulators, "-c", SPIKINGJELLY_FOLDER, tmp_path, *UNTYPED], check=True, timeout=600)
+    assert 0 < len(untyped) < len(wanted) / 2
+    subprocess.run([simulators, "-c", SPIKINGJELLY_FOLDER, tmp_path, *untyped], check=True, timeout=600)
     for stem, want in wanted.items():  # read-outs may round means
         got = torch.from_numpy(np.load(tmp_path / f"{stem}.out.npy"))
         torch.testing.assert_close(got, want, rtol=0, atol=1e-15, msg=lambda text, stem=stem: f"{stem}: {text}")
