@@ -155,7 +155,7 @@ def test_values_of_both_signs():
     assert layer.neurons == 2 * wanted[0].numel()
     assert [other.name for other in report.layers if other.signed] == ["b"]
     assert report.notes == (
-        "no ReLU follows b. The values travel as the difference of two spike trains, of neurons for either sign",
+        "values of both signs travel as the difference of two spike trains, of neurons for either sign: b",
     )
     assert "TandemConv2d, both signs " in str(report)
 

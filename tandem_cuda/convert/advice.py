@@ -22,8 +22,8 @@ from .nodes import full_name, word_of
 from .values import Grouped, Maxima, Pieces, Shape, Size, Sizes
 
 CURVED = (
-    *(nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
-    *(nn.Hardswish, nn.Hardsigmoid, nn.Softplus, nn.Softsign, nn.LogSigmoid, nn.Threshold),
+    *(nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
+    *(nn.Hardswish, nn.Softplus, nn.Softsign, nn.LogSigmoid, nn.Threshold),
     *(nn.Hardshrink, nn.Softshrink, nn.Tanhshrink, nn.Sigmoid, nn.Tanh, nn.Softmax, nn.Softmax2d),
     *(nn.Softmin, nn.LogSoftmax),
 )
@@ -65,6 +65,10 @@ SIZES = "pass example=, an input of ann, so that the trace knows the number of d
 NUMBER = "use a number in place of a size that depends on the input"
 NUMBERED = "pass example=, an input of ann, so that the sizes that forward computes with are numbers"
 """Takes the place of NUMBER without an example."""
+TWO_PHASE = (
+    "pass neuron=RadixIF() or IF(initial=0.5, two_phase=True), which wait for all time steps: its slope below zero is "
+    "negative"
+)
 NEGATIVE = "put a ReLU before it: its input has negative values"
 _ADVICE: list[tuple[tuple[type, ...], str]] = [
     ((nn.GLU,), GATED),

@@ -15,7 +15,7 @@ from torch import nn
 from ..nn import SpikingGlobalMaxPool2d
 from .advice import FUNCTION_ADVICE
 from .builtin_maps import mean_of_channels
-from .builtin_modules import clamped, mirrored, padded, upsampled
+from .builtin_modules import clamped, hard_sigmoid, mirrored, padded, upsampled
 from .builtin_shapes import DIVIDED, WHOLE_IMAGE, are_of_input, of_sizes
 from .nodes import DROPOUTS, dropout_of
 from .rules import Call, Rule, Unconvertible, arguments_of, converts, register, register_all, relu_rule
@@ -208,9 +208,29 @@ def _clamp_max(call: Call, max: Any) -> Any:
     return clamped(call, None if isinstance(x, Current) or x.signed else 0, max)
 
 
-@converts(F.hardtanh)
+@converts(F.hardtanh, F.hardtanh_)
 def _hardtanh(call: Call, min_val: Any = -1.0, max_val: Any = 1.0, inplace: bool = False) -> Any:
     return clamped(call, min_val, max_val)
+
+
+@converts(F.hardsigmoid)
+def _hard_sigmoid(call: Call, inplace: bool = False) -> Any:
+    return hard_sigmoid(call)
+
+
+@converts(F.leaky_relu, F.leaky_relu_)
+def _leaky_relu(call: Call, negative_slope: Any = 0.01, inplace: bool = False) -> Any:
+    if not isinstance(negative_slope, (int, float)):
+        raise Unconvertible("pass a number as negative_slope")
+    return call.fire(slope=float(negative_slope))
+
+
+@converts(F.prelu, torch.Tensor.prelu)
+def _prelu(call: Call, weight: Any) -> Any:
+    slope = call.parameter(1, "weight")
+    if slope is None:
+        raise Unconvertible("use nn.PReLU, or F.leaky_relu with a number: its slopes must be a parameter of the ANN")
+    return call.fire(slope=slope)
 
 
 @converts(F.pad)

@@ -100,9 +100,16 @@ def _maximum(kind: type[SpikingMaxPool2d | SpikingMaxPool3d]) -> Rule:
 def clamped(call: Call, low: Any, high: Any) -> Any:
     """Write neurons that saturate at a bound."""
     _ = call.input
-    if low != 0 or not isinstance(high, (int, float)) or not 0 < high < math.inf:
-        raise Unconvertible("let it return values from 0 to a positive bound, as nn.Hardtanh(0, 6) does")
-    return call.fire(float(high))
+    if not isinstance(high, (int, float)) or not 0 < high < math.inf or low not in (0, -high):
+        raise Unconvertible(
+            "let it return values from 0 or -b to a positive bound b, as nn.Hardtanh(0, 6) and nn.Hardtanh() do"
+        )
+    return call.fire(float(high), both=low != 0)
+
+
+def hard_sigmoid(call: Call) -> Any:
+    """Write neurons that saturate at 1, for x / 6 + 1/2."""
+    return call.fire(1.0, of=call.affine(1 / 6, 0.5))
 
 
 def padded(call: Call, pads: Any, value: float = 0.0) -> Any:
@@ -168,6 +175,9 @@ register(nn.AdaptiveAvgPool3d, _average)
 register(nn.MaxPool3d, _maximum(SpikingMaxPool3d))
 register(nn.SyncBatchNorm, _norm)
 register(StochasticDepth, _stochastic_depth)
+register(nn.LeakyReLU, lambda call: call.fire(slope=float(call.module.negative_slope)))
+register(nn.PReLU, lambda call: call.fire(slope=call.module.weight))
+register(nn.Hardsigmoid, hard_sigmoid)
 register(nn.ReLU6, lambda call: call.fire(6.0))
 register(nn.Hardtanh, lambda call: clamped(call, call.module.min_val, call.module.max_val))
 register(nn.AvgPool1d, _on_lines(nn.AvgPool2d))

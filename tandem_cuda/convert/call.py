@@ -12,7 +12,9 @@ from torch import Tensor, fx, nn
 from ..nn.movements import END
 from .advice import BY_A_TENSOR, COUNTED, FUNCTION_ADVICE, MULTIPLIED, NEGATIVE, NOTHING_ELSE, advice_against
 from .constants import constant_of, is_constant, names_of, of_channels
-from .nodes import asks_for_size, keeps_samples, kind_of, leading_to, module_of, reads_batch_size
+from .leaks import leaking
+from .nodes import asks_for_size, keeps_samples, kind_of, leading_to, module_of, owner_of, reads_batch_size
+from .pixels import check_sizes
 from .proxy_types import NUMBERS, class_of
 from .values import (
     BATCH,
@@ -28,6 +30,7 @@ from .values import (
     Resize,
     Size,
     Sizes,
+    Slope,
     Train,
     number_of,
     number_of_channels,
@@ -135,16 +138,23 @@ class Call:
             return self._writer.train(first)
         return x
 
-    def fire(self, bound: float | None = None) -> Any:
+    def fire(self, bound: float | None = None, slope: Slope | None = None, both: bool = False, of: Any = None) -> Any:
         """Replace an activation by neurons. Spikes stay as they are.
 
         Args:
             bound: the largest value that the activation returns, as 6 for a ReLU6. The neurons saturate there.
+            slope: the slope of the activation below zero, a number or the ANN's parameter, of one slope or of one for
+                each channel along dimension 1. There are then neurons for both signs.
+            both: the activation returns values from -bound to bound, and there are neurons for both signs.
+            of: what the activation reads, in place of the input: the result of another method.
         """
-        x = self.input
+        if slope is not None:
+            return leaking(self, self._writer, slope)
+        x = self.input if of is None else of
         if bound is not None and isinstance(x, Current) and x.rescales:
             x = self.spikes()
-        return self._writer.write_neurons(self.node, x, bound=bound)
+        signed = both and not (x.is_positive if isinstance(x, Current) else not x.signed)
+        return self._writer.write_neurons(self.node, x, signed=signed, bound=bound)
 
     def apply(self, module: nn.Module, *, commutes: bool = False, pairs: bool = False) -> Any:
         """Replace the call by a module that takes a SpikeTrain and returns one.
@@ -271,25 +281,8 @@ class Call:
                 branch.train = replace(branch.train, channels=channels)
                 if channels is None and not branch.is_plain:
                     raise Unconvertible(COUNTED)
-        self._check_sizes()
+        check_sizes(self._writer.trace.sizes, self._writer.pixels, self.node.all_input_nodes)
         return Current(branches)
-
-    def _check_sizes(self) -> None:
-        """Raise Unconvertible if the sum of all arguments broadcasts: each neuron adds one value of each branch."""
-        nodes = self.node.all_input_nodes
-        sizes = self._writer.trace.sizes
-        if all(node in sizes for node in nodes):
-            of_summands = [tuple(sizes[node][1:]) for node in nodes]
-            if len({*of_summands}) > 1:
-                got = " and ".join(str(["N", *size]).replace("'", "") for size in of_summands)
-                raise Unconvertible(
-                    f"make its inputs alike in size, by nn.Upsample or torch.cat: spikes do not broadcast, got {got}"
-                )
-        elif self._writer.pixels.differ(nodes):
-            raise Unconvertible(
-                "make its inputs alike in size, by nn.Upsample: spikes do not broadcast, and one is pooled to one "
-                "pixel (pass example=, an input of ann, if the other has one pixel, too)"
-            )
 
     def _spiking(self, argument: Any, verb: str) -> fx.Node:
         """Return the node of an argument of the call that is spikes or currents.
@@ -378,6 +371,14 @@ class Call:
         if found is not None:
             self._writer.constants |= names_of(node)
         return found
+
+    def parameter(self, place: int, name: str) -> nn.Parameter | None:
+        """Return an argument that is a parameter of the ANN; None for others."""
+        node = self.node.args[place] if len(self.node.args) > place else self.node.kwargs.get(name)
+        if not isinstance(node, fx.Node) or node.op != "get_attr":
+            return None
+        found = getattr(*owner_of(self._writer.ann, str(node.target)))
+        return found if isinstance(found, nn.Parameter) else None
 
     def constants_of_channels(self, place: int, other: int) -> float | Tensor | None:
         """Return constants that broadcast to the argument at place ``other``: a number, or one for each channel."""

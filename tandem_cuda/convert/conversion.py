@@ -136,8 +136,9 @@ class Conversion:
         if not self.writer.layers:
             raise ValueError("convert: ann must have a weight layer and a ReLU before its last weight layer, got none")
         for node in reversed(self.writer.graph.nodes):  # numbers that a rule has read, and constants that are weights
-            computes = node.op in ("get_attr", "call_function", "call_method")
-            if not node.users and (class_of(node) in NUMBERS or (computes and is_constant(node))):
+            is_number = class_of(node) in NUMBERS
+            computes = node.op in ("call_function", "call_method") and is_constant(node)
+            if not node.users and (node.op == "get_attr" or is_number or computes):
                 self.writer.graph.erase_node(node)
         self.writer.graph.lint()
         return fx.GraphModule(self.writer.modules, self.writer.graph, "SpikingTwin")

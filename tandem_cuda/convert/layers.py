@@ -12,11 +12,13 @@ from ..nn import TandemElementwise, TandemInterpolate
 from ..nn.wiring import Wiring
 from .advice import COUNTED
 from .nodes import owner_of, parametrized
-from .values import Branch
+from .values import Branch, Slope
 from .weight_rules import Unconvertible, weights_of
 
 
-def layer_of(branch: Branch, neuron: Neuron, signed: bool, engine: str, like: Tensor) -> Any:
+def layer_of(
+    branch: Branch, neuron: Neuron, signed: bool, engine: str, like: Tensor, slope: Slope | None = None
+) -> Any:
     """Make the tandem layer of a branch, which holds the ANN's parameters and batch norm.
 
     Args:
@@ -25,10 +27,13 @@ def layer_of(branch: Branch, neuron: Neuron, signed: bool, engine: str, like: Te
         signed: whether the layer has neurons for both signs.
         engine: as for the layer.
         like: a tensor of the dtype and on the device of constants.
+        slope: with ``signed``, the slope of the activation below zero.
     """
     make = _elementwise if branch.layer is None else _weighted
     layer = make(branch, signed, {"device": "meta", "neuron": neuron, "engine": engine}, like)
     layer.norm = branch.norm
+    if slope is not None:
+        layer.set_slope(slope, like)
     return layer
 
 

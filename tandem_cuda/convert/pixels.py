@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
 from .nodes import module_of, word_of
+from .weight_rules import Unconvertible
 
 _PIXEL = object()
 _KEEPING = (
     *(nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Identity),
+    *(nn.LeakyReLU, nn.PReLU),
     *(nn.Dropout, nn.Dropout2d, nn.Dropout3d),
 )
 _KEEPING_WORDS = {
     *("relu", "relu_", "relu6", "clamp", "add", "add_", "iadd", "sub", "mul", "neg", "dropout", "contiguous"),
+    *("leaky_relu", "leaky_relu_", "prelu"),
 }
 
 
@@ -44,6 +48,25 @@ class Pixels:
         """Whether a value has one pixel and another value is an image that is pooled to one pixel."""
         tokens = {self.tokens.get(node, node) for node in nodes}
         return _PIXEL in tokens and not tokens.isdisjoint(self.pooled - {_PIXEL})
+
+
+def check_sizes(sizes: Mapping[fx.Node, torch.Size], pixels: Pixels, nodes: Sequence[fx.Node]) -> None:
+    """Raise Unconvertible if the sum of these nodes broadcasts: each neuron adds one value of each branch.
+
+    ``sizes``: of the ANN's values for an example.
+    """
+    if all(node in sizes for node in nodes):
+        of_summands = [tuple(sizes[node][1:]) for node in nodes]
+        if len({*of_summands}) > 1:
+            got = " and ".join(str(["N", *size]).replace("'", "") for size in of_summands)
+            raise Unconvertible(
+                f"make its inputs alike in size, by nn.Upsample or torch.cat: spikes do not broadcast, got {got}"
+            )
+    elif pixels.differ(nodes):
+        raise Unconvertible(
+            "make its inputs alike in size, by nn.Upsample: spikes do not broadcast, and one is pooled to one pixel "
+            "(pass example=, an input of ann, if the other has one pixel, too)"
+        )
 
 
 def _pools_to_pixel(node: fx.Node, ann: nn.Module) -> bool:

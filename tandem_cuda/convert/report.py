@@ -266,8 +266,8 @@ def _notes(
     signed = [layer.name for layer in layers if layer.signed and layer.spiking]
     if signed:
         yield (
-            f"no ReLU follows {some(signed, _MOST)}. The values travel as the difference of two spike trains, of "
-            "neurons for either sign"
+            f"values of both signs travel as the difference of two spike trains, of neurons for either sign: "
+            f"{some(signed, _MOST)}"
         )
     averages = [name for name in sums if isinstance(network.snn.get_submodule(name), SpikingAverage)]
     if averages:

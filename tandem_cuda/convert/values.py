@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+Slope = float | nn.Parameter
+"""The slope of an activation below zero, as of LeakyReLU, or as a parameter of PReLU."""
 SpikeSource = tuple[str | None, int]
 """Where the spikes of a channel come from: the layer whose level, divided by T, is the weight of a spike (None: the
 weight is 1), and the channel's number there."""
@@ -350,7 +352,7 @@ class SpikingLayer:
 
     def activation(self, v: Tensor) -> Tensor:
         """Return the values that the neurons stand for."""
-        return v if self.signed else v.clamp(0, self.bound)
+        return v.clamp(-self.bound if self.signed else 0, self.bound)
 
     def by_channel(self, v: Tensor) -> Tensor:
         """Return values as [C, ...], or as [1, ...] if ``channels`` is None."""

@@ -33,7 +33,7 @@ from .pixels import Pixels
 from .pools import spiking_pool
 from .record import Origin
 from .trace import Traced
-from .values import Branch, Broken, Current, LevelUsers, Pooled, Real, SpikeSource, SpikingLayer, Train
+from .values import Branch, Broken, Current, LevelUsers, Pooled, Real, Slope, SpikeSource, SpikingLayer, Train
 from .weight_rules import Unconvertible
 
 
@@ -187,7 +187,9 @@ class Writer:
                 x.results[form] = step(x.results[form])
         return x.results[form]
 
-    def write_neurons(self, node: fx.Node, x: Any, *, signed: bool = False, bound: float | None = None) -> Any:
+    def write_neurons(
+        self, node: fx.Node, x: Any, *, signed: bool = False, bound: float | None = None, slope: Slope | None = None
+    ) -> Any:
         """Write the neurons for the values of a node. A ReLU changes neither spikes nor their average.
 
         Args:
@@ -195,6 +197,7 @@ class Writer:
             x: what the ReLU reads.
             signed: write neurons for both signs.
             bound: the largest value that the activation returns.
+            slope: with ``signed``, the slope of the activation below zero.
         """
         if isinstance(x, (Train, Pooled)):
             if bound is None and not x.signed:
@@ -206,7 +209,7 @@ class Writer:
             refused = Unconvertible(NEGATIVE)
             refused.node = x.wants_relu
             raise refused
-        name = self._neurons(node, x, signed, bound)
+        name = self._neurons(node, x, signed, bound, slope)
         channels, dims = x.of_neurons
         largest = math.inf if bound is None else bound
         self.layers.append(SpikingLayer(name, node, signed, largest, self._before_deferred(node, x), channels))
@@ -219,13 +222,13 @@ class Writer:
         train = Train(neurons, level, 1, signed, channels, sources, dims, x.features)
         for step in x.deferred:
             train = step(train)
-        ann, names = self._parts(node, x, signed)
+        ann, names = self._parts(node, x, signed and slope is None and bound is None)
         steps = steps_between(neurons, train.node)
         facts = train.sources, train.features
         self.origins.append(Origin(name, ann, names, node.name, steps, signed, bound, *facts))
         return train
 
-    def _neurons(self, node: fx.Node, x: Current, signed: bool, bound: float | None) -> str:
+    def _neurons(self, node: fx.Node, x: Current, signed: bool, bound: float | None, slope: Slope | None) -> str:
         """Make the layer of the neurons, and return its name."""
         neuron: Any = self.options.neuron
         if bound is not None:  # the gradient is zero where the neurons are saturated
@@ -233,10 +236,11 @@ class Writer:
         learn, engine = self.options.learn_thresholds, self.options.engine
         (branch, *others) = x.branches
         if not others:
-            return self.named(branch.name or node.name, self._layer(branch, neuron, signed, learn), replaces=True)
+            layer = self._layer(branch, neuron, signed, slope, learn)
+            return self.named(branch.name or node.name, layer, replaces=True)
         paths = [b.name.split(".")[:-1] for b in x.branches if b.layer is not None]
         alone = not signed and not self.options.per_channel  # otherwise each branch must hold the thresholds
-        branches = [nn.Identity() if b.is_plain and alone else self._layer(b, IF(), signed) for b in x.branches]
+        branches = [nn.Identity() if b.is_plain and alone else self._layer(b, IF(), signed, slope) for b in x.branches]
         module = TandemAdd(*branches, neuron=neuron, engine=engine, learn_threshold=learn)
         return self.named(".".join([*common_path(paths), "add"]), module)
 
@@ -248,8 +252,11 @@ class Writer:
             node = node.all_input_nodes[0]
         return node
 
-    def _parts(self, node: fx.Node, x: Current, signed: bool) -> tuple[str, tuple[str, ...]]:
-        """Return in words which parts of the ANN the neurons replace, and the names of these parts."""
+    def _parts(self, node: fx.Node, x: Current, bare: bool) -> tuple[str, tuple[str, ...]]:
+        """Return in words which parts of the ANN the neurons replace, and the names of these parts.
+
+        ``bare``: there is no activation.
+        """
         words, names, known = [], [], list(self.ann.named_modules())
         for branch in x.branches:
             modules = [module for module in (branch.layer, branch.norm) if module is not None]
@@ -258,13 +265,15 @@ class Writer:
             parts += described(branch)
             words.append(", ".join(parts or ["spikes"]))
         word = " + ".join(words)
-        if signed or x.is_positive:  # there is no activation, or it does nothing
+        if bare or x.is_positive:  # there is no activation, or it does nothing
             return word, tuple(names)
         return f"{word}, {self.word(node)}", (*names, name_of(node))
 
-    def _layer(self, branch: Branch, neuron: Neuron, signed: bool, learn_threshold: bool = False) -> Any:
+    def _layer(
+        self, branch: Branch, neuron: Neuron, signed: bool, slope: Slope | None, learn_threshold: bool = False
+    ) -> Any:
         """Make the tandem layer of a branch, and note what it reads."""
-        layer = layer_of(branch, neuron, signed, self.options.engine, self.like)
+        layer = layer_of(branch, neuron, signed, self.options.engine, self.like, slope)
         if learn_threshold:
             layer.log_threshold = new_log_threshold(type(layer).__name__, True, self.like)
         self.reads(layer, branch.train)

@@ -20,6 +20,7 @@ from .coupling import coupled, fired_train, needs_gradient
 from .drive import Affine, Drive, spike_scale
 from .firing import Firing, check_reads_radix
 from .frozen import Span, State, class_of
+from .leak import check_two_phase, folded
 from .nir import NirWriter, Signal
 from .schema import Settings, Tensors
 from .sizes import SPIKES, Size, Value
@@ -137,7 +138,13 @@ class TandemAdd(Spiking):
                 bits, _ = self.spikes(pairs, steps, kernels=kernels)
         dtype, pair_dim = self.dtype_of(inputs), self._sum_pair_dim(inputs)
         fired = coupled(self.neuron, bits, v, steps, dtype)
-        return fired if pair_dim is None else fired.replace_unchecked(pair_dim=pair_dim)
+        return fired if pair_dim is None else self.with_pairs(fired.replace_unchecked(pair_dim=pair_dim))
+
+    def with_pairs(self, fired: SpikeTrain) -> SpikeTrain:
+        """Return paired spikes, folded (:func:`.leak.folded`) as the slopes of the branches say."""
+        for layer in self._layers():  # all have the same slopes
+            return folded("TandemAdd", fired, layer, self.neuron.two_phase)
+        return fired
 
     @property
     def fires_pairs(self) -> bool:
@@ -357,6 +364,8 @@ class TandemAdd(Spiking):
         return cls._joined(branches, neuron, settings["engine"], tensors.get("scale"))
 
     def frozen(self, encoded: bool) -> Any:
+        for layer in self._layers():
+            check_two_phase("TandemAdd", layer, self.neuron.two_phase)
         branches = [
             branch.frozen_branch() if isinstance(branch, TandemLayer) else nn.Identity() for branch in self.branches
         ]
@@ -400,7 +409,7 @@ class TandemAdd(Spiking):
         bits, carried = self.spikes(pairs, span.total, before, not span.ends, kernels, drives)
         dtype, pair_dim = self.dtype_of(inputs), self._sum_pair_dim(inputs)
         train = fired_train(self.neuron, bits, span.now, None, dtype, pair_dim)
-        return train, None if span.ends else carried.unbind(0)
+        return self.with_pairs(train), None if span.ends else carried.unbind(0)
 
     def extra_repr(self) -> str:
         engine = "" if self.engine == "auto" else f"engine={self.engine!r}, "

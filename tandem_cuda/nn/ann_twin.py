@@ -30,7 +30,9 @@ def activated(layer: Any, v: Tensor, time_steps: int) -> SpikeTrain:
     neuron = layer.neuron
     activation: Tensor = neuron.activation(v, time_steps)
     count = activation.clamp(max=neuron.largest(time_steps)) if neuron.clip else activation
-    return without_spikes(count, time_steps, neuron.amplitude_at(time_steps), layer.pair_dim(count.dim()), neuron.radix)
+    pair_dim = layer.pair_dim(count.dim())
+    train = without_spikes(count, time_steps, neuron.amplitude_at(time_steps), pair_dim, neuron.radix)
+    return train if pair_dim is None else layer.with_pairs(train)
 
 
 def without_spikes(

@@ -2,10 +2,11 @@
 
 With the sums W * c of all time steps, a layer's pre-activation is::
 
-    v = (norm(A * unit * (W * c) + bias) + correction) / thresholds / exp(log_threshold)
+    v = slope * (norm(A * unit * (W * c) + bias) + correction) / thresholds / exp(log_threshold)
 
 A is the amplitude of the input's spikes, and ``unit`` is what an integer weight stands for. A layer need not have batch
-norm, correction and thresholds (of a converted network, constant) or log_threshold (which learns). In the spiking twin
+norm, slope (:mod:`.leak`), correction and thresholds (of a converted network, the latter two constant), or
+log_threshold (which learns). In the spiking twin
 batch norm uses its running statistics, in training already updated with this batch. All of this is then one gain g and
 one bias b, and the current is::
 
@@ -28,7 +29,7 @@ from .. import ops
 from ..ops import checks
 from ..ops.division import divided
 from ..ops.update_statistics import check_batched
-from . import batch_norm, learned_threshold
+from . import batch_norm, leak, learned_threshold
 from .coupling import NormalisedSums, PreActivation, needs_gradient
 from .modes import recomputing
 from .synapses import Synapses
@@ -79,16 +80,19 @@ class Drive:
         self.correction, self.thresholds = layer.correction, layer.thresholds
         self.log_threshold = layer.log_threshold
         self._paired = layer.wiring is not None and layer.wiring.paired_outputs
+        self.slope: Tensor | None = layer.slope if layer.wiring is not None and layer.wiring.slopes else None
 
     # -- of the spiking twin
 
     def affine(self) -> Affine:
-        """Return gain and bias of sums of floats; differentiable, but not in ``log_threshold``."""
+        """Return gain and bias of sums of floats; differentiable, but not in ``log_threshold`` and ``slope``."""
         gain, bias = self._folded() if self.norm is not None else (None, self._own_bias)
         if self._paired:  # the weights have the signs already
             gain = None if gain is None else gain.repeat_interleave(2)
             bias = None if bias is None else paired(bias)
         whole = Affine(gain, _sum(bias, self.correction))
+        if self.slope is not None:
+            whole = whole.times(leak.factors(self.slope.detach(), self.synapses.outputs))
         if self.thresholds is not None:
             whole = whole.times(1 / self.thresholds)
         if self.log_threshold is not None:
@@ -168,7 +172,7 @@ class Drive:
 
     def has_gain(self, kernel: Kernel) -> bool:
         """Return whether the spiking twin multiplies the sums of these weights."""
-        return any(x is not None for x in (self.norm, self.log_threshold, self.thresholds, kernel.unit))
+        return any(x is not None for x in (self.norm, self.log_threshold, self.thresholds, self.slope, kernel.unit))
 
     def _folded(self, unit: Tensor | None = None, steps: int = 1, amplitude: float = 1) -> tuple[Tensor, Tensor]:
         """Return scale and bias of each time step with batch norm folded into them, by one operator."""
@@ -204,7 +208,7 @@ class Drive:
         """
         norm = batch_norm.checked_norm(self.name, self.norm)
         neuron, bias = self.neuron, self.bias()
-        learns = needs_gradient(sums, bias, norm.weight, norm.bias, self.log_threshold)
+        learns = needs_gradient(sums, bias, norm.weight, norm.bias, self.log_threshold, self.slope)
         learned = self._learned_inverse(sums, steps) if learns else None
         threshold = neuron.relu_threshold_at(steps)
         if norm.training and threshold is not None and not self._paired and batch_norm.fuses(norm, sums):
@@ -234,11 +238,17 @@ class Drive:
         if self.norm is not None:
             return self.pre_activation(sums, kernel.unit, steps, factor=steps if constant else 1)
         v = self.in_units(sums, kernel.unit)
-        if needs_gradient(sums, bias, self.log_threshold):  # otherwise v is not needed
+        if needs_gradient(sums, bias, self.log_threshold, self.slope):  # otherwise v is not needed
             if bias is not None and (self.has_gain(kernel) or not constant):
                 v = v + self._over(v, divided(bias, steps) if constant else bias)
             v = self._in_thresholds(v, self._learned_inverse(v, steps))
         return PreActivation(self.neuron, v, steps, sums.dtype, 1 / steps if constant else 1.0)
+
+    def learning(self, v: Tensor, steps: int) -> Tensor:
+        """Return the sums of the spiking twin's currents, v, with the gradients of log_threshold and of the slope."""
+        if self.slope is not None:
+            v = v * self._over(v, leak.ones(self.slope, self.synapses.outputs))
+        return learned_threshold.learning(v, self.log_threshold, self.neuron.levels(steps))
 
     def summand(self, v: Tensor) -> Tensor:
         """Return the layer's part of a sum of branches, given W * c + bias. In training statistics move."""
@@ -255,7 +265,9 @@ class Drive:
         return learned_threshold.learning_inverse(self.log_threshold, v.shape, self.neuron.levels(steps))
 
     def _in_thresholds(self, v: Tensor, learned: Tensor | None) -> Tensor:
-        """Return v in units of ``thresholds``, times ``learned``."""
+        """Return v times the slope, in units of ``thresholds``, times ``learned``."""
+        if self.slope is not None:
+            v = v * self._over(v, leak.factors(self.slope, self.synapses.outputs))
         if self.thresholds is not None:
             v = v * self._over(v, 1 / self.thresholds)
         return v if learned is None else v * learned

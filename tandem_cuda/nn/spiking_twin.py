@@ -18,6 +18,7 @@ from .drive import Affine, Drive, per_step
 from .encode import EncodedInput
 from .firing import Firing, check_reads_radix, mode_for, run_neurons
 from .frozen import Span, State, class_of, single
+from .leak import check_folds, check_two_phase, folded, folds_of
 from .schema import Settings, Tensors
 from .sizes import ENCODED, SPIKES, Value, check_count
 from .weight_cache import Kernel
@@ -58,13 +59,15 @@ class SpikingTwin(WeightedLayer):
         """Return the settings of the layer as a branch of a sum: without the kind of its input.
 
         "multiplicity" is how many synapses share a weight of the ANN, if several do, and "paired" is true if neurons
-        2i and 2i + 1 are for v and -v.
+        2i and 2i + 1 are for v and -v. "folds" lists the values i with a negative slope (:func:`.leak.folded`).
         """
         settings = {**self.arguments(), "neuron": self.neuron.settings(), "engine": self.engine}
         if self.synapses_per_weight > 1:
             settings["multiplicity"] = self.synapses_per_weight
         if self.fires_pairs and self.synapses_per_weight > 1:
             settings["paired"] = True
+        if folds := folds_of(self):
+            settings["folds"] = list(folds)
         return settings
 
     def constants(self) -> dict[str, Tensor]:
@@ -97,10 +100,10 @@ class SpikingTwin(WeightedLayer):
     def checked(cls, settings: Settings) -> Any:
         """Make a layer without tensors from unchecked settings of a file, as a branch of a sum has them."""
         kind = cls.__name__
-        optional = {"multiplicity", "paired", *cls.FLAGS} & settings.keys()
+        optional = {"multiplicity", "paired", "folds", *cls.FLAGS} & settings.keys()
         for name in optional & {*cls.FLAGS}:
             schema.flag(kind, name, settings[name])
-        numbers = settings.keys() - {"paired", *cls.FLAGS}
+        numbers = settings.keys() - {"paired", "folds", *cls.FLAGS}
         schema.check_no_bool(kind, {name: settings[name] for name in numbers})
         schema.check_settings(kind, settings, {*cls.SETTINGS, *optional, "neuron", "engine"})
         cls.check(settings)
@@ -116,7 +119,11 @@ class SpikingTwin(WeightedLayer):
             raise ValueError(f"{kind}: setting paired must be true beside multiplicity, got {settings['paired']}")
         if "kernel_size" in settings:
             check_count("weights of setting kernel_size", [settings["out_channels"], *settings["kernel_size"]])
+        if "folds" in settings:
+            check_folds(kind, settings["folds"])
         layer = cls.without_tensors(settings)
+        if "folds" in settings:
+            check_folds(kind, settings["folds"], layer.synapses.outputs // 2 if layer.fires_pairs else 0)
         if json.dumps(layer.synapse_settings(), sort_keys=True) != json.dumps(settings, sort_keys=True):
             raise ValueError(f"{kind}: settings must be {layer.synapse_settings()}, got {settings}")
         return layer
@@ -126,9 +133,9 @@ class SpikingTwin(WeightedLayer):
         """Make a layer from the settings of a branch, without bias and norm, on the meta device."""
         arguments = schema.with_tuples(settings)
         neuron, number = of_settings(cls.__name__, settings.get("neuron")), arguments.pop("multiplicity", 1)
-        paired = arguments.pop("paired", False)
+        paired, folds = arguments.pop("paired", False), tuple(arguments.pop("folds", ()))
         layer = cls(**{**arguments, "neuron": neuron}, bias=False, device="meta")
-        layer.wiring = None if number == 1 else Wiring(in_weight=number, in_pairs=paired)
+        layer.wiring = Wiring(in_weight=number, in_pairs=paired, folds=folds) if number > 1 or folds else None
         return layer
 
     def constant_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -146,6 +153,7 @@ class SpikingTwin(WeightedLayer):
         return self
 
     def frozen(self, encoded: bool) -> Any:
+        check_two_phase(class_of(self).__name__, self, self.neuron.two_phase)
         layer = self.frozen_branch(ENCODED if encoded else SPIKES)
         schema.check_scales(class_of(self).__name__, self.neuron)
         return layer
@@ -260,9 +268,11 @@ class SpikingTwin(WeightedLayer):
         return self.with_pairs(fired_train(self.neuron, bits, span.now, None, dtype)), carried
 
     def with_pairs(self, fired: SpikeTrain) -> SpikeTrain:
-        """Return the spikes, marked as ``paired`` if there are two neurons for each value."""
+        """Return the spikes, marked as ``paired`` if there are two neurons for each value, and folded if they are."""
         pair_dim = self.pair_dim(len(fired.shape))
-        return fired if pair_dim is None else fired.replace_unchecked(pair_dim=pair_dim)
+        if pair_dim is None:
+            return fired
+        return folded(type(self).__name__, fired.replace_unchecked(pair_dim=pair_dim), self, self.neuron.two_phase)
 
     def _run_on_values(
         self, span: Span, state: State | None, x: EncodedInput | None, affine: Affine, kernel: Kernel

@@ -18,7 +18,6 @@ from .coupling import coupled, needs_gradient
 from .drive import Drive, per_step
 from .encode import EncodedInput
 from .firing import Firing, check_reads_radix, mode_for, run_neurons
-from .learned_threshold import learning
 from .nir import NirWriter, Product, Shape, Signal
 from .spiking import KINDS
 from .spiking_twin import SpikingTwin
@@ -92,7 +91,7 @@ class TandemLayer(SpikingTwin):
         # The currents of all steps add up to v, so one product serves both twins.
         now = drive.spiking_weights(weights, self.neuron.shares(steps), x.amplitude, learns)
         fired = synapses.fire(x, now, Firing(self.neuron, self.engine), want_sum=learns)
-        v = learning(fired.sum, drive.log_threshold, self.neuron.levels(steps)) if learns else None
+        v = drive.learning(fired.sum, steps) if learns else None
         return coupled(self.neuron, fired.bits, v, steps, dtype)
 
     def _check_norm(self, x: Any, synapses: Synapses) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -25,7 +26,8 @@ class WeightedLayer(Spiking, ABC):
 
     A converted network sets what its layers share with the ANN: ``wiring`` (:class:`.wiring.Wiring`), and the buffers
     ``input_scale``, [C], a factor of the weights of each input, ``correction`` and ``thresholds``, [O]. They are not in
-    the state dict. With ``thresholds`` the neuron model has threshold 1.
+    the state dict. With ``thresholds`` the neuron model has threshold 1. With a LeakyReLU or PReLU, there is a buffer
+    or a parameter of the ANN, ``slope``.
     """
 
     weight: Tensor
@@ -40,6 +42,8 @@ class WeightedLayer(Spiking, ABC):
     input_scale: Tensor | None
     correction: Tensor | None
     thresholds: Tensor | None
+    slope: Tensor
+    """The slope below zero of each value, [1] or [C], if the wiring says that there is one."""
     exact: tuple[Tensor, Tensor | None] | None = None
     """Weight and bias in double precision, where a conversion has made constants of the ANN a layer; else None."""
 
@@ -111,6 +115,16 @@ class WeightedLayer(Spiking, ABC):
         if not self.fires_pairs:
             return None
         return 1 if dims == 2 else self.synapses.features
+
+    def set_slope(self, slope: float | nn.Parameter, like: Tensor) -> None:
+        """Take the slope below zero: a number, in the dtype and on the device of ``like``, or the ANN's parameter."""
+        assert self.wiring is not None
+        if isinstance(slope, nn.Parameter):
+            self.slope, self.wiring = slope, replace(self.wiring, slopes="learned")
+            return
+        folds = tuple(range(self.synapses.outputs // 2)) if slope < 0 else ()
+        self.wiring = replace(self.wiring, slopes="constant", folds=folds)
+        self.register_buffer("slope", like.new_tensor([slope]), persistent=False)
 
     def arguments(self) -> dict[str, Any]:
         """Return the constructor's arguments that define the connections, as JSON types (but tuples for lists)."""

@@ -61,6 +61,8 @@ class Weights:
         layer = self.layer
         weight = layer.weight if self.computed else self.stored()
         tensors = [weight, layer.bias, layer.log_threshold, layer.input_scale, layer.correction, layer.thresholds]
+        if layer.wiring is not None and layer.wiring.slopes:
+            tensors.append(layer.slope)
         if layer.norm is not None:
             norm = layer.norm
             tensors += [norm.weight, norm.bias, norm.running_mean, norm.running_var]  # None without an affine map

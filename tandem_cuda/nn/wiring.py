@@ -27,6 +27,11 @@ class Wiring:
 
     in_pairs: bool = False
     """Outputs 2i and 2i + 1 are neurons for v and -v, and the stored weight already holds both."""
+    slopes: str = ""
+    """With paired outputs, whether the layer has a tensor ``slope``, the slope of the activation below zero
+    (:mod:`.leak`): "constant", or "learned" for a parameter of the ANN; "" if it has none."""
+    folds: tuple[int, ...] = ()
+    """The values i whose slope is a negative constant: spikes of neuron 2i + 1 are counted as spikes of neuron 2i."""
 
     @property
     def synapses_per_weight(self) -> int:
