@@ -159,9 +159,39 @@ class Buffered(nn.Module):
         return x
 
 
+class OwnIdentity(nn.Module):
+    def forward(self, x):
+        return x
+
+
 class Swish(nn.Module):
     def forward(self, x):
         return F.silu(x)
+
+
+class Squash(nn.Module):
+    def forward(self, x):
+        return x.sigmoid()
+
+
+class Squashing(nn.Sigmoid):
+    def forward(self, x, inplace=False):
+        return x.sigmoid_() if inplace else x.sigmoid()
+
+
+FUNCTIONS = [
+    *((f, "silu", nn.ReLU) for f in (F.silu, lambda x: F.silu(x, inplace=True), lambda x: F.silu(input=x))),
+    *((F.gelu, "gelu", nn.ReLU), (lambda x: F.gelu(x, approximate="tanh"), "gelu", nn.ReLU), (F.elu, "elu", nn.ReLU)),
+    *((F.hardswish, "hardswish", nn.ReLU), (F.softplus, "softplus", nn.ReLU), (F.mish, "mish", nn.ReLU)),
+    *((f, "tanh", nn.Hardtanh) for f in (torch.tanh, F.tanh, lambda x: x.tanh(), lambda x: x.tanh_())),
+    *((f, "sigmoid", nn.Hardsigmoid) for f in (torch.sigmoid, F.sigmoid, lambda x: x.sigmoid())),
+    (F.rrelu, "rrelu", nn.LeakyReLU),
+    (F.softsign, "softsign", nn.Hardtanh),
+    *((f, f.__name__, nn.ReLU) for f in (F.celu, F.selu, torch.selu, F.hardshrink, F.softshrink, F.tanhshrink)),
+    *((F.logsigmoid, "logsigmoid", nn.ReLU), (lambda x: F.threshold(x, 0.1, 0.0), "threshold", nn.ReLU)),
+    *((lambda x, f=f: f(x, 1), f.__name__, nn.ReLU) for f in (F.softmax, F.softmin, F.log_softmax)),
+]
+FORMS = {nn.ReLU: F.relu, nn.Hardtanh: F.hardtanh, nn.Hardsigmoid: F.hardsigmoid, nn.LeakyReLU: F.leaky_relu}
 
 
 def squeezed(net, x):
@@ -251,6 +281,17 @@ def pooled(n, x):
     return F.relu(x + n.a(n.pool(x)))
 
 
+def functional(f, name, kind, replaces):
+    """A function in the place of an activation: forward calls another one, or ``replace`` names it."""
+    new = FORMS[kind]
+    return Case(
+        f"call F.{new.__name__} in its place, as replace={{{name!r}: nn.{kind.__name__}}} does",
+        lambda: image(lambda n, x: f(n.a(x)), a=conv(8, 8)),
+        lambda: image(lambda n, x: (f if replaces else new)(n.a(x)), a=conv(8, 8)),
+        then={"replace": {name: kind}} if replaces else {},
+    )
+
+
 PARTS = [
     # sums that broadcast
     Case(
@@ -287,10 +328,29 @@ PARTS = [
         then={"replace": {nn.SiLU: nn.ReLU}},
     ),
     Case(
-        "use nn.ReLU, as replace={nn.Tanh: nn.ReLU} does",
+        "use nn.Hardtanh, as replace={nn.Tanh: nn.Hardtanh} does",
         lambda: image(lambda n, x: n.act(n.a(x)), a=conv(8, 8), act=nn.Tanh()),
         lambda: image(lambda n, x: n.act(n.a(x)), a=conv(8, 8), act=nn.Tanh()),
-        then={"replace": {nn.Tanh: nn.ReLU}},
+        then={"replace": {nn.Tanh: nn.Hardtanh}},
+    ),
+    Case(
+        "use nn.LeakyReLU, as replace={nn.RReLU: nn.LeakyReLU} does",
+        lambda: image(lambda n, x: n.act(n.a(x)), a=conv(8, 8), act=nn.RReLU()),
+        lambda: image(lambda n, x: n.act(n.a(x)), a=conv(8, 8), act=nn.RReLU()),
+        then={"replace": {nn.RReLU: nn.LeakyReLU}},
+    ),
+    *(
+        Case(
+            f"{kind.__name__}: nn.Hardsigmoid}} does",
+            lambda kind=kind: image(lambda n, x: n.act(n.a(x)), a=conv(8, 8), act=kind()),
+            lambda kind=kind: image(lambda n, x: n.act(n.a(x)), a=conv(8, 8), act=kind()),
+            then={"replace": {kind: nn.Hardsigmoid}},
+        )
+        for kind, word in (
+            (nn.Sigmoid, "nn.Sigmoid"),
+            (Squashing, f"{__name__}.Squashing"),
+            (Squash, f"{__name__}.Squash"),
+        )
     ),
     Case(
         "Swish: nn.ReLU} does",
@@ -298,21 +358,41 @@ PARTS = [
         lambda: image(lambda n, x: n.act(n.a(x)), a=conv(8, 8), act=Swish()),
         then={"replace": {Swish: nn.ReLU}},
     ),
+    *(functional(*each, replaces) for each in FUNCTIONS for replaces in (False, True)),
     *(
         Case(
-            "call torch.relu in its place",
-            lambda f=f: image(lambda n, x: f(n.a(x)), a=conv(8, 8)),
-            lambda: image(rectified, a=conv(8, 8)),
+            "let it return values from 0 or -b to a positive bound b, as nn.Hardtanh(0, 6) and nn.Hardtanh() do",
+            lambda: image(lambda n, x: n.act(n.a(x)), a=conv(8, 8), act=nn.Hardtanh(-1, 2)),
+            lambda act=act: image(lambda n, x: n.act(n.a(x)), a=conv(8, 8), act=act),
         )
-        for f in (F.silu, F.gelu, F.leaky_relu, F.elu, torch.tanh, lambda x: x.sigmoid(), F.hardswish, F.softplus)
+        for act in (nn.Hardtanh(0, 6), nn.Hardtanh())
     ),
     Case(
-        "let it return values from 0 to a positive bound, as nn.Hardtanh(0, 6) does",
-        lambda: image(lambda n, x: n.act(n.a(x)), a=conv(8, 8), act=nn.Hardtanh()),
-        lambda: image(lambda n, x: n.act(n.a(x)), a=conv(8, 8), act=nn.Hardtanh(0, 6)),
+        "pass neuron=RadixIF() or IF(initial=0.5, two_phase=True), which wait for all time steps: its slope below zero",
+        lambda: image(lambda n, x: F.leaky_relu(n.a(x), -0.5), a=conv(8, 8)),
+        lambda: image(lambda n, x: F.leaky_relu(n.a(x), -0.5), a=conv(8, 8)),
+        then={"neuron": RadixIF()},
+        same=True,
     ),
     Case(
-        "let it return values from 0 to a positive bound",
+        "pass a number as negative_slope",
+        lambda: image(lambda n, x: F.leaky_relu(n.a(x), torch.tensor(0.5)), a=conv(8, 8)),
+        lambda: image(lambda n, x: F.leaky_relu(n.a(x), 0.5), a=conv(8, 8)),
+        same=True,
+    ),
+    Case(
+        "use nn.PReLU, or F.leaky_relu with a number: its slopes must be a parameter of the ANN",
+        lambda: image(lambda n, x: F.prelu(n.a(x), torch.full([1], 0.25)), a=conv(8, 8)),
+        lambda: image(lambda n, x: F.leaky_relu(n.a(x), 0.25), a=conv(8, 8)),
+        same=True,
+    ),
+    Case(
+        "use nn.PReLU, or F.leaky_relu with a number",
+        lambda: image(lambda n, x: F.prelu(n.a(x), torch.full([1], 0.25)), a=conv(8, 8)),
+        lambda: image(lambda n, x: n.act(n.a(x)), a=conv(8, 8), act=nn.PReLU()),
+    ),
+    Case(
+        "let it return values from 0 or -b to a positive bound b",
         lambda: image(lambda n, x: n.a(x).clamp_max(6), a=conv(8, 8)),
         lambda: image(lambda n, x: n.a(x).clamp(0, 6), a=conv(8, 8)),
     ),
@@ -1010,6 +1090,34 @@ def swish(replace):
     return make
 
 
+def overwriting(in_place):
+    """With an activation whose input is used again."""
+
+    def run(n, x):
+        x = n.a(x)
+        return n.b(F.relu(F.silu(x, inplace=in_place) + x))
+
+    def make():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            return convert(Net(run, a=conv(3, 4), b=conv(4, 2)), 8, example=IMAGES, replace={F.silu: F.relu})
+
+    return make
+
+
+def with_silu(**settings):
+    """A function beside a module with a rule, which torch.fx sees as one call."""
+
+    def make():
+        rules.RULES[OwnIdentity] = lambda call: call.input
+        net = Net(lambda n, x: n.b(F.silu(n.same(n.a(x)))), a=conv(3, 4), same=OwnIdentity(), b=conv(4, 2))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            return convert(net, 8, replace={F.silu: F.relu}, **settings)
+
+    return make
+
+
 def sized(n, x):
     return n.b(F.relu(n.a(x)) if x.size(2) > 4 else n.a(x))
 
@@ -1122,17 +1230,46 @@ ARGUMENTS = [
     ("weights must be None, 'int8' or 'int16'", plain(weights=8), plain(weights="int8")),
     ("neuron must be IF", plain(neuron=LIF(), calibrate=IMAGES), plain(neuron=IF(), calibrate=IMAGES)),
     ("gates must be None or 'analogue'", plain(gates=True), plain(gates="analogue")),
-    ("replace must be a dict of module classes", swish([nn.SiLU]), swish({nn.SiLU: nn.ReLU})),
+    ("replace must be a dict", swish([nn.SiLU]), swish({nn.SiLU: nn.ReLU})),
     (
-        r"keys of replace must be module classes, got <function silu.*; functions are replaced in forward",
-        swish({F.silu: nn.ReLU}),
+        r"keys of replace must be module classes, functions or names, got SiLU\(\)",
+        swish({nn.SiLU(): nn.ReLU}),
         swish({nn.SiLU: nn.ReLU}),
     ),
-    (r"replace\[SiLU\] must be a module class or a module", swish({nn.SiLU: F.relu}), swish({nn.SiLU: nn.ReLU()})),
+    (
+        r"functions in replace must be torch's, got .*sized: make it a module of the ANN, whose class replace can name",
+        swish({sized: nn.ReLU}),
+        swish({nn.SiLU: nn.ReLU}),
+    ),
+    (
+        r"replace\[SiLU\] must be a module class, a module or a function, got 'ReLU'",
+        swish({nn.SiLU: "ReLU"}),
+        swish({nn.SiLU: F.relu}),
+    ),
+    (
+        "replace must name modules of the ANN or functions that its forward calls, got gelu; it calls none",
+        swish({F.gelu: nn.ReLU}),
+        swish({F.silu: nn.ReLU}),
+    ),
+    (
+        "modules that replace functions must have no parameters, got PReLU: make it a module of the ANN",
+        swish({F.silu: nn.PReLU}),
+        swish({nn.SiLU: nn.PReLU}),
+    ),
+    (
+        "functions that are replaced must not overwrite a value that is used again, got silu in .*: call it out of pl",
+        overwriting(True),
+        overwriting(False),
+    ),
     (
         "replace must name classes of modules in ann, got GELU; it has Conv2d, Sequential, SiLU",
         swish({nn.GELU: nn.ReLU}),
         swish({nn.SiLU: nn.ReLU}),
+    ),
+    (
+        "example must be given if functions are replaced in a network with same, which may call them, too",
+        with_silu(),
+        with_silu(example=IMAGES),
     ),
     ("pass example=, an input of ann", of(sized), of(sized, example=IMAGES)),
     (

@@ -41,16 +41,14 @@ def test_recorded_spikes():
     calibrated = convert(ann, 11, mode="spikes", calibrate=x.count)
     assert net.ann() is calibrated.ann() is ann
     assert (calibrated(x) - ann(x.count)).abs().max() < 0.5 * ann(x.count).abs().max()
-    with pytest.raises(ValueError, match=r"convert: (.|\n)*0 \(Sigmoid\): use nn.ReLU"):
+    with pytest.raises(ValueError, match=r"convert: (.|\n)*0 \(Sigmoid\): use nn.Hardsigmoid"):
         convert(nn.Sequential(nn.Sigmoid(), nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)), 8, mode="spikes")
 
 
 class Unconvertible(nn.Module):
     def __init__(self):
         super().__init__()
-        self.features = nn.Sequential(
-            nn.Conv2d(2, 4, 3), nn.LeakyReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.GroupNorm(2, 4)
-        )
+        self.features = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ELU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.GroupNorm(2, 4))
         self.other = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.BatchNorm2d(4))
         self.twice = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3), nn.ReLU())
         self.mean = nn.Sequential(nn.Conv2d(2, 4, 3), nn.AvgPool2d(2), nn.ReLU())
@@ -75,9 +73,9 @@ def test_everything_that_cannot_be_converted_is_named():
         convert(Unconvertible(), 8)
     text = str(error.value)
     for name, advice in {
-        "features.1 (LeakyReLU)": "use nn.ReLU, as replace={nn.LeakyReLU: nn.ReLU} does",
+        "features.1 (ELU)": "use nn.ReLU, as replace={nn.ELU: nn.ReLU} does",
         "features.4 (GroupNorm)": "use batch norm",
-        "sigmoid (sigmoid in forward of Unconvertible)": "call torch.relu in its place",
+        "sigmoid (sigmoid in forward of Unconvertible)": "call F.hardsigmoid in its place, as replace={'sigmoid': nn.H",
         "view (view in forward of Unconvertible)": "use nn.Flatten",
         "mean (mean in forward of Unconvertible)": "pass keepdim=True",
         "pool (MaxPool2d)": "return_indices=False",
@@ -109,7 +107,7 @@ class FunctionalActivations(nn.Module):
         (
             lambda: nn.Sequential(
                 nn.Conv2d(2, 4, 3),
-                nn.LeakyReLU(),
+                nn.Mish(),
                 nn.Conv2d(4, 4, 3),
                 nn.GELU(),
                 nn.Conv2d(4, 4, 3),
@@ -120,31 +118,29 @@ class FunctionalActivations(nn.Module):
                 nn.Conv2d(4, 2, 1),
             ),
             [
-                "  1 (LeakyReLU): use nn.ReLU, as replace={nn.LeakyReLU: nn.ReLU} does: spiking neurons approximate "
-                "only ReLU",
-                "  3 (GELU): use nn.ReLU, as replace={nn.GELU: nn.ReLU} does: spiking neurons approximate only ReLU",
+                "  1 (Mish): use nn.ReLU, as replace={nn.Mish: nn.ReLU} does: it has no spiking form",
+                "  3 (GELU): use nn.ReLU, as replace={nn.GELU: nn.ReLU} does: it has no spiking form",
                 "  5 (GroupNorm): use batch norm: its statistics are constants, whereas these depend on the spikes of "
                 "each input",
-                "  8 (Softplus): use nn.ReLU, as replace={nn.Softplus: nn.ReLU} does: spiking neurons approximate only "
-                "ReLU",
+                "  8 (Softplus): use nn.ReLU, as replace={nn.Softplus: nn.ReLU} does: it has no spiking form",
             ],
         ),
         (
             lambda: nn.Sequential(*[m for _ in range(50) for m in (nn.Linear(4, 4), nn.SiLU())], nn.Linear(4, 4)),
             [
-                "  50 SiLU: use nn.ReLU, as replace={nn.SiLU: nn.ReLU} does: spiking neurons approximate only ReLU",
+                "  50 SiLU: use nn.ReLU, as replace={nn.SiLU: nn.ReLU} does: it has no spiking form",
                 "      1, 3, 5, 7, 9, 11, and 44 more",
             ],
         ),
         (
             FunctionalActivations,
             [
-                "  2 gelu: call torch.relu in its place: spiking neurons approximate only ReLU",
+                "  2 gelu: call F.relu in its place, as replace={'gelu': nn.ReLU} does: it has no spiking form",
                 "      gelu in FunctionalActivations, gelu_1 in FunctionalActivations",
                 "  group_norm (group_norm in forward of FunctionalActivations): use batch norm: its statistics are "
                 "constants, whereas these depend on the spikes of each input",
-                "  sigmoid (sigmoid in forward of FunctionalActivations): call torch.relu in its place: spiking "
-                "neurons approximate only ReLU",
+                "  sigmoid (sigmoid in forward of FunctionalActivations): call F.hardsigmoid in its place, as "
+                "replace={'sigmoid': nn.Hardsigmoid} does: it has no spiking form",
             ],
         ),
     ],

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from anns import per_layer
 from pairwise import each, pairs
@@ -141,6 +141,14 @@ class Parts(nn.Module):
         return F.pad(x[:, 2:6, 2:-1], (1, 0))[:, :, ::2].repeat(1, 2, 1)
 
 
+class Slopes(nn.PReLU):
+    """PReLU with a slope for each channel."""
+
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.weight.data = torch.linspace(0, 1.25, channels).roll(1)
+
+
 NETS = {
     "cat": lambda: between(
         lambda n, x: torch.cat([x, F.relu(n.a(x)), F.relu(n.b(x))], 1), 18, a=conv(8, 6, 1), b=conv(8, 4)
@@ -177,6 +185,31 @@ NETS = {
     "ReLU6": lambda: between(lambda n, x: n.relu(n.a(x) * 9), 6, a=conv(8, 6), relu=nn.ReLU6()),
     "relu6": lambda: between(lambda n, x: F.relu6(n.a(x)), 6, a=conv(8, 6)),
     "Hardtanh": lambda: between(lambda n, x: n.relu(n.a(x)), 6, a=conv(8, 6), relu=nn.Hardtanh(0, 0.3)),
+    "Hardtanh of both signs": lambda: between(
+        lambda n, x: n.act(n.bn(n.a(x))), 6, a=conv(8, 6), bn=nn.BatchNorm2d(6), act=nn.Hardtanh(-0.5, 0.5)
+    ),
+    "Hardsigmoid": lambda: between(lambda n, x: F.hardsigmoid(n.a(x) * 8), 6, a=conv(8, 6)),
+    "LeakyReLU": lambda: between(
+        lambda n, x: n.act(n.bn(n.a(x))), 6, a=conv(8, 6), bn=nn.BatchNorm2d(6), act=nn.LeakyReLU(0.25)
+    ),
+    "LeakyReLU of a steep sum": lambda: between(lambda n, x: F.leaky_relu(n.a(x) + x, 1.5), 8, a=conv(8, 8)),
+    "LeakyReLU behind pooling": lambda: between(
+        lambda n, x: F.leaky_relu(F.avg_pool2d(n.a(x), 2), 0.25, inplace=True), 8, a=conv(8, 8)
+    ),
+    "PReLU": lambda: between(lambda n, x: n.act(n.bn(n.a(x))), 6, a=conv(8, 6), bn=nn.BatchNorm2d(6), act=Slopes(6)),
+    "PReLU of a sum": lambda: between(
+        lambda n, x: n.act(n.a(x) - n.b(x)), 6, a=conv(8, 6), b=conv(8, 6), act=Slopes(6)
+    ),
+    "PReLU behind pooling": lambda: between(
+        lambda n, x: n.act(F.avg_pool2d(n.a(x), 2)), 8, a=conv(8, 8), act=Slopes(8)
+    ),
+    "PReLU twice": lambda: between(
+        lambda n, x: torch.cat([n.act(n.a(x)), n.act(n.b(x))], 1), 7, a=conv(8, 4), b=conv(8, 3), act=nn.PReLU()
+    ),
+    "PReLU of features": lambda: flat(lambda n, x: n.act(n.a(x.flatten(1))), 6, a=nn.Linear(768, 6), act=Slopes(6)),
+    "prelu": lambda: flat(
+        lambda n, x: F.prelu(n.a(x), weight=n.slope).flatten(1), 4 * 96, a=conv(8, 4), slope=Slopes(4).weight
+    ),
     "clamp": lambda: between(lambda n, x: torch.clamp(n.a(x), 0, 0.3), 6, a=conv(8, 6)),
     "clamp below": lambda: between(lambda n, x: n.a(x).clamp(min=0), 6, a=conv(8, 6)),
     "norm before weights": lambda: between(lambda n, x: n.bn(x), 8, bn=nn.BatchNorm2d(8)),
@@ -537,10 +570,10 @@ def test_squeezed(name):
         convert(ann, 8)
 
 
-@pytest.mark.parametrize("bounds", [(-1, 1), (0, float("inf")), (1, 2)])
+@pytest.mark.parametrize("bounds", [(-1, 2), (0, float("inf")), (1, 2)])
 def test_other_bounds_are_refused(bounds):
     ann = nn.Sequential(conv(3, 4), nn.Hardtanh(*bounds), conv(4, 4))
-    with pytest.raises(ValueError, match=r"1 \(Hardtanh\): let it return values from 0 to a positive bound"):
+    with pytest.raises(ValueError, match=r"1 \(Hardtanh\): let it return values from 0 or -b to a positive bound b"):
         convert(ann, 4)
 
 
@@ -687,10 +720,16 @@ def test_replace_is_undone_if_the_rest_fails():
 @pytest.mark.parametrize(
     ("replace", "error", "message"),
     [
-        ([nn.SiLU], TypeError, "replace must be a dict of module classes, got list"),
-        ({"SiLU": nn.ReLU}, TypeError, "keys of replace must be module classes, got 'SiLU'"),
-        ({nn.SiLU: "ReLU"}, TypeError, r"replace\[SiLU\] must be a module class or a module, got 'ReLU'"),
+        ([nn.SiLU], TypeError, "replace must be a dict, got list"),
+        ({3: nn.ReLU}, TypeError, "keys of replace must be module classes, functions or names, got 3"),
+        ({nn.SiLU: "ReLU"}, TypeError, r"replace\[SiLU\] must be a module class, a module or a function, got 'ReLU'"),
+        ({nn.SiLU: Tensor}, TypeError, r"replace\[SiLU\] must be a module class, a module or a function, got <class"),
         ({nn.GELU: nn.ReLU}, ValueError, "replace must name classes of modules in ann, got GELU; it has Conv2d, S"),
+        (
+            {"GELU": nn.ReLU},
+            ValueError,
+            "replace must name modules of the ANN or functions .* got GELU; it calls none",
+        ),
     ],
 )
 def test_wrong_replacements(replace, error, message):

@@ -32,14 +32,31 @@ _PADDING = (
     *(nn.ConstantPad1d, nn.CircularPad1d, nn.CircularPad2d),
     *(nn.modules.padding._ReflectionPadNd, nn.modules.padding._ReplicationPadNd),
 )
-_ACTIVATION_NAMES = {kind.__name__.lower() for kind in CURVED} | {"leaky_relu", "log_softmax"}
+_ACTIVATION_NAMES = {kind.__name__.lower() for kind in CURVED} - {"softmax2d", "logsoftmax"} | {"log_softmax"}
 _CONVERTED = [kind.__name__ for kind in drop_ins()]
 WEIGHT_FUNCTIONS: dict[Any, str] = {
     getattr(F, re.sub("(?<=[a-z])(?=[A-Z])", "_", kind).lower()): f"use nn.{kind}, which has parameters to share"
     for kind in _CONVERTED
 }
-RECTIFIED = "use nn.ReLU, as replace={{{kind}: nn.ReLU}} does: spiking neurons approximate only ReLU"
-RECTIFYING = "call torch.relu in its place: spiking neurons approximate only ReLU"
+_NEAREST = {"tanh": nn.Hardtanh, "softsign": nn.Hardtanh, "sigmoid": nn.Hardsigmoid, "rrelu": nn.LeakyReLU}
+"""The activation with a spiking form that is nearest to another one; ReLU for all others."""
+_FORMS = {nn.ReLU: "relu", nn.Hardtanh: "hardtanh", nn.Hardsigmoid: "hardsigmoid", nn.LeakyReLU: "leaky_relu"}
+
+
+def rectified(kind: str, name: str) -> str:
+    """Return the advice for modules of a class: an activation of this name, in lower case."""
+    nearest = _NEAREST.get(name, nn.ReLU).__name__
+    return f"use nn.{nearest}, as replace={{{kind}: nn.{nearest}}} does: it has no spiking form"
+
+
+def _rectifying(name: str) -> str:
+    kind = _NEAREST.get(name, nn.ReLU)
+    new = _FORMS[kind]
+    return f"call F.{new} in its place, as replace={{{name!r}: nn.{kind.__name__}}} does: it has no spiking form"
+
+
+RECTIFYING = {_rectifying(name): name for name in _ACTIVATION_NAMES}
+"""The advice for functions that are activations, each with the name of the activation."""
 GATED = "use a * torch.sigmoid(b) with a, b = x.chunk(2, 1), and pass gates='analogue'"
 NORMALISED = "use batch norm: its statistics are constants, whereas these depend on the spikes of each input"
 _CONVOLVED = "use " + " or".join(", ".join(f"nn.{kind}" for kind in _CONVERTED if "Conv" in kind).rsplit(",", 1))
@@ -82,7 +99,7 @@ _ADVICE: list[tuple[tuple[type, ...], str]] = [
     (_PADDING, "pad with zeros, by the next layer or nn.ZeroPad2d"),
 ]
 _FUNCTIONS: dict[str, str] = {
-    **dict.fromkeys(_ACTIVATION_NAMES, RECTIFYING),
+    **{name: why for why, name in RECTIFYING.items()},
     **dict.fromkeys(("mul", "multiply"), MULTIPLIED),
     **dict.fromkeys(("matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "bilinear"), _LINEAR),
     **dict.fromkeys(("layer_norm", "group_norm", "instance_norm", "local_response_norm", "normalize"), NORMALISED),
@@ -158,7 +175,8 @@ def advice_for(module: nn.Module) -> str:
     """Return what to use instead of a module."""
     kind = parametrize.type_before_parametrizations(module)
     if issubclass(kind, CURVED):
-        return RECTIFIED.format(kind=f"nn.{kind.__name__}" if is_of_torch(kind) else full_name(kind))
+        activation = next(base for base in kind.__mro__ if base in CURVED).__name__.lower()
+        return rectified(f"nn.{kind.__name__}" if is_of_torch(kind) else full_name(kind), activation)
     return next((why for kinds, why in _ADVICE if issubclass(kind, kinds)), NOTHING_ELSE)
 
 

@@ -22,13 +22,13 @@ from .advice import (
     NOTHING_ELSE,
     NUMBER,
     NUMBERED,
-    RECTIFIED,
     RECTIFYING,
     WEIGHT_FUNCTIONS,
     Problem,
     advice_against,
     advice_for,
     hooked,
+    rectified,
     refusal,
 )
 from .aliases import sharing, writes
@@ -252,11 +252,11 @@ class Conversion:
         x = call.input
         if node.op != "call_module":
             why = FUNCTION_ADVICE.get(node.target, NOTHING_ELSE)
-            kind = self._owner_kind(node) if why == RECTIFYING else None
-            problem = self._problem(node, why if kind is None else RECTIFIED.format(kind=kind))
+            kind = self._owner_kind(node) if why in RECTIFYING else None
+            problem = self._problem(node, why if kind is None else rectified(kind, RECTIFYING[why]))
             if why == NORMALISED:
                 return x
-            return self.writer.stand_in(x.channels, x.dims) if why == RECTIFYING else problem
+            return self.writer.stand_in(x.channels, x.dims) if why in RECTIFYING else problem
         if getattr(call.module, "return_indices", False):
             raise Unconvertible("set return_indices=False: the position of the maximum differs between time steps")
         problem = self._problem(node, advice_for(call.module))

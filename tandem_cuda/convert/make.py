@@ -23,12 +23,13 @@ from .calibrate import Calibration, Level
 from .calibrator import CalibrationSettings, Calibrator
 from .conversion import Conversion, cut
 from .guess import guessed_example
+from .means import replacing
 from .network import TandemNetwork
 from .nodes import inputs_of, some
 from .options import Options
 from .quantised_ann import refuse_quantised
 from .record import Sample
-from .replace import check_replacements, replaced
+from .replace import check_found, check_replacements, warn_of
 from .report import report_on
 from .rules import RULES
 from .trace import Traced, traced
@@ -52,7 +53,7 @@ def convert(
     engine: str = "auto",
     learn_thresholds: bool = False,
     weights: str | None = None,
-    replace: Mapping[type[nn.Module], type[nn.Module] | nn.Module] | None = None,
+    replace: Mapping[Any, Any] | None = None,
     gates: str | None = None,
     example: Tensor | Sequence[Tensor] | None = None,
 ) -> TandemNetwork:
@@ -71,6 +72,7 @@ def convert(
     | average pooling, adaptive or not, or the mean over all pixels | SpikingAvgPool2d, SpikingAdaptiveAvgPool2d |
     | max pooling, dropout, dropout2d, also before the ReLU | SpikingMaxPool2d, TandemDropout, TandemDropout2d |
     | nn.Flatten, torch.flatten, x.view(len(x), -1) | SpikeTrain.flatten |
+    | LeakyReLU, PReLU in place of ReLU | neurons for both signs, the slope is a factor of the negative ones |
     | nn.Identity; ReLU of non-negative values | nothing |
 
     ReLU, pooling, dropout and flatten may be modules, functions or methods. Optional arguments of forward keep their
@@ -134,9 +136,12 @@ def convert(
         engine: "auto", "event" or "dense": how spiking products are computed.
         learn_thresholds: whether every spiking layer and TandemAdd learns its threshold (``learn_threshold``), starting
             from the threshold of ``neuron`` or of calibration. Average poolings with neurons keep their thresholds.
-        replace: replace modules of the ANN itself, as in ``{nn.SiLU: nn.ReLU}``: classes of modules that have no
-            spiking form, and the classes (called without arguments) or modules that replace them. The ANN then
-            computes something else and wants fine-tuning; a warning says so.
+        replace: replace activations of the ANN itself, as in ``{nn.SiLU: nn.ReLU, F.gelu: F.relu}``. The keys are
+            classes of modules; functions or methods of torch that forward calls; or names, such as "silu". Functions
+            and names stand for all forms of an activation, also for modules of this name. The values are classes of
+            modules (called without arguments), modules, or functions. The ANN then computes something else and wants
+            fine-tuning; a warning says so. With data as ``calibrate``, biases and running means of the ANN are
+            corrected, so that its layers keep their means; with ``correct_bias=False`` they stay.
         gates: "analogue" to keep squeeze-and-excitation: the factors of channels are computed from spike counts, by the
             ANN's own layers and without spikes (:class:`tandem_cuda.nn.TandemGate`). By default it is refused.
         weights: "int8" or "int16" to compute with integer weights of 8 or 16 bits in both twins, as
@@ -182,20 +187,21 @@ def convert(
     if example is None and batches and inputs_of(ann) is not None:
         example = tuple(x[:1] for x in batches[0])
     calibrated, earlier = calibrate is not None, settings.earlier(time_steps)
+    replace = {} if replace is None else replace
+    check_replacements(replace, ann)
     options = Options(time_steps, mode, neuron, engine, learn_thresholds, gates is not None, calibrated)
     with torch.inference_mode(False), ExitStack() as undone_on_error:  # calibration makes tensors that training needs
-        names_replaced: Sequence[str] = ()
-        if replace is not None:
-            check_replacements(replace, ann)
-            names_replaced = undone_on_error.enter_context(replaced(ann, replace))
+        corrects = correct_bias is not False
+        names, effect = undone_on_error.enter_context(replacing(ann, replace, batches, corrects))
         wanted = options, settings.channels(earlier), spiking_layers
         trace = _traced(ann, example, *wanted)
+        check_found(replace, ann, names, trace.replaced, trace.graph)
         conversion, per_layer = _converted(trace, *wanted)
         if conversion.problems and example is None:
             conversion.problems = _with_guess(ann, conversion.problems, *wanted)
         snn = conversion.written()
         record = conversion.record()
-        record.replaced, record.per_layer = tuple(names_replaced), per_layer
+        record.replaced, record.per_layer = (*names, *trace.replaced), per_layer
         record.sizes = None if example is None else _sizes(example)
         with _quantised(ann, snn, weights):
             calibrator, calibration = Calibrator(conversion, snn, settings), None
@@ -207,9 +213,10 @@ def convert(
             network = TandemNetwork(snn, ann, time_steps, calibration, users, record, trace)
             if calibration is not None and batches and mode != "spikes":  # for counts do not tell when the spikes come
                 record.sample = Sample(batches[0])
-                if correct_bias is not False:
+                if corrects:
                     network.calibration = replaced_fields(calibration, corrections=calibrator.corrections(batches))
                 _warn_if_unlike(network, trace, changed, neuron)
+            warn_of(names, trace.replaced if replace else (), effect)
             return network
 
 

@@ -43,6 +43,7 @@ from .nodes import (
 )
 from .proxy_types import CLASS_OF_ATTRIBUTE, answering_for_types, class_of
 from .randomness import refusing_random_numbers
+from .replace import swap
 from .trace_errors import ON_SIZES, ON_VALUES, Unanswered, Untraceable, reason
 
 _TUPLES = (nn.RNN, nn.LSTM, nn.GRU, nn.MultiheadAttention)
@@ -261,6 +262,8 @@ class Traced:
     """The modules that cannot be traced, so that the graph calls them, and why."""
     parts: Mapping[str, nn.Module] = field(default_factory=dict)
     """The torch.nn layers that timm's layers contain, by target."""
+    replaced: tuple[str, ...] = ()
+    """The calls of functions that the ANN's class replaces, in words."""
     fixed: bool = False
     """Whether the graph takes only inputs of the sizes of the example, so that its sizes are numbers."""
 
@@ -318,6 +321,7 @@ def traced(
             tracer.example.dropped(tracer.graph)
     _check_repeats(ann, *graphs)
     root = _with_parts(ann, tracers[0].parts) if tracers[0].parts else ann
+    replaced = swap(graphs[0], root, inputs is not None or not check)
     description, sizes = described(graphs[0], ann), {}
     if inputs is not None and tracers[0].example is not None:
         tracers[0].example.guard(graphs[0], root)
@@ -326,7 +330,7 @@ def traced(
                 batch = [x[torch.arange(n, device=x.device) % len(x)] for x in inputs]
                 sizes = check_traced(ann, graphs[0], *batch, root=root)
     first = tracers[0]
-    return Traced(graphs[0], root, sizes, description, volatile, first.example, first.failures, first.parts)
+    return Traced(graphs[0], root, sizes, description, volatile, first.example, first.failures, first.parts, replaced)
 
 
 def _check_example(ann: nn.Module, example: tuple[Any, ...]) -> None:
