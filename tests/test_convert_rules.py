@@ -327,10 +327,15 @@ def test_refusals_are_listed_together():
         convert(ann, 8)
 
 
+class Scaled(nn.PReLU):
+    def forward(self, x):
+        return F.relu(x) * self.weight
+
+
 def test_parameters_that_nothing_would_train():
-    register(nn.PReLU, rules.relu_rule)
-    with pytest.raises(ValueError, match=r"1 \(PReLU\): its rule must put its parameters into the spiking twin"):
-        convert(with_head(nn.PReLU()), 8)
+    register(Scaled, rules.relu_rule)
+    with pytest.raises(ValueError, match=r"1 \(Scaled\): its rule must put its parameters into the spiking twin"):
+        convert(with_head(Scaled()), 8)
 
 
 @pytest.mark.parametrize("state", ["parameter", "buffer"])
