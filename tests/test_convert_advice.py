@@ -502,9 +502,15 @@ PARTS = [
     # concatenations and pieces
     Case(
         "concatenate only spikes: put a weight layer, such as nn.Conv2d, between the network's input and this",
-        lambda: whole(lambda n, x: n.b(torch.cat([F.relu(n.a(x)), x], 1)), a=conv(3, 4), b=conv(7, 2)),
         lambda: whole(
-            lambda n, x: n.b(torch.cat([F.relu(n.a(x)), n.c(x)], 1)), a=conv(3, 4), b=conv(7, 2), c=conv(3, 3, 1)
+            lambda n, x: n.d(F.relu(n.b(torch.cat([F.relu(n.a(x)), x], 1)))), a=conv(3, 4), b=conv(7, 2), d=conv(2, 2)
+        ),
+        lambda: whole(
+            lambda n, x: n.d(F.relu(n.b(torch.cat([F.relu(n.a(x)), n.c(x)], 1)))),
+            a=conv(3, 4),
+            b=conv(7, 2),
+            c=conv(3, 3, 1),
+            d=conv(2, 2),
         ),
     ),
     Case(
@@ -738,6 +744,13 @@ PARTS = [
         ),
     ),
     Case(
+        "pass example=, an input of ann, so that features are counted, or put it where",
+        lambda: flat(lambda n, x: x.flatten(1)[:, :96]),
+        lambda: flat(lambda n, x: x.flatten(1)[:, :96]),
+        then={"example": IMAGES},
+        same=True,
+    ),
+    Case(
         "put it where the number of channels is known: before the flattening, or behind a weight layer",
         lambda: flat(lambda n, x: x.flatten(1) * 2),
         lambda: flat(lambda n, x: (x * 2).flatten(1)),
@@ -756,13 +769,6 @@ PARTS = [
     ),
     Case(
         "put it where the number of channels is known",
-        lambda: flat(lambda n, x: torch.cat([x.flatten(1), F.relu(n.a(x)).flatten(1)], 1), a=conv(8, 2)),
-        lambda: flat(lambda n, x: torch.cat([x, F.relu(n.a(x))], 1).flatten(1), a=conv(8, 2)),
-        how={"calibrate": IMAGES},
-        same=True,
-    ),
-    Case(
-        "put it where the number of channels is known",
         lambda: recorded(Lambda(lambda x: x[:, :1]), nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)),
         lambda: recorded(
             nn.Conv2d(2, 4, 3),
@@ -773,7 +779,7 @@ PARTS = [
             nn.Flatten(),
             nn.Linear(64, 3),
         ),
-        how=SPIKES,
+        how={**SPIKES, "example": torch.zeros(2, 2, 6, 6)},
     ),
     Case(
         "pad rows and columns with zeros",

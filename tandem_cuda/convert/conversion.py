@@ -23,6 +23,7 @@ from .advice import (
     NUMBER,
     NUMBERED,
     RECTIFYING,
+    UNCOUNTED,
     WEIGHT_FUNCTIONS,
     Problem,
     advice_against,
@@ -38,6 +39,7 @@ from .example import sized_as_traced
 from .gates import gated
 from .nodes import (
     asks_for_size,
+    closure,
     dropout_of,
     full_name,
     leading_to,
@@ -164,6 +166,14 @@ class Conversion:
                 last.add(node)
         return before, last
 
+    def _joins_numbers(self, node: fx.Node) -> bool:
+        """Whether a node concatenates spikes and real numbers for the last weight layers, which read numbers."""
+        if node.target not in (torch.cat, torch.concat, torch.concatenate):
+            return False
+        numbers = any(isinstance(self.value(x), Real) and not is_constant(x) for x in node.all_input_nodes)
+        after = closure([node], lambda other: other.users) if numbers else ()
+        return numbers and all(other in self.last for other in after if self._is_weight(other))
+
     def _has_weights(self, node: fx.Node) -> bool:
         return isinstance(rule_for(node, self.ann), WeightRule)
 
@@ -178,7 +188,8 @@ class Conversion:
             try:
                 return self._value(node)
             except Unconvertible as refused:
-                if node in self.before or refused.node is not None or str(refused) == EXAMPLE:
+                needed = node in self.before and not self._joins_numbers(node)
+                if needed or refused.node is not None or str(refused) == EXAMPLE:
                     raise
                 return self._copied(node)  # no weight layer follows that needs spikes
         except Unconvertible as refused:
@@ -410,6 +421,8 @@ class Conversion:
             why = AFTER_ALL
         elif why == NUMBER and self.trace.example is None:
             why = NUMBERED
+        elif why == COUNTED and self.trace.example is None:
+            why = UNCOUNTED
         if where not in self.reported_products:
             name, kind, place = self._name(where), word_of(where.target), f"{where.name} in {scope_of(where, self.ann)}"
             if (module := module_of(self.ann, where)) is not None:

@@ -215,6 +215,8 @@ def convert(
                 record.sample = Sample(batches[0])
                 if corrects:
                     network.calibration = replaced_fields(calibration, corrections=calibrator.corrections(batches))
+            network.split()
+            if record.sample.inputs:
                 _warn_if_unlike(network, trace, changed, neuron)
             warn_of(names, trace.replaced if replace else (), effect)
             return network

@@ -18,6 +18,7 @@ from .nodes import owner_of, same_modules, unite
 from .record import Record
 from .report import ConversionReport, report_on
 from .trace import Traced
+from .training_outputs import split
 from .twins import Twins
 from .values import LevelUsers, SpikeSource
 from .watch import Watch
@@ -65,6 +66,7 @@ class TandemNetwork(nn.Module):
     _cats: tuple[tuple[Any, list[str | None]], ...] = ()  # likewise
     _record: Record | None = None  # likewise
     _watch: Watch | None = None  # likewise
+    _in_training: tuple[fx.GraphModule] | None = None  # likewise
 
     def __init__(
         self,
@@ -104,6 +106,11 @@ class TandemNetwork(nn.Module):
             self.tie_names()
         if self._watch is not None:
             self._watch.note()
+
+    def split(self) -> None:
+        """Return more in training than in eval mode, if the graph returns both."""
+        if (whole := split(self.snn)) is not None:
+            self._in_training = (whole,)  # in a tuple: it is no submodule, for it holds snn's modules
 
     def ann(self) -> nn.Module:
         """Return the ANN twin. It shares parameters, statistics and train or eval mode with this network."""
@@ -252,6 +259,8 @@ class TandemNetwork(nn.Module):
                         f"TandemNetwork: input must have T = {self.time_steps}, which calibrated thresholds are for "
                         f"(set_time_steps changes it), got T = {x.time_steps}"
                     )
+        if self.training and self._in_training:
+            return type(self._in_training[0]).forward(self.snn, *inputs)  # with snn's own modules, wherever they are
         return self.snn(*inputs)
 
     def tie_names(self) -> None:

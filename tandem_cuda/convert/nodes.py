@@ -149,9 +149,21 @@ def overridden(module: nn.Module) -> str:
 
 def as_dropout(node: fx.Node) -> tuple[float, bool]:
     """Return the probability of a dropout function's call, and whether it drops."""
+    arguments = _bound_dropout(node).arguments
+    return arguments["p"], bool(arguments["training"])
+
+
+def set_drops(node: fx.Node, drops: bool) -> None:
+    """Let a call of a dropout function drop, or not."""
+    call = _bound_dropout(node)
+    call.arguments["training"] = drops
+    node.args, node.kwargs = call.args, call.kwargs
+
+
+def _bound_dropout(node: fx.Node) -> inspect.BoundArguments:
     call = inspect.signature(F.dropout).bind(*node.args, **node.kwargs)
     call.apply_defaults()
-    return call.arguments["p"], bool(call.arguments["training"])
+    return call
 
 
 def dropout_of(node: fx.Node) -> nn.Module | None:

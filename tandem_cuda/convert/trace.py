@@ -38,6 +38,7 @@ from .nodes import (
     owner_of,
     parametrized,
     scope_of,
+    set_drops,
     signature_of,
     word_of,
 )
@@ -45,6 +46,7 @@ from .proxy_types import CLASS_OF_ATTRIBUTE, answering_for_types, class_of
 from .randomness import refusing_random_numbers
 from .replace import swap
 from .trace_errors import ON_SIZES, ON_VALUES, Unanswered, Untraceable, reason
+from .training_outputs import found_in, return_both, returns_both, writes_to
 
 _TUPLES = (nn.RNN, nn.LSTM, nn.GRU, nn.MultiheadAttention)
 """Modules that return tuples."""
@@ -281,7 +283,7 @@ class Traced:
 def traced(
     ann: nn.Module, known: Collection[Any], example: Tensor | Sequence[Tensor] | None = None, *, check: bool = True
 ) -> Traced:
-    """Trace forward in eval mode.
+    """Trace forward in eval mode, or in training if it returns more there and computes the same besides.
 
     Each call of a module whose class is ``known``, or of a ``known`` function, is one node. For dropout functions,
     ``meta["drops"]`` tells whether they drop in eval mode and in training. Layers of timm that contain a layer of
@@ -319,18 +321,19 @@ def traced(
     for tracer in tracers:
         if tracer.example is not None:
             tracer.example.dropped(tracer.graph)
-    _check_repeats(ann, *graphs)
-    root = _with_parts(ann, tracers[0].parts) if tracers[0].parts else ann
-    replaced = swap(graphs[0], root, inputs is not None or not check)
-    description, sizes = described(graphs[0], ann), {}
-    if inputs is not None and tracers[0].example is not None:
-        tracers[0].example.guard(graphs[0], root)
+    tracer = tracers[_check_repeats(ann, *graphs)]
+    graph = tracer.graph
+    root = _with_parts(ann, tracer.parts) if tracer.parts else ann
+    replaced = swap(graph, root, inputs is not None or not check)
+    description, sizes = described(graph, ann), {}
+    if inputs is not None and tracer.example is not None:
+        tracer.example.guard(graph, root)
         with evaluating(ann), torch.no_grad():
-            for n in (2, 3) if check and not tracers[0].failures else ():  # the graph must not depend on it
+            for n in (2, 3) if check and not tracer.failures else ():  # the graph must not depend on it
                 batch = [x[torch.arange(n, device=x.device) % len(x)] for x in inputs]
-                sizes = check_traced(ann, graphs[0], *batch, root=root)
-    first = tracers[0]
-    return Traced(graphs[0], root, sizes, description, volatile, first.example, first.failures, first.parts, replaced)
+                sizes = check_traced(ann, graph, *batch, root=root)
+    facts = volatile, tracer.example, tracer.failures, tracer.parts, replaced
+    return Traced(graph, root, sizes, description, *facts)
 
 
 def _check_example(ann: nn.Module, example: tuple[Any, ...]) -> None:
@@ -362,20 +365,36 @@ def _with_parts(ann: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
     return root
 
 
-def _check_repeats(ann: nn.Module, once: fx.Graph, training: fx.Graph, again: fx.Graph) -> None:
-    """Raise a ValueError if the graphs of eval mode, of training and of another call in eval mode differ."""
-    if got := _difference(ann, once, training):
-        raise ValueError(
-            "convert: ann must do the same in eval mode and in training, except for dropout and batch norm, got "
-            f"{got} (does a forward use self.training?)"
-        )
+def _check_repeats(ann: nn.Module, once: fx.Graph, training: fx.Graph, again: fx.Graph) -> int:
+    """Raise a ValueError if the graphs of eval mode, of training and of another call in eval mode differ.
+
+    In training, forward may return more, computed from the same values. ``training`` then returns both results.
+
+    Returns:
+        The number of the graph to convert.
+    """
     if got := _difference(ann, once, again):
         raise ValueError(
             f"convert: ann must do the same in every call, got {got} (does a forward change attributes that it reads?)"
         )
-    for mine, theirs in zip(once.nodes, training.nodes, strict=True):
-        if mine.target in DROPOUTS:
-            mine.meta["drops"] = tuple(as_dropout(node)[1] for node in (mine, theirs))
+    if not (got := _difference(ann, once, training)):
+        for mine, theirs in zip(once.nodes, training.nodes, strict=True):
+            if mine.target in DROPOUTS:
+                mine.meta["drops"] = tuple(as_dropout(node)[1] for node in (mine, theirs))
+        return 0
+    pairs = found_in(training, once, lambda node, order: _operation(node, order, ann))
+    if pairs is None or writes_to({*pairs.values()}, training, ann):
+        raise ValueError(
+            "convert: ann must do the same in eval mode and in training, except for dropout, batch norm and outputs "
+            f"in training alone, got {got} (does a forward use self.training?)"
+        )
+    in_eval = {theirs: mine for mine, theirs in pairs.items()}
+    for node in training.nodes:
+        if node.target in DROPOUTS:
+            node.meta["drops"] = node in in_eval and as_dropout(in_eval[node])[1], as_dropout(node)[1]
+            set_drops(node, node.meta["drops"][0])  # the graph is run in eval mode
+    return_both(training, fx.node.map_arg(once.output_node().args[0], pairs.__getitem__))
+    return 1
 
 
 def _difference(ann: nn.Module, *graphs: fx.Graph) -> str:
@@ -452,7 +471,10 @@ def check_traced(
 
 
 class Showing(fx.Interpreter):
-    """Runs a graph and shows the result of each node to a function: at once, for a later node may overwrite it."""
+    """Runs a graph and shows the result of each node to a function: at once, for a later node may overwrite it.
+
+    It returns what forward returns in eval mode.
+    """
 
     def __init__(self, root: nn.Module, graph: fx.Graph, show: Callable[[fx.Node, Any], None]) -> None:
         super().__init__(root, graph=graph)
@@ -461,4 +483,4 @@ class Showing(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         out = super().run_node(n)
         self.show(n, out)
-        return out
+        return out[0] if returns_both(n) else out

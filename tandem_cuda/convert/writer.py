@@ -345,6 +345,7 @@ class Writer:
         else:
             dims = 2 if (start, end) == (1, -1) else None
         whole = dims == 2 and start == 1
+        size = None if self.now is None else self.trace.fixed_sizes(self.now)
 
         def step(value: Any) -> Any:
             features = isinstance(value, Train) and value.features
@@ -352,9 +353,9 @@ class Writer:
             if isinstance(value, Train) and value.signed and start < 2 and not features:
                 if not whole:
                     raise Unconvertible("flatten all dimensions, or put a ReLU before it")
-                return replace(self.rearranged(value, "flatten"), channels=None, dims=2)
+                return _counted(replace(self.rearranged(value, "flatten"), channels=None, dims=2), size)
             flat = replace(value, node=self.graph.call_method("flatten", (value.node, start, end)))
-            return replace(flat, channels=channels, dims=dims) if isinstance(value, Train) else flat
+            return _counted(replace(flat, channels=channels, dims=dims), size) if isinstance(value, Train) else flat
 
         flat = self.apply_or_defer(x, step, flat=whole)
         return replace(flat, dims=dims) if isinstance(flat, Pooled) else flat
@@ -446,6 +447,17 @@ class Writer:
     def stand_in(self, channels: int | None = None, dims: int | None = None) -> Train:
         """Return a placeholder for missing spikes. A graph with problems is never used, so it may be incomplete."""
         return Train(self.graph.placeholder("stand_in"), channels=channels, dims=dims)
+
+
+def _counted(train: Train, size: torch.Size | None) -> Train:
+    """Return a train of flattened images or rows, [N, F], whose features are counted if they have a fixed number."""
+    if train.dims != 2 or size is None or len(size) != 1:
+        return train
+    sources, features = train.sources, size[0]
+    if sources is not None:
+        times = features // len(sources)
+        sources = sources * times if train.features else tuple(x for x in sources for _ in range(times))
+    return replace(train, channels=features, sources=sources)
 
 
 def name_of(node: fx.Node) -> str:

@@ -142,9 +142,8 @@ class TandemAdd(Spiking):
 
     def with_pairs(self, fired: SpikeTrain) -> SpikeTrain:
         """Return paired spikes, folded (:func:`.leak.folded`) as the slopes of the branches say."""
-        for layer in self._layers():  # all have the same slopes
-            return folded("TandemAdd", fired, layer, self.neuron.two_phase)
-        return fired
+        layer = next(iter(self._layers()), None)  # all have the same slopes
+        return fired if layer is None else folded("TandemAdd", fired, layer, self.neuron.two_phase)
 
     @property
     def fires_pairs(self) -> bool:
@@ -397,8 +396,7 @@ class TandemAdd(Spiking):
         self.check_inputs(inputs)
         pairs = list(zip(self.branches, inputs, strict=True))
         self._check_shapes(pairs)
-        kernels: list[Kernel | None] = [None] * len(pairs)
-        drives: list[Affine | None] = [None] * len(pairs)
+        kernels, drives = list[Kernel | None]([None] * len(pairs)), list[Affine | None]([None] * len(pairs))
         for i, (branch, _) in enumerate(pairs):
             if isinstance(branch, TandemLayer):
                 # Compiled code cannot see that weights have changed.
@@ -438,8 +436,7 @@ class TandemAdd(Spiking):
     def nir(self, writer: NirWriter, *signals: Signal) -> Any:
         """Write the branches and neurons as nodes of NIR. The first branch with weights holds the sum of all biases."""
         layers = [branch if isinstance(branch, TandemLayer) else None for branch in self.branches]
-        pairs = [*zip(layers, signals, strict=True)]
-        signals = tuple(x if layer is None else layer.nir_input(writer, x) for layer, x in pairs)
+        signals = tuple(x if b is None else b.nir_input(writer, x) for b, x in zip(layers, signals, strict=True))
         products = [
             None if layer is None else layer.nir_product(x.shape, writer.shape)
             for layer, x in zip(layers, signals, strict=True)
