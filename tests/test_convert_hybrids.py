@@ -127,7 +127,7 @@ def test_the_rest_need_not_be_convertible():
         snn = convert(ann, 256, calibrate=x, percentile=100, spiking_layers=k)
         torch.testing.assert_close(snn(x), ann(x), rtol=0, atol=0.02)
     for k in (None, 3):
-        with pytest.raises(ValueError, match=r"5 \(Tanh\): use nn.ReLU"):
+        with pytest.raises(ValueError, match=r"5 \(Tanh\): use nn.Hardtanh"):
             convert(ann, 8, calibrate=x, spiking_layers=k)
 
 

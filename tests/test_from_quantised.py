@@ -1,6 +1,7 @@
 """Quantised networks as spiking networks: the same integers in every layer, and what is refused."""
 
 import copy
+import importlib
 import pickle
 import re
 
@@ -26,6 +27,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::U
 TORCH = tuple(int(x) for x in torch.__version__.split(".")[:2])
 EXACT = [engine for engine in ("x86", "onednn", "fbgemm") if engine in torch.backends.quantized.supported_engines]
 """Engines that keep biases as floats; qnnpack rounds them."""
+exact_in_torch = pytest.mark.skipif(
+    check.saturates_here(), reason="without VNNI, torch's own products of 8-bit integers saturate"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +70,7 @@ def stubbed(*layers):
 # -- the same integers
 
 
+@exact_in_torch
 @pytest.mark.parametrize("backend", EXACT)
 def test_every_integer_of_an_eager_network_is_the_same(backend):
     torch.backends.quantized.engine = backend
@@ -108,6 +113,7 @@ def test_every_integer_of_an_exported_network_is_the_same():
     assert torch.equal(from_quantised(graph, x)(x), model(x))
 
 
+@exact_in_torch
 @pytest.mark.parametrize("isa", ISAS)
 def test_every_instruction_set(isa):
     """The weights have the integer -128, and the values all bytes."""
@@ -146,6 +152,7 @@ def test_numbers_halfway_between_two_integers_are_rounded_up():
     assert bool((v[different] % 2 == 0.5).all())
 
 
+@exact_in_torch
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_trained_scales_change_few_integers(per_channel):
     torch.manual_seed(0)
@@ -169,6 +176,7 @@ def test_trained_scales_change_few_integers(per_channel):
 # -- zero points, sums, ReLUs
 
 
+@exact_in_torch
 def test_a_zero_point_of_a_linear_layer_without_relu():
     first = Weights(1, (12, 9), INPUT, (2.0**-4, 77))
     second = Weights(4, (5, 12), (2.0**-4, 77), (2.0**-2, 130))
@@ -183,6 +191,7 @@ def test_a_zero_point_of_a_linear_layer_without_relu():
     assert model(x).min() < 0 < model(x).max()
 
 
+@exact_in_torch
 def test_a_relu_of_its_own_drops_negative_integers():
     first = Weights(1, (12, 9), INPUT, (2.0**-4, 77))
     second = Weights(4, (5, 12), (2.0**-4, 77), (2.0**-2, 130))
@@ -211,6 +220,7 @@ class Sums(nn.Module):
         return self.dequant(self.last(self.add.add(x, self.first(x))))
 
 
+@exact_in_torch
 def test_sums_of_integers_with_zero_points():
     x, model = torch.randn(50, 9, generator=generator(0)), Sums().eval()
     snn = from_quantised(model, x)
@@ -229,6 +239,7 @@ class Two(Sums):
         return {"sum": self.dequant(self.last(self.add.add(x, y))), "first": self.dequant(x)}
 
 
+@exact_in_torch
 def test_several_inputs_and_outputs():
     x, y = torch.randn(2, 50, 9, generator=generator(0))
     model = Two().eval()
@@ -310,6 +321,7 @@ def test_one_dimensional_convolutions_and_float_layers_around():
     assert snn.probabilities
 
 
+@exact_in_torch
 def test_float_layers_behind_the_last_integers():
     layer = Weights(1, (4, 3, 3, 3), INPUT, FIRST)
     model = nn.Sequential(
@@ -333,6 +345,7 @@ class Normalising(nn.Module):
         return self.net((x - self.mean) / 0.5)
 
 
+@exact_in_torch
 def test_constants_before_the_first_quantisation():
     model, x = Normalising().eval(), images()
     assert torch.equal(from_quantised(model, x)(x), model(x))
@@ -416,6 +429,7 @@ def test_weights_of_quantize_are_refused():
 # -- the spiking network
 
 
+@exact_in_torch
 def test_files_and_pickles(tmp_path):
     model, x = Eager(), images()
     snn = from_quantised(model, x)
@@ -564,6 +578,25 @@ def test_the_comparison_with_the_example_finds_a_wrong_layer():
     assert check.differences(snn, integers, (x,))["conv3"][1] >= 2
     model.conv2.padding = (0, 0)  # the convolution itself has its own
     with pytest.raises(RuntimeError, match=r"the shape of layer conv2 must be \[6, 8, 10, 10\] .*, got \[6, 8, 8, 8\]"):
+        from_quantised(model, x)
+
+
+def test_saturation_of_torch_is_a_warning(monkeypatch):
+    """On processors without VNNI, where the comparison would blame the spiking network."""
+    model, x = Eager(), images()
+
+    class Wrong(EagerReader):
+        def read(self):
+            network = super().read()
+            return network._replace(integers={"conv3": network.integers["conv3"] + 300})
+
+    package = importlib.import_module("tandem_cuda.from_quantised")
+    monkeypatch.setattr(package, "_reader", lambda model: Wrong)
+    monkeypatch.setattr(package, "saturates_here", lambda: True)
+    with pytest.warns(UserWarning, match=r"integers of 1 layers could not be compared, such as layer conv3 .*VNNI"):
+        from_quantised(model, x)
+    monkeypatch.setattr(package, "saturates_here", lambda: False)
+    with pytest.raises(RuntimeError, match="the integers of layer conv3 must be those of the quantised network"):
         from_quantised(model, x)
 
 

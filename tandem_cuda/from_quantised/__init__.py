@@ -11,7 +11,7 @@ from ..convert.quantised_ann import foreign_weights, has_observers, is_eager, is
 from ..freeze import FrozenNetwork
 from ..ops import checks
 from .build import bits_of, built
-from .check import check_integers
+from .check import check_integers, saturates_here
 from .exported import ExportedReader
 from .reader import Reader, as_graph
 
@@ -67,7 +67,8 @@ def from_quantised(
         TypeError: ``model`` is no module, or ``time_steps`` is no int.
         ValueError: the model is not quantised, or in another form; parts of it have no spiking form (the message names
             all of them, and what was expected); ``time_steps`` is not from 1 to the number of bits.
-        RuntimeError: an integer of a layer differs by more than one from the quantised network's.
+        RuntimeError: an integer of a layer differs by more than one from the quantised network's. On processors without
+            VNNI, where the products of torch.ao's modules saturate, this is a warning.
 
     Examples:
         >>> from torch.ao.quantization import DeQuantStub, QuantStub, get_default_qconfig, prepare
@@ -102,7 +103,7 @@ def from_quantised(
             f"from_quantised: time_steps must be at most {bits}, the bits of activations, got {time_steps}"
         )
     snn = built(network, bits)
-    check_integers(snn, network, inputs)
+    check_integers(snn, network, inputs, is_eager(model) and saturates_here())
     return snn if time_steps == bits else built(network, time_steps)
 
 

@@ -396,7 +396,8 @@ class TandemAdd(Spiking):
         self.check_inputs(inputs)
         pairs = list(zip(self.branches, inputs, strict=True))
         self._check_shapes(pairs)
-        kernels, drives = list[Kernel | None]([None] * len(pairs)), list[Affine | None]([None] * len(pairs))
+        kernels: list[Kernel | None] = [None] * len(pairs)
+        drives: list[Affine | None] = [None] * len(pairs)
         for i, (branch, _) in enumerate(pairs):
             if isinstance(branch, TandemLayer):
                 # Compiled code cannot see that weights have changed.
@@ -405,8 +406,7 @@ class TandemAdd(Spiking):
                 drives[i] = Affine(branch.gain, branch.bias)
         before = None if state is None else stacked(state)
         bits, carried = self.spikes(pairs, span.total, before, not span.ends, kernels, drives)
-        dtype, pair_dim = self.dtype_of(inputs), self._sum_pair_dim(inputs)
-        train = fired_train(self.neuron, bits, span.now, None, dtype, pair_dim)
+        train = fired_train(self.neuron, bits, span.now, None, self.dtype_of(inputs), self._sum_pair_dim(inputs))
         return self.with_pairs(train), None if span.ends else carried.unbind(0)
 
     def extra_repr(self) -> str:
