@@ -245,3 +245,21 @@ def test_examples_that_are_no_inputs(step):
     )
     with pytest.raises(ValueError, match=message):
         convert(Net(lambda n, x: step(x)), 8, example=torch.rand(1, 4, 8, 8))
+
+
+def test_gates_are_listed_beside_an_activation_before_them():
+    """They multiply what has been refused already."""
+
+    def run(n, x):
+        return gate(n, F.relu(n.b(F.silu(x))))
+
+    def made():
+        up, down = MODULES["up"](), MODULES["down"]()
+        return Net(run, b=nn.Conv2d(8, 8, 1), up=up, down=down).eval()
+
+    found = [line for line in lines(made, example=IMAGES) if not line.startswith("   ")]
+    assert len(found) == 2
+    assert "replace={'silu': nn.ReLU}" in found[0]
+    assert "gates='analogue'" in found[1]
+    with pytest.warns(UserWarning, match="wants fine-tuning"):
+        convert(made(), 8, example=IMAGES, replace={"silu": nn.ReLU}, gates="analogue")

@@ -215,6 +215,8 @@ class Conversion:
             return self._problem(node, _IN_PLACE_ADVICE)
         if node in self.gates and not self._selects(node):
             return self._copied(node)
+        if node in self.refused_gates.values() and not self.tainted.isdisjoint(node.all_input_nodes):
+            return self._problem(node, GATES)  # whatever else is refused
         rule = rule_for(node, self.ann)
         if isinstance(rule, WeightRule):
             return self._weight(node)
