@@ -45,10 +45,11 @@ def test_layers(kind):
     runs(net, 4, 3, 10, 10)
 
 
-# Here, conversion reads values, which fake tensors do not have: of constants, or of the numbers that say which channel
-# goes where.
-READ = ("huffl", "filtered", "constants", "a matrix", "split", "slices", "channels by", "parts of", "repeated")
-FAKE = [name for name in NETS if not any(part in name.lower() for part in READ)]
+# Here, conversion or freeze reads values, which fake tensors do not have: of constants, of slopes, or of the numbers
+# that say which channel goes where.
+CONSTANTS = "filtered", "constants", "a matrix", "prelu", "steep", "leakyrelu behind"
+CHANNELS = "huffl", "split", "slices", "channels by", "parts of", "repeated"
+FAKE = [name for name in NETS if not any(part in name.lower() for part in (*CONSTANTS, *CHANNELS))]
 
 
 @each(name=FAKE, neuron=NEURONS)
