@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves
 
 from exact import generator, same
 from tandem_cuda import convert, freeze
+from test_convert_advice import Net
 
 IMAGES, OTHERS = (torch.rand(8, 3, 16, 16, generator=generator(i)) for i in range(2))
 Outputs = namedtuple("Outputs", "logits auxiliary")
@@ -19,17 +20,6 @@ Outputs = namedtuple("Outputs", "logits auxiliary")
 
 def conv(i, o, stride=1):
     return nn.Conv2d(i, o, 3, stride, 1)
-
-
-class Net(nn.Module):
-    def __init__(self, run, **modules):
-        super().__init__()
-        self.run = run
-        for name, module in modules.items():
-            self.add_module(name, module)
-
-    def forward(self, x):
-        return self.run(self, x)
 
 
 class Pair(Net):

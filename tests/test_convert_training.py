@@ -42,13 +42,14 @@ def alexnet(models):
     return nn.Sequential(nn.Upsample(size=(64, 64)), models.alexnet(num_classes=10))
 
 
-# Batches of one epoch, learning rate, and the share of the loss that may be left. VGG11 still guesses: it reaches 0.991
-# on one processor and 0.974 on another.
+# Batches of one epoch, learning rate, and the shares of the loss that may be left, in training and in evaluation. VGG11
+# still guesses: it reaches 0.991 on one processor and 0.974 on another. ResNet-18 reaches 0.9904 in training without
+# AVX-512.
 MODELS = {
-    "alexnet": (alexnet, 20, 1e-4, 0.99),
-    "vgg11": (lambda models: models.vgg11(num_classes=10), 20, 1e-4, 0.995),
-    "vgg11_bn": (lambda models: models.vgg11_bn(num_classes=10), 40, 1e-4, 0.99),
-    "resnet18": (lambda models: models.resnet18(num_classes=10), 30, 1e-3, 0.95),
+    "alexnet": (alexnet, 20, 1e-4, 0.99, 0.99),
+    "vgg11": (lambda models: models.vgg11(num_classes=10), 20, 1e-4, 0.99, 0.995),
+    "vgg11_bn": (lambda models: models.vgg11_bn(num_classes=10), 40, 1e-4, 0.99, 0.99),
+    "resnet18": (lambda models: models.resnet18(num_classes=10), 30, 1e-3, 0.995, 0.95),
 }
 
 
@@ -79,11 +80,11 @@ def mean_loss(net, batches):
 
 
 @pytest.mark.parametrize(
-    ("make", "count", "rate", "left"),
+    ("make", "count", "rate", "trained", "left"),
     [nightly(*MODELS[name], id=name) for name in ("alexnet", "vgg11", "vgg11_bn")]
     + [pytest.param(*MODELS["resnet18"], id="resnet18")],
 )
-def test_one_epoch(batches, make, count, rate, left):
+def test_one_epoch(batches, make, count, rate, trained, left):
     models = pytest.importorskip("torchvision.models")
     torch.set_num_threads(2)
     torch.manual_seed(0)
@@ -108,7 +109,7 @@ def test_one_epoch(batches, make, count, rate, left):
     print(f"training {first:.3f} -> {last:.3f}, evaluation {before:.3f} -> {after:.3f}")
     # Not of a bias that batch norm takes away again: its gradient is zero.
     assert all((p != q).any() for p, q in zip(ann.parameters(), weights, strict=True) if p.dim() > 1)
-    assert last < 0.995 * first  # ResNet-18 reaches 0.9904 on a processor without AVX-512
+    assert last < trained * first
     assert after < left * before
 
 

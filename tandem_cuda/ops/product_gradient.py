@@ -180,15 +180,15 @@ def _unscaled_gradients(
     else:
         # The gradient of the weights needs their shape alone.
         floats = weight.to(precision) if needed[0] else torch.empty_like(weight, dtype=precision)
-        if _is_summed_in(precision, grad.device):
+        if _rounds_every_sum(precision, grad.device):
             grad, values, floats = grad.float(), values.float(), floats.float()
         grad_values, grad_weight = _conv2d_gradients(grad, values, floats, needed, convolution)
         grad_values, grad_weight = _cast(grad_values, precision), _cast(grad_weight, precision)
     return _cast(grad_values, dtypes[0]), _cast(grad_weight, dtypes[1])
 
 
-def _is_summed_in(precision: torch.dtype, device: torch.device) -> bool:
-    """Return whether torch would round every sum of a convolution to ``precision``: slow, and far from exact."""
+def _rounds_every_sum(precision: torch.dtype, device: torch.device) -> bool:
+    """Return whether torch's convolutions round every partial sum to ``precision``, as without instructions for it."""
     supported = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
     return device.type == "cpu" and precision in supported and not getattr(torch.ops.mkldnn, supported[precision])()
 
