@@ -13,8 +13,9 @@ unexport PYTHONDONTWRITEBYTECODE
 PY := $(VENV)/bin/python
 BIN := $(VENV)/bin
 OLDEST_TORCH := 2.11.0
-# Files whole and in their order, so that what they share is made once and programs compile before they are needed.
-IN_PROCESSES = -n $(JOBS) --dist loadfile --no-loadscope-reorder
+# Files whole and in their order, so that what they share is made once and programs compile before they are needed. A
+# process that dies ends the run: pytest-xdist would start another one, and then wait for ever.
+IN_PROCESSES = -n $(JOBS) --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 
 # Folders too: their times change where a file goes.
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc)

@@ -22,6 +22,7 @@ from exact import (
     slow,
 )
 from pairwise import pairs
+from tandem_cuda import TandemConv2d
 from tandem_cuda import reference as ref
 from tandem_cuda.ops.product_gradient import _conv2d_gradients
 
@@ -229,3 +230,14 @@ def test_single_taps_with_a_stride(channels, stride, layout):
             with torch.set_grad_enabled(differentiable):
                 _, got = _conv2d_gradients(grad, count, weight, (True, True), settings)
                 same(got.detach(), want)
+
+
+@pytest.mark.parametrize("padding", [0, "valid"])
+def test_single_taps_with_a_stride_of_real_values(padding):
+    """A layer's products of real values, which are torch's."""
+    layer = TandemConv2d(6, 8, 1, stride=2, padding=padding)
+    for seed in range(20):
+        x, grad = dyadic(32, 6, 8, 8, seed=seed), dyadic(32, 8, 4, 4, seed=seed + 100)
+        v = layer.synapses.dense_product(x.to(memory_format=torch.channels_last), layer.weight, None)
+        (got,) = torch.autograd.grad(v, layer.weight, grad)
+        same(got, of_torch(grad, x, layer.weight.detach(), [2, 2], [0, 0], [1, 1], 1))

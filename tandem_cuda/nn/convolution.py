@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops.geometry import Geometry, check_fit, out_size
-from ..ops.layout import canonical, channels_last
+from ..ops.layout import canonical, channels_last, is_unsafe_in_onednn
 from ..spike_train import SpikeTrain
 from .geometry import insert_zeros, pad
 from .sizes import SPIKES, Size, Value, check_count
@@ -322,10 +322,12 @@ class ConvTranspose2dSynapses(ConvolutionSynapses):
 
 def _convolved(function: Any, of: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Compute torch's convolution with these sizes."""
-    padding = of.padding
+    stride, padding = of.stride, of.padding
     if of.padding_mode != "zeros":
-        x, padding = F.pad(x, of.pads, mode=of.padding_mode), 0
-    convolved: Tensor = function(x, weight, bias, of.stride, padding, of.dilation, of.groups)
+        x, padding = F.pad(x, of.pads, mode=of.padding_mode), [0] * len(stride)
+    if is_unsafe_in_onednn(weight, stride, [] if padding == "valid" else padding):
+        x, stride = channels_last(x[:, :, :: stride[0], :: stride[1]]), [1, 1]
+    convolved: Tensor = function(x, weight, bias, stride, padding, of.dilation, of.groups)
     return convolved
 
 

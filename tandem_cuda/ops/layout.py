@@ -39,6 +39,14 @@ def channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
+def is_unsafe_in_onednn(weight: Tensor, stride: Sequence[int], padding: Sequence[int]) -> bool:
+    """Return whether oneDNN may compute wrong weight gradients of a 2-D convolution, and write past its memory.
+
+    See csrc/ops/weight_gradient/cpu.cpp. The gradient of the pixels that it reads, without a stride, is right.
+    """
+    return tuple(weight.shape[2:]) == (1, 1) and weight.shape[1] < 16 and max(stride) > 1 and not any(padding)
+
+
 def train_feature_dim(dims: int) -> int:
     """Return the feature dimension of a train [T or P, N, C, *spatial]: 2, or the last one if there are fewer."""
     return min(2, dims - 1)

@@ -206,7 +206,7 @@ def _conv2d_gradients(
     grad_values = grad_weight = None
     # conv2d_weight_gradient runs on the CPU only, in full precision, and is not differentiable itself.
     if grad.device.type != "cpu" or torch.is_grad_enabled() or grad.dtype not in checks.FLOATING:
-        if needed[1] and _is_unsafe_in_onednn(weight, convolution):
+        if needed[1] and layout.is_unsafe_in_onednn(weight, stride, padding):
             if needed[0]:
                 grad_values, _ = _conv2d_gradients(grad, values, weight, (True, False), convolution)
             values, settings = layout.canonical(values[:, :, :: stride[0], :: stride[1]]), ([1, 1], *settings[1:])
@@ -224,12 +224,6 @@ def _conv2d_gradients(
             only_values = [True, False, False]
             grad_values = torch.ops.aten.convolution_backward(grad, values, weight, None, *settings, only_values)[0]
     return grad_values, grad_weight
-
-
-def _is_unsafe_in_onednn(weight: Tensor, convolution: Convolution) -> bool:
-    """Return whether oneDNN may compute wrong weight gradients: see csrc/ops/weight_gradient/cpu.cpp."""
-    stride, padding, _, _ = convolution
-    return tuple(weight.shape[2:]) == (1, 1) and weight.shape[1] < 16 and max(stride) > 1 and not any(padding)
 
 
 def _linear_gradients(
