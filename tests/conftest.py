@@ -5,6 +5,8 @@ import os
 import re
 import subprocess
 import sys
+import zlib
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,9 +96,25 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if mark is not None and mark[1] in excluded else None
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the tests of ``host`` last: its programs take a minute to compile."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--at-most", type=int, metavar="N", help="run each test with N of its parameter sets at most")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Run the tests of ``host`` last: its programs take a minute to compile. Leave out what ``--at-most`` does."""
     items.sort(key=lambda item: "host" in getattr(item, "fixturenames", ()))
+    if most := config.getoption("at_most"):
+        of_test = defaultdict(list)
+        for item in items:
+            of_test[item.nodeid.partition("[")[0]].append(item)
+        chosen = {id(item) for group in of_test.values() for item in sorted(group, key=_drawn)[:most]}
+        config.hook.pytest_deselected(items=[item for item in items if id(item) not in chosen])
+        items[:] = [item for item in items if id(item) in chosen]
+
+
+def _drawn(item: pytest.Item) -> int:
+    """A number by which parameter sets are in no order, and in the same one every time."""
+    return zlib.crc32(item.nodeid.encode())
 
 
 @pytest.fixture(scope="session", autouse=True)
