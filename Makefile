@@ -30,7 +30,7 @@ help:
 	@echo "make build      build the library in $(VENV)"
 	@echo "make test-slow  the slow tests"
 	@echo "make test-changed  the nightly tests of files that have changed since make nightly last passed, or since CI_BASE"
-	@echo "make test-oldest  the quick tests of the same library under torch $(OLDEST_TORCH)"
+	@echo "make test-oldest  every quick test of the same library under torch $(OLDEST_TORCH), with a few of its parameter sets"
 	@echo "make nightly    the nightly tests: sanitizers, other processors and devices, the sdist, long examples, large tensors"
 	@echo "make same       compare all that the library computes with what it did in the commit AGAINST=REV, to the bit"
 	@echo "make fuzz       look for failures in random cases and mutated files for MINUTES=$(MINUTES), on all cores"
@@ -77,11 +77,12 @@ OF_KERNELS := products depthwise integrate_and_fire max_pool_spikes pack_spikes 
 OF_THE_PROJECT := automation imports make_gpu nightly pairwise release seeded_bugs
 
 # The library as built under this environment's torch, tested under the oldest torch that it promises to load in. What
-# its kernels compute, "make test" has asked already: tests/test_operators.py calls every operator, the files of
-# OF_KERNELS are left out, as are those OF_THE_PROJECT, and random examples are fewer.
+# its kernels compute, "make test" has asked already: the files of OF_KERNELS are left out, as are those OF_THE_PROJECT,
+# other tests run with a few of their parameter sets, and random examples are fewer. OLDEST_ARGS= runs them all.
+OLDEST_ARGS ?= --at-most 4 --hypothesis-profile few
 test-oldest: $(VENV)-oldest/.installed
 	$(VENV)-oldest/bin/python -c "import torch; v = torch.__version__; assert v.split('+')[0] == '$(OLDEST_TORCH)', v"
-	$(VENV)-oldest/bin/pytest $(IN_PROCESSES) --hypothesis-profile few -m "not slow and not nightly and not gpu" \
+	$(VENV)-oldest/bin/pytest $(IN_PROCESSES) $(OLDEST_ARGS) -m "not slow and not nightly and not gpu" \
 	  $(patsubst %,--ignore=tests/test_%.py,$(OF_KERNELS) $(OF_THE_PROJECT)) $(PYTEST_ARGS)
 
 # SAME_ARGS="--kinds layers" compares less. tests/same/differences.toml lists what may differ, and why.

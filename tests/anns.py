@@ -60,7 +60,8 @@ class Block(nn.Module):
         self.out_of_place = out_of_place
         self.shortcut = nn.Identity()
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+            # One tap and so few channels would meet a fault of oneDNN, which writes past its memory (oneDNN#6035).
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, stride, stride), nn.BatchNorm2d(outputs))
 
     def forward(self, x):
         out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))

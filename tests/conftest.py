@@ -97,7 +97,9 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--at-most", type=int, metavar="N", help="run each test with N of its parameter sets at most")
+    parser.addoption(
+        "--at-most", type=int, metavar="N", help="run each test with N of its parameter sets at most, of each operator"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -106,7 +108,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if most := config.getoption("at_most"):
         of_test = defaultdict(list)
         for item in items:
-            of_test[item.nodeid.partition("[")[0]].append(item)
+            case = item.callspec.params.get("case") if hasattr(item, "callspec") else None
+            of_test[item.nodeid.partition("[")[0], getattr(case, "operator", None)].append(item)
         chosen = {id(item) for group in of_test.values() for item in sorted(group, key=_drawn)[:most]}
         config.hook.pytest_deselected(items=[item for item in items if id(item) not in chosen])
         items[:] = [item for item in items if id(item) in chosen]

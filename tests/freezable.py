@@ -73,7 +73,7 @@ class Everything(nn.Module):
         self.stem = nn.Sequential(nn.Conv2d(2, 6, 3, padding=1, padding_mode="circular", bias=False), nn.BatchNorm2d(6))
         self.max = nn.MaxPool2d(2)
         self.body = nn.Sequential(nn.Conv2d(6, 8, 3, 2, 1), nn.BatchNorm2d(8))
-        self.short = nn.Conv2d(6, 8, 1, 2, bias=False)
+        self.short = nn.Conv2d(6, 8, 3, 2, 1, bias=False)  # one tap would meet oneDNN#6035
         self.second = nn.Conv2d(8, 8, 3, padding=1, groups=2)
         self.up = nn.ConvTranspose2d(8, 6, 3, 2, 1, output_padding=1, groups=2)
         self.mean, self.some = nn.AvgPool2d(3, 1, 1), nn.AdaptiveAvgPool2d((2, 3))
