@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from exact import generator, same
-from tandem_cuda import SpikeTrain, convert, freeze
+from tandem_cuda import SpikeTrain, TandemLinear, convert, freeze
 from tandem_cuda.convert.nodes import StochasticDepth, kind_of
 from tandem_cuda.convert.rules import RULES
 from tandem_cuda.convert.trace import traced
@@ -407,6 +407,45 @@ def test_hooks_on_batch_norm_with_activation(norms):
         convert(norms, 8)
 
 
+class Sum(nn.Module):
+    """Batch norm behind a convolution, and in front of a sum."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(3, 4, 3, padding=1, bias=False), kind(4)
+        self.conv2, self.norm2 = nn.Conv2d(4, 4, 3, padding=1, bias=False), kind(4)
+        self.fc = nn.Linear(4, 5)
+
+    def forward(self, x):
+        x = torch.relu(self.norm1(self.conv1(x)))
+        return self.fc(torch.relu(self.norm2(self.conv2(x)) + x).mean((2, 3)))
+
+
+def test_frozen_batch_norm():
+    """It folds into the layer before it, and uses its running statistics in training, too."""
+    ann, plain, frozen = map(
+        Sum, (nn.BatchNorm2d, nn.BatchNorm2d, pytest.importorskip("torchvision.ops").FrozenBatchNorm2d)
+    )
+    with torch.no_grad():
+        for name, x in ann.state_dict().items():
+            if "norm" in name and x.is_floating_point():
+                x.uniform_(0.5, 2, generator=generator(len(name)))
+    plain.load_state_dict(ann.state_dict())
+    frozen.load_state_dict(ann.state_dict())
+    want, snn = (convert(x.eval(), 8, calibrate=images(8)) for x in (plain, frozen))
+    assert [*snn.spiking_layers] == [*want.spiking_layers]
+    assert list(snn.state_dict()) == [*frozen.state_dict(), "_extra_state"]
+    same(snn(images()), want(images()))
+    same(freeze(snn)(images()), want(images()).detach())
+    same(pickled(snn)(images()), want(images()))
+    same(snn.train()(images()), want(images()))
+    snn(images()).square().sum().backward()
+    want(images()).square().sum().backward()
+    for name, parameter in frozen.named_parameters():
+        same(parameter.grad, plain.get_parameter(name).grad)
+    assert not any("running" in name and (x != ann.state_dict()[name]).any() for name, x in frozen.state_dict().items())
+
+
 @pytest.mark.parametrize("size", [8, 9])
 def test_convolution_with_the_padding_of_tensorflow(size):
     kind = pytest.importorskip("timm.layers").Conv2dSame
@@ -422,6 +461,22 @@ def test_convolution_with_the_padding_of_tensorflow(size):
         snn(images(size=size + 4))
     with pytest.raises(ValueError, match="pass example="):
         convert(ann, 8)
+
+
+def test_linear_layers_of_timm():
+    """Neurons follow them as they follow nn.Linear, and the last one is the read-out."""
+    kind = pytest.importorskip("timm.layers").Linear
+    ann = nn.Sequential(
+        *(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        *(kind(4, 6), nn.BatchNorm1d(6), nn.ReLU(), kind(6, 3)),
+    ).eval()
+    snn = convert(ann, 8, calibrate=images(8))
+    (hidden,) = (x for x in snn.modules() if isinstance(x, TandemLinear))
+    assert hidden.weight is ann[4].weight
+    assert list(snn.state_dict()) == [*ann.state_dict(), "_extra_state"]
+    want = ann(images())
+    assert (snn(images()) - want).norm() < 0.05 * want.norm()
+    same(freeze(snn)(images()), snn(images()).detach())
 
 
 def test_spikes_as_example():

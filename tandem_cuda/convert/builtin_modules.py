@@ -17,7 +17,7 @@ from ..nn import (
     TandemDropout3d,
     TandemStochasticDepth,
 )
-from ..nn.batch_norm import NORMS
+from ..nn.batch_norm import NORMS, FrozenBatchNorm2d
 from ..nn.tandem import drop_ins
 from .builtin_shapes import unflattened
 from .nodes import StochasticDepth
@@ -173,7 +173,7 @@ register(nn.MaxPool2d, _maximum(SpikingMaxPool2d))
 register(nn.AvgPool3d, _average)
 register(nn.AdaptiveAvgPool3d, _average)
 register(nn.MaxPool3d, _maximum(SpikingMaxPool3d))
-register(nn.SyncBatchNorm, _norm)
+register_all(_norm, nn.SyncBatchNorm, FrozenBatchNorm2d)
 register(StochasticDepth, _stochastic_depth)
 register(nn.LeakyReLU, lambda call: call.fire(slope=float(call.module.negative_slope)))
 register(nn.PReLU, lambda call: call.fire(slope=call.module.weight))

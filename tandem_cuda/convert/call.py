@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ..nn.batch_norm import FrozenBatchNorm2d
 from ..nn.movements import END
 from .advice import BY_A_TENSOR, COUNTED, FUNCTION_ADVICE, MULTIPLIED, NEGATIVE, NOTHING_ELSE, advice_against
 from .constants import constant_of, is_constant, names_of, of_channels
@@ -318,18 +319,13 @@ class Call:
         branch = x.branches[0] if isinstance(x, Current) and len(x.branches) == 1 and not x.deferred else None
         if branch is not None and branch.features and branch.dims is not None:  # the norm is of rows, not of features
             return Current([Branch(self._writer.by_channel(self.spikes()), self._name(), norm=norm)])
-        if (
-            branch is not None
-            and branch.resize is not None
-            and branch.norm is None
-            and type(norm) is not nn.BatchNorm1d
-        ):
-            return replace(x, branches=[replace(branch, norm=norm)])
-        if branch is not None and branch.layer is not None and branch.norm is None:
-            fitting = weights_of(branch.layer).norm
-            if kind_of(norm) not in (fitting, nn.SyncBatchNorm):
-                raise Unconvertible(f"use nn.{fitting.__name__} after {branch.name}")
-            return replace(x, branches=[replace(branch, norm=norm)])
+        if branch is not None and branch.norm is None:
+            if branch.layer is not None:
+                fitting = weights_of(branch.layer).norm
+                if kind_of(norm) not in (fitting, nn.SyncBatchNorm, FrozenBatchNorm2d):
+                    raise Unconvertible(f"use nn.{fitting.__name__} after {branch.name}")
+            if branch.layer is not None or (branch.resize is not None and type(norm) is not nn.BatchNorm1d):
+                return replace(x, branches=[replace(branch, norm=norm)])
         return Current([Branch(self._writer.by_channel(self.spikes()), self._name(), norm=norm)])
 
     def of_line(self, pool: Callable[[Call], Any]) -> Any:

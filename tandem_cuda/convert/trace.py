@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from ..nn.batch_norm import HOOKS
+from ..nn.batch_norm import HOOKS, FrozenBatchNorm2d
 from ..nn.classes import is_of_torch
 from ..nn.modes import evaluating
 from .example import Example
@@ -124,6 +124,10 @@ class _Tracer(fx.Tracer):
                 forward = functools.partial(self._batch_norm_act, m)
             elif is_of_class(m, "timm.layers", "Conv2dSame") and self.example is not None:
                 forward = functools.partial(self._conv_same, m)
+            elif is_of_class(m, "timm.layers", "Linear"):
+                forward = functools.partial(self._part, m, nn.Linear)
+            elif is_of_class(m, "torchvision.ops", "FrozenBatchNorm2d"):
+                forward = functools.partial(self._part, m, FrozenBatchNorm2d)
         nodes, stack = len(self.graph.nodes), self.module_stack.copy()
         try:
             return super().call_module(m, forward, args, kwargs)
@@ -228,7 +232,7 @@ class _Tracer(fx.Tracer):
 
 
 def _plain(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
-    """Return a module of class ``kind``, a base class of the module's class, that shares the state of ``module``."""
+    """Return a module of class ``kind``, which computes what the module does, that shares the state of ``module``."""
     plain = kind.__new__(kind)
     plain.__dict__ = module.__dict__
     return plain
