@@ -34,6 +34,7 @@ __all__ = [
     "convert",
     "freeze",
     "from_authors",
+    "from_qcfs",
     "from_quantised",
     "library_path",
     "models",
@@ -70,7 +71,7 @@ else:
         synops,
     )
     from .build_info import build_info
-    from .convert import Calibration, TandemNetwork, convert
+    from .convert import Calibration, TandemNetwork, convert, from_qcfs
     from .exchange import from_authors
     from .freeze import AccuracyCurve, Cascade, FrozenNetwork, OperatingPoint, Prediction, Stream, freeze
     from .from_quantised import from_quantised

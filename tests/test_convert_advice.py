@@ -17,9 +17,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
+import qcfs_anns
 from exact import generator, same
 from tandem_cuda import IF, LIF, RadixIF, SpikeTrain, TandemConv2d, convert, freeze, from_quantised
 from tandem_cuda.convert import advice, rules
+from tandem_cuda.convert.qcfs import QCFS
 from tandem_cuda.convert.rules import WeightRule, register
 
 IMAGES = torch.randn(4, 3, 8, 12, generator=generator(0))
@@ -290,6 +292,16 @@ def functional(f, name, kind, replaces):
         lambda: image(lambda n, x: (f if replaces else new)(n.a(x)), a=conv(8, 8)),
         then={"replace": {name: kind}} if replaces else {},
     )
+
+
+COUNTED_LEVELS = {"calibrate": {}, "neuron": IF(initial=0.5, two_phase=True)}
+
+
+def levelled(activation, threshold="thresh", levels="L"):
+    """A network of a QCFS activation, with the rule that from_qcfs registers."""
+    rules.RULES.pop(type(activation), None)
+    register(type(activation), QCFS(threshold, levels))
+    return whole(lambda n, x: n.b(n.q(n.a(x))), a=conv(3, 4), q=activation, b=conv(4, 2))
 
 
 PARTS = [
@@ -1005,6 +1017,44 @@ PARTS = [
         lambda: ruled(Buffered, lambda call: call.apply(Buffered(torch.ones(1))), torch.ones(1)),
         lambda: ruled(Buffered, lambda call: call.apply(Buffered(call.module.x)), torch.ones(1)),
     ),
+    # QCFS activations
+    Case(
+        "pass calibrate={} and neuron=IF(initial=0.5, two_phase=True), as tandem_cuda.from_qcfs does",
+        lambda: levelled(qcfs_anns.IF(8)),
+        lambda: levelled(qcfs_anns.IF(8)),
+        then=COUNTED_LEVELS,
+    ),
+    Case(
+        "pass neuron=IF(initial=0.5, two_phase=True): 8 radix spikes have 255 levels, and its L is 8",
+        lambda: levelled(qcfs_anns.IF(8)),
+        lambda: levelled(qcfs_anns.IF(8)),
+        how={"calibrate": {}},
+        then=COUNTED_LEVELS,
+    ),
+    Case(
+        "give it a positive threshold: its thresh is -1",
+        lambda: levelled(qcfs_anns.IF(8, -1.0)),
+        lambda: levelled(qcfs_anns.IF(8, 1.0)),
+        how=COUNTED_LEVELS,
+    ),
+    Case(
+        "give it a whole number of levels, at least 1: its L is 7.5",
+        lambda: levelled(qcfs_anns.IF(7.5)),
+        lambda: levelled(qcfs_anns.IF(8)),
+        how=COUNTED_LEVELS,
+    ),
+    Case(
+        "call tandem_cuda.from_qcfs with threshold= and levels=, the names of the attributes",
+        lambda: levelled(qcfs_anns.MyFloor(t=8)),
+        lambda: levelled(qcfs_anns.MyFloor(t=8), "up", "t"),
+        how=COUNTED_LEVELS,
+    ),
+    Case(
+        "let it compute thresh * clamp(floor(x / thresh * L + 1/2) / L, 0, 1), and no spikes: it returns",
+        lambda: levelled(qcfs_anns.IF(8, T=8)),
+        lambda: levelled(qcfs_anns.IF(8, T=0)),
+        how=COUNTED_LEVELS,
+    ),
     # whatever else
     Case(
         "move it before the first weight layer or after the last one",
@@ -1344,6 +1394,11 @@ ARGUMENTS = [
         r"calibrate\['0'\] must be \[4\], got \[3\]",
         plain(calibrate={**CHANNELS, "0": torch.ones(3)}),
         plain(calibrate=CHANNELS),
+    ),
+    (
+        r"calibrate\['a'\] must be 2, the level of the ANN's own activation, got 3.0; leave it out \(calibrate=\{\}",
+        lambda: convert(levelled(qcfs_anns.IF(8))[0], 8, **COUNTED_LEVELS | {"calibrate": {"a": 3.0}}),
+        lambda: convert(levelled(qcfs_anns.IF(8))[0], 8, **COUNTED_LEVELS),
     ),
     (r"calibrate\['0'\] must be finite", plain(calibrate={**LEVELS, "0": float("inf")}), plain(calibrate=LEVELS)),
     (r"calibrate\['0'\] must be positive", plain(calibrate={**LEVELS, "0": -1.0}), plain(calibrate=LEVELS)),

@@ -5,6 +5,7 @@ from .calibrate import Calibration
 from .example import sized_as_traced
 from .make import convert
 from .network import TandemNetwork
+from .qcfs import from_qcfs
 from .report import ConversionReport, ConvertedLayer
 from .writer import flattened_to
 
@@ -15,5 +16,6 @@ __all__ = [
     "TandemNetwork",
     "convert",
     "flattened_to",
+    "from_qcfs",
     "sized_as_traced",
 ]

@@ -135,24 +135,36 @@ class Calibrator:
         root, graph = self.trace.root, self.trace.graph
         with evaluating(root), torch.no_grad():
             check_traced(root, graph, *batches[0], root=root)
-        layers = [self._measured(layer, self._has_level_of_channels(layer)) for layer in self.writer.layers]
+        unknown = [layer for layer in self.writer.layers if layer.level is None]
+        layers = [self._measured(layer, self._has_level_of_channels(layer)) for layer in unknown]
         # Signed poolings cannot be measured: the ANN never computes the average of the positive part alone.
         layers += [pool for pool, _ in self.writer.pools if not pool.signed]
         data = CalibrationData(self.trace, batches)
         if self.settings.percentile is not None:
-            return percentiles(data, layers, self.settings.percentile)
-        return least_errors(data, layers, self.options.time_steps, self.options.neuron)
+            found = percentiles(data, layers, self.settings.percentile)
+        else:
+            found = least_errors(data, layers, self.options.time_steps, self.options.neuron)
+        return dict(self.fitting(Calibration(self.options.time_steps, found)).levels)
 
     def fitting(self, earlier: Calibration) -> Calibration:
-        """Return the part of an earlier calibration that is for the layers of this network.
+        """Return the part of an earlier calibration that is for the layers of this network, and their own levels.
 
         Raises:
             TypeError: a level is no number.
-            ValueError: a layer has no level, or its level is not positive and finite or has another shape.
+            ValueError: a layer has no level, or its level is not positive and finite, has another shape, or differs
+                from the level of its activation.
         """
         layers = self.writer.layers
         channels = {layer.name: layer.channels if self._has_level_of_channels(layer) else None for layer in layers}
-        levels = checked_levels(channels, [pool.name for pool, _ in self.writer.pools], earlier.levels)
+        own = {layer.name: layer.level for layer in layers if layer.level is not None}
+        pools = [pool.name for pool, _ in self.writer.pools]
+        levels = checked_levels(channels, pools, {**own, **earlier.levels})
+        for name, level in own.items():
+            if bool((torch.as_tensor(levels[name]) != level).any()):
+                raise ValueError(
+                    f"convert: calibrate[{name!r}] must be {level:.6g}, the level of the ANN's own activation, got "
+                    f"{earlier.levels[name]}; leave it out (calibrate={{}} leaves out all)"
+                )
         corrections = {name: x for name, x in earlier.corrections.items() if name in channels}
         return replace(earlier, levels=levels, corrections=corrections, neuron=self.options.neuron)
 

@@ -139,7 +139,9 @@ class Call:
             return self._writer.train(first)
         return x
 
-    def fire(self, bound: float | None = None, slope: Slope | None = None, both: bool = False, of: Any = None) -> Any:
+    def fire(
+        self, bound: Any = None, slope: Slope | None = None, both: bool = False, of: Any = None, level: Any = None
+    ) -> Any:
         """Replace an activation by neurons. Spikes stay as they are.
 
         Args:
@@ -148,6 +150,7 @@ class Call:
                 each channel along dimension 1. There are then neurons for both signs.
             both: the activation returns values from -bound to bound, and there are neurons for both signs.
             of: what the activation reads, in place of the input: the result of another method.
+            level: T times the threshold, or the level of RadixIF neurons. By default, calibration finds it.
         """
         if slope is not None:
             return leaking(self, self._writer, slope)
@@ -155,7 +158,7 @@ class Call:
         if bound is not None and isinstance(x, Current) and x.rescales:
             x = self.spikes()
         signed = both and not (x.is_positive if isinstance(x, Current) else not x.signed)
-        return self._writer.write_neurons(self.node, x, signed=signed, bound=bound)
+        return self._writer.write_neurons(self.node, x, signed=signed, bound=bound, level=level)
 
     def apply(self, module: nn.Module, *, commutes: bool = False, pairs: bool = False) -> Any:
         """Replace the call by a module that takes a SpikeTrain and returns one.

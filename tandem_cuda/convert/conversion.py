@@ -114,6 +114,7 @@ class Conversion:
             return
         modules = {name: module for name, module in self.writer.modules.items() if isinstance(module, nn.Module)}
         held = {id(x) for module in modules.values() for x in module.parameters()}
+        held |= {id(getattr(*owner_of(self.ann, name))) for name in self.writer.constants}
         needed = leading_to(self.nodes[-1:])
         for node in self.nodes:
             module = module_of(self.ann, node) if node in needed else None

@@ -217,7 +217,8 @@ def convert(
                     network.calibration = replaced_fields(calibration, corrections=calibrator.corrections(batches))
             network.split()
             if record.sample.inputs:
-                _warn_if_unlike(network, trace, changed, neuron)
+                has_levels = any(layer.level is not None for layer in conversion.writer.layers)
+                _warn_if_unlike(network, trace, [] if has_levels else changed, neuron)
             warn_of(names, trace.replaced if replace else (), effect)
             return network
 

@@ -349,6 +349,8 @@ class SpikingLayer:
     """The number of channels or features of these values; None if it is not known."""
     dim: int = 1
     """The dimension of channels or features."""
+    level: float | None = None
+    """The level that the activation itself has, so that none is measured; None for other activations."""
 
     def activation(self, v: Tensor) -> Tensor:
         """Return the values that the neurons stand for."""

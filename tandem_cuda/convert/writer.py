@@ -188,7 +188,14 @@ class Writer:
         return x.results[form]
 
     def write_neurons(
-        self, node: fx.Node, x: Any, *, signed: bool = False, bound: float | None = None, slope: Slope | None = None
+        self,
+        node: fx.Node,
+        x: Any,
+        *,
+        signed: bool = False,
+        bound: float | None = None,
+        slope: Slope | None = None,
+        level: float | None = None,
     ) -> Any:
         """Write the neurons for the values of a node. A ReLU changes neither spikes nor their average.
 
@@ -198,6 +205,7 @@ class Writer:
             signed: write neurons for both signs.
             bound: the largest value that the activation returns.
             slope: with ``signed``, the slope of the activation below zero.
+            level: the level of the neurons, of an activation that has one.
         """
         if isinstance(x, (Train, Pooled)):
             if bound is None and not x.signed:
@@ -211,15 +219,15 @@ class Writer:
             raise refused
         name = self._neurons(node, x, signed, bound, slope)
         channels, dims = x.of_neurons
-        largest = math.inf if bound is None else bound
-        self.layers.append(SpikingLayer(name, node, signed, largest, self._before_deferred(node, x), channels))
-        level: str | None = name
+        largest, values = math.inf if bound is None else bound, self._before_deferred(node, x)
+        self.layers.append(SpikingLayer(name, node, signed, largest, values, channels, level=level))
+        source: str | None = name
         sources: tuple[SpikeSource, ...] | None = None
         if self.options.per_channel:
             assert channels is not None  # or else there would be no layer
-            level, sources = None, tuple((name, i) for i in range(channels))
+            source, sources = None, tuple((name, i) for i in range(channels))
         neurons = self.graph.call_module(name, tuple(branch.train.node for branch in x.branches))
-        train = Train(neurons, level, 1, signed, channels, sources, dims, x.features)
+        train = Train(neurons, source, 1, signed, channels, sources, dims, x.features)
         for step in x.deferred:
             train = step(train)
         ann, names = self._parts(node, x, signed and slope is None and bound is None)
