@@ -479,6 +479,30 @@ def test_linear_layers_of_timm():
     same(freeze(snn)(images()), snn(images()).detach())
 
 
+@pytest.mark.parametrize(("kernel", "stride", "size"), [(3, 2, 8), (3, 2, 9), (2, 2, 9), (3, 1, 9)])
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Identity])
+def test_max_pooling_with_the_padding_of_tensorflow(kernel, stride, size, activation):
+    """The padding is below all values, also below negative ones."""
+    kind = pytest.importorskip("timm.layers.pool2d_same").MaxPool2dSame
+    conv = nn.Conv2d(3, 4, 3, padding=1)
+    ann = nn.Sequential(
+        *(conv, activation(), kind(kernel, stride), nn.Conv2d(4, 5, 1), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3)),
+    ).eval()
+    with torch.no_grad():
+        conv.bias.sub_(1)  # values of the border are negative
+    snn = convert(ann, 8, calibrate=images(8, size=size), example=images(size=size))
+    want = ann(images(size=size))
+    assert (snn(images(size=size)) - want).norm() < 0.05 * want.norm()
+
+
+def test_padding_that_no_max_pooling_has():
+    kind = pytest.importorskip("timm.layers.pool2d_same").MaxPool2dSame
+    ann = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), kind(5, 2), nn.Flatten(), nn.Linear(36, 3))
+    with pytest.raises(ValueError, match="pad with zeros: other values are not silent neurons"):
+        convert(ann, 8, example=images())
+
+
 def test_spikes_as_example():
     """The example is an input of the ANN, which takes counts."""
     ann = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))

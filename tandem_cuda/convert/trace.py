@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
-import math
 import operator
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -15,14 +14,14 @@ from types import FunctionType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from ..nn.batch_norm import HOOKS, FrozenBatchNorm2d
+from ..nn.batch_norm import HOOKS
 from ..nn.classes import is_of_torch
 from ..nn.modes import evaluating
 from .example import Example
+from .foreign import forward_of
 from .nodes import (
     DROPOUTS,
     PLAIN,
@@ -30,7 +29,6 @@ from .nodes import (
     all_settings,
     as_dropout,
     inputs_of,
-    is_of_class,
     kept,
     kind_of,
     module_of,
@@ -119,15 +117,10 @@ class _Tracer(fx.Tracer):
             return forward(*args, **kwargs)
         if isinstance(m, _PARALLEL):
             forward = m.module
-        if kind_of(m) not in self.known and not any(getattr(m, name) for name in HOOKS) and not parametrized(m):
-            if is_of_class(m, "timm.layers", "BatchNormAct2d"):
-                forward = functools.partial(self._batch_norm_act, m)
-            elif is_of_class(m, "timm.layers", "Conv2dSame") and self.example is not None:
-                forward = functools.partial(self._conv_same, m)
-            elif is_of_class(m, "timm.layers", "Linear"):
-                forward = functools.partial(self._part, m, nn.Linear)
-            elif is_of_class(m, "torchvision.ops", "FrozenBatchNorm2d"):
-                forward = functools.partial(self._part, m, FrozenBatchNorm2d)
+        of_parts = forward_of(m, self.example is not None)
+        changed = kind_of(m) in self.known or any(getattr(m, name) for name in HOOKS) or parametrized(m)
+        if of_parts is not None and not changed:
+            forward = functools.partial(of_parts, self._part, m)
         nodes, stack = len(self.graph.nodes), self.module_stack.copy()
         try:
             return super().call_module(m, forward, args, kwargs)
@@ -139,18 +132,6 @@ class _Tracer(fx.Tracer):
             for node in reversed([*self.graph.nodes][nodes:]):
                 self.graph.erase_node(node)
             return self.create_proxy("call_module", target, args, kwargs)
-
-    def _batch_norm_act(self, m: Any, x: Any) -> Any:
-        return m.act(m.drop(self._part(m, nn.BatchNorm2d, x)))
-
-    def _conv_same(self, m: Any, x: Any) -> Any:
-        """Pad as TensorFlow does, so that the output has 1/stride of the size of the input, rounded up."""
-        padding: list[int] = []
-        for dim in (-1, -2):
-            size, stride, taps = int(x.shape[dim]), m.stride[dim], m.dilation[dim] * (m.kernel_size[dim] - 1) + 1
-            total = max((math.ceil(size / stride) - 1) * stride + taps - size, 0)
-            padding += [total // 2, total - total // 2]
-        return self._part(m, nn.Conv2d, F.pad(x, padding) if any(padding) else x)
 
     def _part(self, m: nn.Module, kind: type[nn.Module], x: Any) -> fx.Proxy:
         """Call the torch.nn layer that a layer of another library contains."""
