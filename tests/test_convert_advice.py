@@ -464,7 +464,7 @@ PARTS = [
     ),
     Case(
         "multiply by a number, or each channel by the weight of a layer",
-        lambda: image(lambda n, x: x * n.scale["x"], scale=constant(8, 1, 1)),
+        lambda: image(lambda n, x: x * (2 * n.scale["x"]), scale=constant(8, 1, 1)),
         lambda: image(lambda n, x: n.scale(x), scale=conv(8, 8, 1, groups=8, bias=False)),
     ),
     Case(

@@ -192,7 +192,7 @@ def test_trained_constants_are_no_constants():
             self.factor = nn.Parameter(torch.ones(1, 6, 1, 1))
 
         def forward(self, x):
-            return x * self.factor
+            return x * (2 * self.factor)
 
     with pytest.raises(ValueError, match="spikes cannot be multiplied by tensors"):
         convert(Net(Learned()), 8)

@@ -17,6 +17,7 @@ from .advice import FUNCTION_ADVICE
 from .builtin_maps import mean_of_channels
 from .builtin_modules import clamped, hard_sigmoid, mirrored, padded, upsampled
 from .builtin_shapes import DIVIDED, WHOLE_IMAGE, are_of_input, of_sizes
+from .learned_factors import multiplied, shifted
 from .nodes import DROPOUTS, dropout_of
 from .rules import Call, Rule, Unconvertible, arguments_of, converts, register, register_all, relu_rule
 from .values import SPIKES, Current, Grouped, Maxima, Real
@@ -139,6 +140,8 @@ def _sum(sign: float) -> Rule:
                 return call.affine(offset=sign * alpha * offset)
             if (offset := call.constants_of_channels(0, 1)) is not None:
                 return call.swapped().affine(sign * float(alpha), offset)
+            if sign * alpha == 1 and (sum_ := shifted(call)) is not None:
+                return sum_
         if isinstance(other, (int, float)):
             return call.affine(offset=sign * float(other * alpha))
         if isinstance(one, (int, float)):
@@ -171,7 +174,7 @@ def _multiply(call: Call) -> Any:
         for place in (0, 1):
             if (factor := call.constants_of_channels(place, 1 - place)) is not None:
                 return call.swapped().affine(factor)
-    return call.gate()
+    return multiplied(call) or call.gate()
 
 
 def _divide(call: Call) -> Any:
