@@ -96,6 +96,12 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if mark is not None and mark[1] in excluded else None
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """The programs of ``host`` take minutes to compile."""
+    if "host" in getattr(item, "fixturenames", ()):
+        item.add_marker(pytest.mark.nightly)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--at-most", type=int, metavar="N", help="run each test with N of its parameter sets at most, of each operator"

@@ -6,16 +6,15 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from call_files import SPIKES
-from exact import HALVES, generator, rounded
+from exact import HALVES, generator, nightly, rounded
 from host_programs import TESTS, VARIANTS
 from product_calls import LARGEST, check_calls, product_calls, value_calls
 from tandem_cuda.ops.pack_weight import packed_like
 
-pytestmark = pytest.mark.nightly  # the programs take minutes to compile
-
 ORDERS = ["asc", "desc", "rand"]
-every_order = pytest.mark.parametrize("order", ORDERS)
-every_variant = pytest.mark.parametrize("variant", ["plain", "asan", "tsan"])
+# The quick tests have one of each: the sanitizers' builds take minutes.
+every_order = pytest.mark.parametrize("order", [*(nightly(order) for order in ORDERS[:2]), "rand"])
+every_variant = pytest.mark.parametrize("variant", ["plain", nightly("asan"), nightly("tsan")])
 
 ASAN, UBSAN, RACE = "ERROR: AddressSanitizer", "runtime error", "WARNING: ThreadSanitizer: data race"
 WRONG = "wrong result"
@@ -59,6 +58,7 @@ def test_in_every_order(host, name, order):
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(("order", "seed"), [("asc", 0), ("rand", 2), ("rand", 3)])
 @pytest.mark.parametrize("variant", ["asan", "tsan"])
 @pytest.mark.parametrize("name", TESTS)
@@ -67,12 +67,14 @@ def test_under_sanitizers(host, name, variant, order, seed):
     assert (result.returncode, result.stderr) == (0, ""), result.stdout + result.stderr
 
 
-@pytest.mark.parametrize(("order", "seed"), [("asc", 11), ("desc", 12), ("rand", 13)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("order", "seed"), [nightly("asc", 11), nightly("desc", 12), ("rand", 13)])
 def test_integers_of_many_shapes(host, order, seed):
     result = host.run("integer_product_test", "plain", str(seed), "300", order=order)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+@pytest.mark.nightly
 def test_integers_of_the_most_inputs(host):
     result = host.run("integer_product_test", "plain", "1", "0")
     assert result.returncode == 0, result.stdout + result.stderr
@@ -126,28 +128,31 @@ def radix_calls():
     return value_calls()
 
 
-every_run = pytest.mark.parametrize(
-    ("variant", "order"), [("plain", "rand"), ("plain", "desc"), ("asan", "asc"), ("tsan", "asc")]
-)
+def runs(every):
+    """All calls, or one of so many in the quick tests."""
+    others = [nightly("plain", "desc", 1), *(nightly(variant, "asc", 1) for variant in ("asan", "tsan"))]
+    return pytest.mark.parametrize(("variant", "order", "every"), [("plain", "rand", every), *others])
 
 
-@every_run
-def test_products_of_the_cpu(host, calls, tmp_path, variant, order):
+@runs(every=7)  # of the 38 calls of a shape always others
+def test_products_of_the_cpu(host, calls, tmp_path, variant, order, every):
     """All engines, every number of terms and every kind of weight make what the CPU's kernels make, to the bit.
 
     But for the sign of zero, which the tensor cores' sums may lose and nothing depends on.
     """
+    calls = calls[::every]
     check_calls(host, calls, tmp_path, variant, order)
     spikes = [np.unpackbits(expected[1].numpy()).sum() for call, expected in calls if call.multiplied == SPIKES]
     assert sum(spikes) > 15 * len(calls)  # silence would prove little
 
 
-@every_run
-def test_values_of_radix_spikes(host, radix_calls, tmp_path, variant, order):
+@runs(every=5)  # likewise of 21
+def test_values_of_radix_spikes(host, radix_calls, tmp_path, variant, order, every):
     """All engines, every number of terms and every kind of weight multiply them exactly."""
-    check_calls(host, radix_calls, tmp_path, variant, order)
-    assert {call.steps for call, _ in radix_calls} == set(range(1, 9))
-    bytes_of_eight = [call.bits for call, _ in radix_calls if call.steps == 8 and call.bits.numel()]
+    calls = radix_calls[::every]
+    check_calls(host, calls, tmp_path, variant, order)
+    assert {call.steps for call, _ in calls} == set(range(1, 9))
+    bytes_of_eight = [call.bits for call, _ in calls if call.steps == 8 and call.bits.numel()]
     assert min(bits.max() for bits in bytes_of_eight) > 128  # which a sign would turn negative
     assert max(bits.min() for bits in bytes_of_eight) == 255
 
@@ -185,8 +190,9 @@ def test_nothing_is_found_where_nothing_is_wrong(host, name, variant, order):
 @pytest.mark.parametrize(
     ("variant", "order"),
     [
-        *(("plain", order) for order in ORDERS),
-        *((tool, order) for tool in ("asan", "tsan") for order in ("asc", "rand")),
+        ("plain", "asc"),
+        *(nightly("plain", order) for order in ("desc", "rand")),
+        *(nightly(variant, order) for variant in ("asan", "tsan") for order in ("asc", "rand")),
     ],
 )
 @pytest.mark.parametrize("name", BUGS)
