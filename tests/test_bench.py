@@ -41,7 +41,7 @@ def test_settled_pattern(bench, gamma, spikes):
         assert float(counts[counts > 0].mean()) == pytest.approx(spikes, rel=0.2)
 
 
-@pytest.mark.parametrize("name", ["mobilenet", "vgg", "resnet", "densenet"])
+@pytest.mark.parametrize("name", ["vgg", "resnet", "mobilenet", "densenet", "unet"])
 def test_conversion_networks(bench, name):
     """At many time steps, each network computes what its ANN does; radix spikes need 8 for the same."""
     conversion = bench("conversion")
@@ -54,6 +54,35 @@ def test_conversion_networks(bench, name):
         snn = setting.convert(ann.eval(), steps, images)
         with torch.no_grad():
             assert (snn(images) - ann(images)).abs().mean() < 0.03 * ann(images).abs().mean()
+
+
+def test_conversion_unet(bench):
+    """Dense logits, whose mean over the pixels is the output; both of the finer scales reach them by concatenation."""
+    torch.manual_seed(0)
+    ann = bench("conversion").NETWORKS["unet"][1]().eval()
+    inputs, logits = {}, []
+    for name in ("up_to_middle", "up_to_fine"):
+        ann.get_submodule(name).register_forward_pre_hook(lambda _, x, name=name: inputs.update({name: x[0].shape}))
+    ann.logits.register_forward_hook(lambda _, x, y: logits.append(y))
+    output = ann(torch.randn(2, 3, 16, 16))
+    assert inputs == {"up_to_middle": (2, 64 + 32, 8, 8), "up_to_fine": (2, 32 + 16, 16, 16)}
+    assert logits[0].shape == (2, 10, 16, 16)
+    assert torch.equal(output, logits[0].mean((2, 3)))
+
+
+def test_conversion_without_bounds(bench):
+    """SpikingJelly gets a copy with ReLU in place of each ReLU6; the ANN keeps its own."""
+    conversion = bench("conversion")
+    ann = conversion.mobilenet().eval()
+    copied = conversion.without_bounds(ann)
+    kinds = [[type(module) for module in net.modules()] for net in (ann, copied)]
+    assert kinds[0].count(nn.ReLU6) == 12
+    assert kinds[1] == [nn.ReLU if kind is nn.ReLU6 else kind for kind in kinds[0]]
+    images = torch.rand(2, 3, 16, 16)
+    assert torch.equal(copied(images), ann(images))  # untrained: no activation reaches 6
+    with torch.no_grad():
+        ann[1].weight.fill_(100)
+    assert (copied[1].weight == 1).all()
 
 
 def test_conversion_results_are_kept(bench, monkeypatch, tmp_path):
@@ -91,14 +120,39 @@ def test_conversion_table(bench):
         for ann, snn in ((50.0, 46.0), (52.0, 44.0))
     ]
     refused = [{key: {"refuses": ""} if key.startswith("Spiking") else x for key, x in run.items()} for run in runs]
-    table = [*conversion.conversion_table({"vgg": runs, "mobilenet": refused}, [conversion.BEST], [4, 8], True)]
+    refused[0][conversion.WITHOUT_BOUNDS] = {"test": 48.0}
+    refused[1][conversion.WITHOUT_BOUNDS] = {"test": 50.0}
+    results = {"vgg": runs, "mobilenet": refused}
+    table = [*conversion.conversion_table(results, [conversion.BEST], [4, 8], True)]
     row = "`RadixIF(), per_channel=True, correct_bias=True` | 45.0 ± 1.4 |  |"
     assert table[2:] == [
         f"| VGG, max pooling (51.0 ± 1.4) | {row}",
         "|  | SpikingJelly's best recipe | 30.0 ± 0.0 |  |",
-        f"| depthwise convolutions, ReLU6, inverted residuals (51.0 ± 1.4) | {row}",
-        "|  | SpikingJelly's best recipe | refuses | refuses |",
+        f"| MobileNet: depthwise convolutions, ReLU6, inverted residuals (51.0 ± 1.4) | {row}",
+        "|  | SpikingJelly's best recipe, ReLU in place of ReLU6 (49.0 ± 1.4) | refuses | refuses |",
     ]
+
+
+def test_conversion_behind(bench):
+    """Points behind the ANN: deviations of the differences, then the mean of networks. Radix spikes end at T = 8."""
+    conversion = bench("conversion")
+
+    def run(ann, snn, other):
+        found = {"ANN": {"test": ann}, f"{conversion.BEST.row}, T = 4": {"test": snn}}
+        return found | {"SpikingJelly, a, T = [4]": {"4": {"validation": 1.0, "test": other}}}
+
+    refused = {**run(60.0, 58.0, 0.0), "SpikingJelly, a, T = [4]": {"refuses": "ValueError"}}
+    results = {"vgg": [run(50.0, 46.0, 30.0), run(52.0, 46.0, 32.0)], "resnet": [run(60.0, 58.0, 50.0)]}
+    first = "| VGG, max pooling (51.0 ± 1.4) | 5.0 ± 1.4 | 20.0 ± 0.0 |"
+    assert [*conversion.behind_table(results, [4, 16])] == [
+        "| network (ANN) | `convert`, T = 4 | SpikingJelly, T = 4 |",
+        "|---|---|---|",
+        first,
+        "| ResNet (60.0) | 2.0 | 10.0 |",
+        "| mean | 3.5 | 15.0 |",
+    ]
+    table = [*conversion.behind_table(results | {"resnet": [refused]}, [4])]
+    assert table[2:] == [first, "| ResNet (60.0) | 2.0 | refuses |", "| mean | 3.5 |  |"]
 
 
 def test_conversion_choice(bench):
