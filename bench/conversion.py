@@ -420,13 +420,17 @@ def tuned_key(setting: Setting, learning_rate: float) -> str:
 # -- tables
 
 
+def tenths(x: Tensor | float) -> str:
+    return f"{round(float(x), 1) + 0.0:.1f}"  # + 0.0: of -0.04, 0.0 and not -0.0
+
+
 def cell(values: Iterable[float | None]) -> str:
     """Return mean and standard deviation; of a single value that value; "" if one is missing."""
     found = list(values)
     if not found or None in found:
         return ""
     x = torch.tensor(found, dtype=torch.float64)
-    return f"{x.mean():.1f}" + (f" ± {x.std():.1f}" if len(x) > 1 else "")
+    return tenths(x.mean()) + (f" ± {tenths(x.std())}" if len(x) > 1 else "")
 
 
 def best_of_theirs(results: dict[str, Any], time_steps: int) -> dict[str, float] | None:
@@ -482,7 +486,7 @@ def behind_table(results: dict[str, list[dict[str, Any]]], steps: list[int]) -> 
             cells.append("refuses" if None in found else cell(points))
             means.append(None if None in points else sum(points) / len(points))
         yield f"| {NETWORKS[name][0]} ({cell(run['ANN']['test'] for run in runs)}) | {' | '.join(cells)} |"
-    yield f"| mean | {' | '.join('' if None in x else f'{sum(x) / len(x):.1f}' for x in lost.values())} |"
+    yield f"| mean | {' | '.join('' if None in x else tenths(sum(x) / len(x)) for x in lost.values())} |"
 
 
 def choice_table(results: dict[str, list[dict[str, Any]]], settings: list[Setting], steps: list[int]) -> Iterator[str]:
