@@ -9,7 +9,6 @@ from torch import nn
 
 from exact import generator, same
 from tandem_cuda import IF, convert, freeze
-from tandem_cuda.exchange import to_nir
 
 
 class Scaled(nn.Module):
@@ -101,7 +100,10 @@ def test_state_and_steps():
 
 
 def test_exported_to_nir():
-    pytest.importorskip("nirtorch")
+    for package in ("nir", "nirtorch", "h5py"):
+        pytest.importorskip(package)
+    from tandem_cuda.exchange import to_nir
+
     ann = Scaled().eval()
     graph = to_nir(convert(ann, 8, calibrate=images(), neuron=IF(), mode="constant"), images(1))
     assert sum(type(node).__name__ == "Conv2d" for node in graph.nodes.values()) >= 4
