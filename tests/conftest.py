@@ -108,6 +108,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(trylast=True)  # of what -m and -k leave
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Run the tests of ``host`` last: its programs take a minute to compile. Leave out what ``--at-most`` does."""
     items.sort(key=lambda item: "host" in getattr(item, "fixturenames", ()))

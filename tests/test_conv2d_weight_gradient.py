@@ -233,11 +233,16 @@ def test_single_taps_with_a_stride(channels, stride, layout):
 
 
 @pytest.mark.parametrize("padding", [0, "valid"])
-def test_single_taps_with_a_stride_of_real_values(padding):
+@pytest.mark.parametrize(("samples", "channels", "size"), [(32, 6, 8), (32, 1, 8), (1, 3, 2), (1, 1, 2), (4, 12, 3)])
+def test_single_taps_with_a_stride_of_real_values(samples, channels, size, padding):
     """A layer's products of real values, which are torch's."""
-    layer = TandemConv2d(6, 8, 1, stride=2, padding=padding)
+    layer = TandemConv2d(channels, 8, 1, stride=2, padding=padding)
+    with torch.no_grad():
+        layer.weight.copy_(dyadic(8, channels, 1, 1, seed=300))
     for seed in range(20):
-        x, grad = dyadic(32, 6, 8, 8, seed=seed), dyadic(32, 8, 4, 4, seed=seed + 100)
+        x = dyadic(samples, channels, size, size, seed=seed)
+        grad = dyadic(samples, 8, (size + 1) // 2, (size + 1) // 2, seed=seed + 100)
         v = layer.synapses.dense_product(x.to(memory_format=torch.channels_last), layer.weight, None)
+        same(v.detach(), torch.nn.functional.conv2d(x.double(), layer.weight.detach().double(), None, 2).float())
         (got,) = torch.autograd.grad(v, layer.weight, grad)
         same(got, of_torch(grad, x, layer.weight.detach(), [2, 2], [0, 0], [1, 1], 1))

@@ -119,6 +119,13 @@ def test_what_has_no_neurons():
             convert(ann, 8)
 
 
+def test_rows_of_features():
+    """Their channels are the last dimension."""
+    ann = nn.Sequential(nn.Flatten(2), nn.Linear(64, 6), nn.ReLU(), Times(()), nn.Flatten(), nn.Linear(18, 3))
+    with pytest.raises(ValueError, match="multiply by a number, or each channel by the weight of a layer"):
+        convert(ann, 8)
+
+
 class Times(nn.Module):
     def __init__(self, shape):
         super().__init__()

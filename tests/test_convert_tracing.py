@@ -479,7 +479,7 @@ def test_linear_layers_of_timm():
     same(freeze(snn)(images()), snn(images()).detach())
 
 
-@pytest.mark.parametrize(("kernel", "stride", "size"), [(3, 2, 8), (3, 2, 9), (2, 2, 9), (3, 1, 9)])
+@pytest.mark.parametrize(("kernel", "stride", "size"), [(3, 2, 8), (3, 2, 9), (2, 2, 9), (3, 1, 9), (3, 3, 8)])
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.Identity])
 def test_max_pooling_with_the_padding_of_tensorflow(kernel, stride, size, activation):
     """The padding is below all values, also below negative ones."""

@@ -48,7 +48,7 @@ def _max_pool_same(part: Part, m: Any, x: Any) -> Any:
     """The padding has no values: where it is on one side alone, the last windows extend beyond the image."""
     pads = _same(m, x)
     ceil_mode = any(before != behind for before, behind in pads)
-    if ceil_mode and any(pair != (0, step - 1) for pair, step in zip(pads, m.stride, strict=True)):
+    if any(before != behind and (before or step == 1) for (before, behind), step in zip(pads, m.stride, strict=True)):
         return m.forward(x)  # whose padding is refused
     return F.max_pool2d(x, m.kernel_size, m.stride, [before for before, _ in pads], m.dilation, ceil_mode)
 

@@ -54,7 +54,7 @@ def _parameter(call: Any) -> tuple[nn.Parameter, Any, int] | None:
         if found is None or not isinstance(other, SPIKES):
             continue
         shape = shape_of(other)
-        if shape.channels is None or shape.dims not in (4, None):
+        if shape.channels is None or shape.dims not in (4, None) or other.features:
             return None
         fits = of_channels(found.detach(), shape.channels, 4, False) is not None
         return (found, other, shape.channels) if fits else None

@@ -326,7 +326,7 @@ def _convolved(function: Any, of: Any, x: Tensor, weight: Tensor, bias: Tensor |
     if of.padding_mode != "zeros":
         x, padding = F.pad(x, of.pads, mode=of.padding_mode), [0] * len(stride)
     if is_unsafe_in_onednn(weight, stride, [] if padding == "valid" else padding):
-        x, stride = channels_last(x[:, :, :: stride[0], :: stride[1]]), [1, 1]
+        x, stride = canonical(channels_last(x[:, :, :: stride[0], :: stride[1]])), [1, 1]
     convolved: Tensor = function(x, weight, bias, stride, padding, of.dilation, of.groups)
     return convolved
 
