@@ -1,13 +1,14 @@
-"""Convert networks of torchvision, timm and transformers, and write the table in docs/coverage.md.
+"""Convert networks drawn from torchvision and timm, and write docs/coverage.md's table.
 
-    python examples/model_coverage.py                         # all networks: half an hour on two cores
-    python examples/model_coverage.py --only resnet18 dla34   # some, by name; the other rows of the table stay
-    python examples/model_coverage.py --quick                 # only convert; leave the page as it is
+    python examples/model_coverage.py                          # the draw of the page: two hours on one core
+    python examples/model_coverage.py --count 12               # fewer networks on the page
+    python examples/model_coverage.py --seed 7                 # another draw; leaves the page as it is
+    python examples/model_coverage.py --only resnet18 vgg11    # some networks by name; leaves the page as it is
 
-The networks have random weights: nothing is downloaded. Each one is converted and calibrated on a batch of random
-images. Then it takes one step of training by the tandem rule, is frozen, and is exported to NIR. It "trains" if the
-loss is finite, every parameter has a finite gradient, and none is more than 1000 times the ANN's largest. It "freezes"
-if the frozen network computes the same.
+A draw takes a network of each family of convolutional networks in both libraries, with random weights: nothing is
+downloaded. Each one is converted by the plain call, ``convert(ann, 8, calibrate=images)``. If that is refused, it is
+converted once more with the arguments that the message names, and nothing else. Then it takes one step of training by
+the tandem rule, is frozen, and is exported to NIR with IF neurons.
 """
 
 from __future__ import annotations
@@ -15,35 +16,58 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib
+import importlib.metadata
 import math
+import random
 import re
 import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tandem_cuda import IF, TandemNetwork, convert, freeze
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "coverage.md"
 BEGIN, END = "<!-- begin: written by examples/model_coverage.py -->", "<!-- end -->"
-HEADER = ("network", "with", "converts", "trains", "freezes", "NIR", "stopped by")
-CLASSES, BATCH, SIZE, TIME_STEPS = 10, 8, 64, 8
-# Counts are rounded, not rounded down. Otherwise all neurons of some channels are silent, and in training the batch
-# norm behind them divides by almost nothing: gradients grow from layer to layer.
-NEURON = IF(initial=0.5)
-# The momentum of batch norm, as docs/convert.md advises: spikes are computed with the running statistics, gradients
-# with the statistics of the batch. In deep networks, where the two drift apart, gradients grow, too.
+HEADER = ("network", "call", "converts", "seconds", "trains", "freezes", "NIR", "stopped by")
+SEED = 11
+CLASSES, BATCH, TIME_STEPS = 10, 8, 8
+SIZES = (64, 96, 128, 224, 299)
+"""Of images: the first that a network takes."""
+MOST_PARAMETERS = 30_000_000
+"""Larger networks of a family are not drawn, unless it has no others."""
+# The momentum of batch norm, as docs/convert.md advises: spikes are computed with the statistics of the batch in
+# training, and with the running statistics in eval mode.
 MOMENTUM = 0.9
 LARGEST = 1000
 """The largest gradient of the spiking network may be this many times the ANN's."""
 DONE, FAILED, LEFT_OUT = "yes", "no", "-"
+
+CONVOLUTIONAL = """
+    byobnet convmixer convnext cspnet cspnext densenet dla dpn efficientnet fasternet ghostnet hardcorenas hgnet hrnet
+    inception_next inception_resnet_v2 inception_v3 inception_v4 lcnetv2 mambaout mobilenetv3 nasnet nfnet pnasnet rdnet
+    regnet repghost repvit res2net resnest resnet resnetv2 rexnet selecsls senet sknet starnet tresnet vgg vovnet
+    xception xception_aligned
+"""
+"""Modules of timm with convolutional networks alone."""
+IMPOSSIBLE = {
+    "native_layer_norm": "layer norm",
+    "native_group_norm": "group norm",
+    "linalg_vector_norm": "response norm",
+    "_softmax": "attention",
+}
+"""By operator of torch: what depends on the spikes of each input, so that no network of neurons computes it."""
 
 
 class CoverageError(Exception):
@@ -52,19 +76,10 @@ class CoverageError(Exception):
 
 @dataclass(frozen=True)
 class Network:
-    """A network of a library, and how it is converted."""
+    """A network of a library."""
 
     library: str
     name: str
-    replace: dict[type[nn.Module], type[nn.Module]] = field(default_factory=dict)
-    """Activations that have no spiking form, and what takes their place."""
-    gates: str | None = None
-    example: bool = False
-    """Whether its control flow depends on sizes."""
-    size: int = SIZE
-    """Height and width of the images."""
-    options: tuple[tuple[str, Any], ...] = ()
-    """Arguments of its constructor."""
 
     @property
     def title(self) -> str:
@@ -72,31 +87,14 @@ class Network:
 
     def make(self) -> nn.Module:
         module = imported(self.library)
-        options = dict(self.options)
         if self.library == "timm":
-            return module.create_model(self.name, pretrained=False, num_classes=CLASSES, **options)
-        if self.library == "torchvision":
-            return module.models.get_model(self.name, weights=None, num_classes=CLASSES, **options)
-        config = getattr(module, f"{self.name}Config")(num_labels=CLASSES, **options)
-        return Logits(getattr(module, f"{self.name}ForImageClassification")(config))
-
-    def settings(self) -> str:
-        """What the table says of arguments."""
-        words = [f"{old.__name__} replaced by {new.__name__}" for old, new in self.replace.items()]
-        words += ["gates"] * (self.gates is not None) + ["example"] * self.example
-        words += [f"`{name}={value}`" for name, value in self.options if isinstance(value, bool)]
-        return ", ".join(words + [f"{self.size} x {self.size}"] * (self.size != SIZE))
-
-
-class Logits(nn.Module):
-    """A model of transformers that returns its logits alone, as a frozen network and NIR need it."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        return self.model(pixel_values).logits
+            return module.create_model(self.name, pretrained=False, num_classes=CLASSES)
+        options: dict[str, Any] = {"weights": None, "num_classes": CLASSES}
+        if self.name in module.models.list_models(module=module.models.segmentation):
+            options["weights_backbone"] = None
+        elif self.name in ("googlenet", "inception_v3"):
+            options["init_weights"] = False  # which would take a minute
+        return module.models.get_model(self.name, **options)
 
 
 def imported(library: str) -> Any:
@@ -113,55 +111,64 @@ def imported(library: str) -> Any:
         ) from error
 
 
-SILU, HARDSWISH, LEAKY = {nn.SiLU: nn.ReLU}, {nn.Hardswish: nn.ReLU}, {nn.LeakyReLU: nn.ReLU}
-GATES = "analogue"
-NO_HEADS = (("aux_logits", False), ("init_weights", False))  # auxiliary heads have outputs in training alone
+# ---------------------------------------------------------------------------------------------------------------------
+# The draw
+# ---------------------------------------------------------------------------------------------------------------------
 
 
-def of(library: str, names: str, **how: Any) -> list[Network]:
-    return [Network(library, name, **how) for name in names.split()]
+def families() -> dict[str, list[Network]]:
+    """Return all convolutional networks, by library and family."""
+    timm, models = imported("timm"), imported("torchvision").models
+    found = {
+        f"timm {family}": [Network("timm", name) for name in timm.list_models(module=family)]
+        for family in CONVOLUTIONAL.split()
+    }
+    for name in models.list_models(module=models) + models.list_models(module=models.segmentation):
+        family = models.get_model_builder(name).__module__.rpartition(".")[2]
+        if not re.search("transformer|maxvit", family):
+            found.setdefault(f"torchvision {family}", []).append(Network("torchvision", name))
+    return found
 
 
-NETWORKS = (
-    *of("torchvision", "alexnet vgg11 vgg16_bn resnet18 resnet50 resnext50_32x4d wide_resnet50_2 densenet121"),
-    *of("torchvision", "googlenet", options=NO_HEADS),
-    *of("torchvision", "inception_v3", options=NO_HEADS, size=96),
-    *of("torchvision", "squeezenet1_0 squeezenet1_1 mobilenet_v2"),
-    *of("torchvision", "mobilenet_v3_small mobilenet_v3_large", replace=HARDSWISH, gates=GATES),
-    *of("torchvision", "shufflenet_v2_x1_0 mnasnet1_0 regnet_x_400mf"),
-    *of("torchvision", "regnet_y_400mf", gates=GATES),
-    *of("torchvision", "efficientnet_b0 efficientnet_v2_s", replace=SILU, gates=GATES),
-    *of("torchvision", "convnext_tiny", replace={nn.GELU: nn.ReLU}),
-    *of("torchvision", "vit_b_16", replace={nn.GELU: nn.ReLU}, options=(("image_size", SIZE),)),
-    *of("timm", "resnet18 resnet50d"),
-    *of("timm", "seresnet18 seresnext26d_32x4d", gates=GATES),
-    *of("timm", "resnext50_32x4d res2net50_26w_4s resnetv2_50 skresnet18 regnetx_002"),
-    *of("timm", "regnety_002", gates=GATES),
-    *of("timm", "vgg11_bn", example=True),
-    *of("timm", "densenet121"),
-    *of("timm", "inception_v3 inception_v4 inception_resnet_v2", size=96),
-    *of("timm", "xception41 mobilenetv1_100 mobilenetv2_100"),
-    *of("timm", "mobilenetv3_small_100", replace=HARDSWISH, gates=GATES),
-    *of("timm", "mnasnet_100"),
-    *of("timm", "semnasnet_100", gates=GATES),
-    *of("timm", "convmixer_768_32"),
-    *of("timm", "hardcorenas_a", replace=HARDSWISH, gates=GATES),
-    *of("timm", "dla34 hrnet_w18_small repvgg_a0"),
-    *of("timm", "ghostnet_100", gates=GATES),
-    *of("timm", "tf_efficientnet_lite0", example=True),
-    *of("timm", "fbnetc_100 spnasnet_100"),
-    *of("timm", "darknet53 cspdarknet53", replace=LEAKY),
-    *of("timm", "ese_vovnet19b_dw", gates=GATES),
-    *of("timm", "selecsls42b dpn68 convnext_atto"),
-    *of("transformers", "ResNet MobileNetV2", example=True),
-)
+def drawn(seed: int, count: int) -> list[Network]:
+    """Draw networks of different families, as many as there are families at most."""
+    rng, known = random.Random(seed), families()
+    chosen = [_one_of(rng, known[family]) for family in rng.sample(sorted(known), min(count, len(known)))]
+    return sorted(chosen, key=lambda network: network.title)
+
+
+def _one_of(rng: random.Random, family: Sequence[Network]) -> Network:
+    shuffled = rng.sample(family, len(family))
+    return next((network for network in shuffled if parameters(network) <= MOST_PARAMETERS), None) or min(
+        shuffled, key=parameters
+    )
+
+
+@lru_cache(None)
+def parameters(network: Network) -> int:
+    """Return the number of parameters, without memory for them if possible."""
+    try:
+        with torch.device("meta"):
+            made = network.make()
+    except NotImplementedError:  # its constructor computes with tensors
+        made = network.make()
+    return sum(x.numel() for x in made.parameters())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a network can do
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Result:
     """What a network can do: "yes", "no", or "-" where that was not tried."""
 
+    call: dict[str, Any] = field(default_factory=dict)
+    """The arguments that the message of the plain call named."""
     converts: str = LEFT_OUT
+    seconds: float = math.nan
+    """The time of the conversion."""
     trains: str = LEFT_OUT
     freezes: str = LEFT_OUT
     exports: str = LEFT_OUT
@@ -169,38 +176,114 @@ class Result:
 
     def row(self, network: Network) -> list[str]:
         why = "; ".join(dict.fromkeys(map(stopped_by, self.reasons)))
-        return [network.title, network.settings(), self.converts, self.trains, self.freezes, self.exports, why]
+        seconds = "" if math.isnan(self.seconds) else f"{self.seconds:.1f}"
+        words = self.converts, seconds, self.trains, self.freezes, self.exports
+        return [network.title, written(self.call), *words, why]
 
 
 class NotTrainable(Exception):
     """Why a step of training cannot be taken."""
 
 
-def images(network: Network, seed: int = 0) -> Tensor:
-    return torch.randn(BATCH, 3, network.size, network.size, generator=torch.Generator().manual_seed(seed))
+def images(ann: nn.Module, seed: int = 0) -> Tensor:
+    """Return random images of the first size that a network takes, with its auxiliary heads."""
+    generator = torch.Generator().manual_seed(seed)
+    for size in SIZES:
+        x = torch.randn(BATCH, 3, size, size, generator=generator)
+        try:
+            with torch.no_grad():
+                ann.train()(x)
+        except (RuntimeError, AssertionError, ValueError):  # too small for its pooling, or of another size
+            if size == SIZES[-1]:
+                raise
+            continue
+        return x
+    raise AssertionError
 
 
-def check(network: Network, quick: bool = False) -> Result:
+class _Seeing(TorchDispatchMode):
+    """Notes which operators of IMPOSSIBLE run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function.overloadpacket.__name__
+        if name in IMPOSSIBLE or name.startswith("_scaled_dot_product"):
+            self.found.add(IMPOSSIBLE.get(name, "attention"))
+        return function(*args, **(kwargs or {}))
+
+
+def impossible(ann: nn.Module, x: Tensor) -> list[str]:
+    """Return what a network does that no network of neurons can do, in words."""
+    with torch.no_grad(), _Seeing() as seeing:
+        ann.eval()(x[:1])
+    return sorted(seeing.found)
+
+
+def check(network: Network) -> Result:
     """Convert a network with random weights, and try what can be done with it."""
     torch.manual_seed(0)
-    ann, x, result = network.make(), images(network), Result()
+    ann, result = network.make(), Result()
+    x = images(ann)
     prepare(ann, x)
     before = largest_gradient(ann.train(), x)
     prepare(ann, x)
-    how: dict[str, Any] = {"gates": network.gates, "example": x if network.example else None}
-    replace = network.replace or None
-    snn = tried(
-        *(result, "converts"),
-        lambda: convert(ann, TIME_STEPS, neuron=NEURON, calibrate=x, replace=replace, **how),
-    )
-    if snn is None or quick:
+    snn = converted(ann, x, result)
+    if snn is None:
+        result.reasons[:0] = impossible(ann, x)
         return result
     tried(result, "trains", lambda: train(snn, x, before))
     snn.eval()
     tried(result, "freezes", lambda: compare(snn, x))
-    how |= {"neuron": IF(), "calibrate": snn.levels}  # NIR has no neurons that start at half their threshold
-    tried(result, "exports", lambda: exporter()(convert(snn.ann(), TIME_STEPS, **how), x[:1]))
+    how = {name: value for name, value in result.call.items() if name != "replace"}  # that has changed the ANN
+    tried(result, "exports", lambda: exporter()(convert(ann, TIME_STEPS, calibrate=x, neuron=IF(), **how), x[:1]))
     return result
+
+
+def converted(ann: nn.Module, x: Tensor, result: Result) -> TandemNetwork | None:
+    """Convert by the plain call, or with what its message names. Only the last refusal is noted."""
+    for last in (False, True):
+        snn = tried(result, "converts", lambda: timed(result, ann, x))
+        if snn is not None or last or not (named := advised(result.reasons)):
+            return snn
+        result.call, result.reasons = named, []
+    raise AssertionError
+
+
+def timed(result: Result, ann: nn.Module, x: Tensor) -> TandemNetwork:
+    start = time.perf_counter()
+    try:
+        return convert(ann, TIME_STEPS, calibrate=x, **result.call)
+    finally:
+        result.seconds = time.perf_counter() - start
+
+
+def advised(reasons: Sequence[str]) -> dict[str, Any]:
+    """Return the arguments of ``convert`` that its message names."""
+    message = "\n".join(reasons)
+    found: dict[str, Any] = {"gates": "analogue"} if "pass gates='analogue'" in message else {}
+    if pairs := re.findall(r"replace=\{([\w.']+): ([\w.]+)\}", message):
+        found["replace"] = {named(old): named(new) for old, new in pairs}
+    return found
+
+
+def named(path: str) -> Any:
+    """Return what a message names: ``'silu'``, ``nn.SiLU``, or the full name of a class."""
+    if path.startswith("'"):
+        return path.strip("'")
+    module, _, name = path.rpartition(".")
+    short = {"nn": nn, "F": nn.functional, "torch": torch}
+    return getattr(short.get(module) or importlib.import_module(module), name)
+
+
+def written(call: Mapping[str, Any]) -> str:
+    """Return the arguments of a call in words, for the table."""
+    words = ["gates"] * ("gates" in call)
+    pairs = call.get("replace", {}).items()
+    words += [f"{getattr(old, '__name__', old)} replaced by {new.__name__}" for old, new in pairs]
+    return ", ".join(words) or "plain"
 
 
 def prepare(ann: nn.Module, x: Tensor) -> None:
@@ -208,7 +291,7 @@ def prepare(ann: nn.Module, x: Tensor) -> None:
     norms = [module for module in ann.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
         norm.momentum = 1.0
-        if not norm.weight.any():
+        if norm.affine and not norm.weight.any():
             nn.init.ones_(norm.weight)
     ann.eval()
     for norm in norms:
@@ -270,12 +353,15 @@ def train(snn: TandemNetwork, x: Tensor, before: float) -> None:
 
 
 def largest_gradient(network: nn.Module, x: Tensor) -> float:
-    """Return the largest norm of a parameter's gradient of the loss on some images.
+    """Return the largest norm of a parameter's gradient of a loss on some images.
 
     Raises:
         NotTrainable: the loss or a gradient is not finite, or a parameter has none.
     """
-    loss = nn.functional.cross_entropy(network(x), torch.arange(BATCH) % CLASSES)
+    outputs = [out for out in tree_leaves(network(x)) if isinstance(out, Tensor)]
+    classes = torch.arange(BATCH) % CLASSES
+    targets = [classes.view(-1, *[1] * (out.dim() - 2)).expand(BATCH, *out.shape[2:]) for out in outputs]
+    loss: Any = sum(map(nn.functional.cross_entropy, outputs, targets))
     if not math.isfinite(loss.item()):
         raise NotTrainable(f"the loss is {loss.item()}")
     loss.backward()
@@ -290,9 +376,9 @@ def compare(snn: TandemNetwork, x: Tensor) -> None:
     """Freeze, and compare with the network."""
     frozen = freeze(snn)
     with torch.no_grad():
-        want, got = snn(x), frozen(x)
-    if not torch.allclose(got, want, rtol=1e-3, atol=1e-4):
-        raise ValueError(f"the frozen network differs by {(got - want).abs().max():.1e}")
+        pairs = zip(tree_leaves(snn(x)), tree_leaves(frozen(x)), strict=True)
+    if differ := [(one - other).abs().max() for one, other in pairs if not torch.equal(one, other)]:
+        raise ValueError(f"the frozen network differs by {max(differ):.1e}")
 
 
 def exporter() -> Callable[[TandemNetwork, Tensor], Any]:
@@ -319,87 +405,102 @@ def split(row: str) -> list[str]:
 
 
 def known(page: str) -> Iterator[list[str]]:
-    """Return the rows that a page has already."""
+    """Return the rows of a page's table of networks."""
     for line in page.partition(BEGIN)[2].partition(END)[0].splitlines():
-        if line.startswith("|") and split(line)[:1] not in ([HEADER[0]], ["---"]):
+        if line.startswith(("| timm ", "| torchvision ")):
             yield split(line)
 
 
-def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    found = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (HEADER, *rows)]
-    return [found[0], "|" + "---|" * len(HEADER), *found[1:]]
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (header, *rows)]
+    return [lines[0], "|" + "---|" * len(header), *lines[1:]]
 
 
-def summary(rows: Sequence[Sequence[str]]) -> str:
-    """Return how many of the networks can do what."""
-    done = [sum(row[i] == DONE for row in rows) for i in (2, 3, 4, 5)]
-    verbs = ("convert", "train", "freeze", "export")
-    words = [f"{n} {verb}{'s' if n == 1 else ''}" for n, verb in zip(done, verbs, strict=True)]
-    return f"Of {len(rows)} networks, {', '.join(words[:3])} and {words[3]} to NIR."
+def cannot(row: Sequence[str]) -> bool:
+    """Whether no network of neurons computes what a network does, as far as this can be told from its operators."""
+    return row[2] == FAILED and any(part in row[7].split("; ") for part in {*IMPOSSIBLE.values()})
 
 
-def write_page(path: Path, new: dict[str, list[str]]) -> None:
-    """Put rows into the page's table, in the order of NETWORKS."""
+def share(part: int, whole: int) -> str:
+    return f"{part} of {whole} ({part / whole:.0%})" if whole else "0"
+
+
+def summary(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return sentences on how many of the networks can do what."""
+    done = [row for row in rows if row[2] == DONE]
+    plain = [row for row in done if row[1] == "plain"]
+    could = [row for row in rows if not cannot(row)]
+    times = sorted(float(row[3]) for row in done)
+    return [
+        f"Of {len(rows)} networks, {len(could)} could convert; {len(rows) - len(could)} have norms or attention whose "
+        "factors depend on each input.",
+        f"Of those, {share(len(plain), len(could))} convert by the plain call, and {share(len(done), len(could))} by "
+        "that or with the arguments that its message names.",
+        *(
+            f"{verb}: {share(sum(row[i] == DONE for row in done), len(done))} of the networks that convert."
+            for verb, i in (("Train", 4), ("Freeze to the bit", 5), ("Export to NIR", 6))
+        ),
+        f"Conversion takes less than 2 s for {share(sum(t < 2 for t in times), len(times))} of them.",
+    ]
+
+
+def causes(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Return what stops conversion, and how many networks, the most frequent first."""
+    found = Counter(part for row in rows if row[2] == FAILED for part in row[7].split("; "))
+    return [[part, str(number)] for part, number in sorted(found.items(), key=lambda item: (-item[1], item[0]))]
+
+
+def write_page(path: Path, rows: Sequence[Sequence[str]], seed: int) -> None:
+    """Replace the page's tables."""
     text = path.read_text()
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise CoverageError(f"{path} has no lines '{BEGIN}' and '{END}' to write between.")
-    rows = {row[0]: row for row in known(text)} | new
-    ordered = [rows[network.title] for network in NETWORKS if network.title in rows]
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "timm", "transformers"))
-    lines = [
-        f"{summary(ordered)} T = {TIME_STEPS}, `IF(initial=0.5)`, {BATCH} images of {SIZE} x {SIZE} unless said",
-        f"otherwise; {versions}.",
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "torchvision", "timm"))
+    sentences = [f"- {sentence}" for sentence in summary(rows)]
+    parts = [
+        f"Seed {seed}, {len(rows)} families; T = {TIME_STEPS}, {BATCH} images; {versions}.",
+        "\n".join(sentences),
+        "\n".join(table(("what stops conversion", "networks"), causes(rows))),
+        "\n".join(table(HEADER, rows)),
     ]
-    path.write_text("\n".join([before + BEGIN, "", *lines, "", *table(ordered), "", END + after]))
-
-
-def version(name: str) -> str:
-    from importlib import metadata
-
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "missing"
+    path.write_text("\n\n".join([before + BEGIN, *parts, END + after]))
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = sorted({network.name for network in NETWORKS})
-    parser.add_argument(
-        "--only", nargs="+", choices=names, metavar="NAME", help=f"only networks of these names: {', '.join(names)}"
-    )
-    parser.add_argument("--quick", action="store_true", help="only convert, and leave the page as it is")
+    parser.add_argument("--seed", type=int, default=SEED, help=f"of the draw (default: {SEED}, the page's)")
+    parser.add_argument("--count", type=int, help="the number of networks (default: one of each family)")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="networks of these names instead")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     return parser.parse_args(argv)
 
 
+def chosen_by(args: argparse.Namespace) -> list[Network]:
+    every = families()
+    if args.only is None:
+        return drawn(args.seed, len(every) if args.count is None else args.count)
+    found = [network for family in every.values() for network in family if network.name in args.only]
+    if missing := {*args.only} - {network.name for network in found}:
+        raise CoverageError(f"--only must name networks of torchvision or timm, got {', '.join(sorted(missing))}.")
+    return found
+
+
 def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
-    chosen = [network for network in NETWORKS if args.only is None or network.name in args.only]
-    for library in dict.fromkeys(network.library for network in chosen):
-        if library != "transformers":
-            imported(library)  # before anything else takes its time
-    if not args.quick:
-        exporter()
-    rows: dict[str, list[str]] = {}
+    exporter()
+    chosen, rows = chosen_by(args), []
     for i, network in enumerate(chosen, 1):
         start = time.perf_counter()
-        try:
-            row = check(network, args.quick).row(network)
-        except CoverageError as error:
-            if network.library != "transformers":
-                raise
-            print(f"{i}/{len(chosen)} {network.title}: left out, {error}", flush=True)
-            continue
-        rows[network.title] = row
+        rows.append(check(network).row(network))
+        words = " ".join(rows[-1][1:7])
         seconds = time.perf_counter() - start
-        print(f"{i}/{len(chosen)} {network.title} ({seconds:.0f} s): {' '.join(row[2:6])} {row[6]}", flush=True)
+        print(f"{i}/{len(chosen)} {network.title} ({seconds:.0f} s): {words} {rows[-1][7]}", flush=True)
         gc.collect()
-    print(summary([*rows.values()]))
-    if not args.quick:
-        write_page(PAGE, rows)
+    print("\n".join(summary(rows)))
+    if args.only is None and args.seed == SEED:
+        write_page(PAGE, rows, args.seed)
         print(f"table: {PAGE}")
 
 

@@ -63,6 +63,7 @@ GROUPS = {
         " tests/test_early_exit_example.py tests/test_convert_training.py",
         "examples/**",
     ),
+    "networks of other libraries": Group("tests/test_coverage.py", None),
     "largest shapes": Group("tests/test_large.py", None),
     "seeded bugs": Group("tests/test_seeded_bugs.py", None),  # the faults of C++ build the library twenty times
 }
