@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from ..spike_train import SpikeTrain, signs
 from .batches import copied
 from .record import Origin, Record
 from .trace import Showing, Traced, retraced
+from .values import SpikeSource
 from .weight_rules import RULES
 
 _CHUNK = 16  # samples at a time: the spike trains of all layers are kept for the comparison
@@ -38,7 +39,7 @@ class Converted(Protocol):
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
-    def weight_of(self, level: str | None, channel: int) -> float: ...
+    def weights_of(self, sources: Sequence[SpikeSource]) -> list[float]: ...
 
 
 def inputs_of(network: Converted, record: Record, inputs: Any) -> tuple[Any, ...]:
@@ -200,7 +201,7 @@ class SpikingRun(fx.Interpreter):
             origin, sums = self.results[n]
             weights = None
             if origin.sources is not None:
-                weights = torch.tensor([self.network.weight_of(*source) for source in origin.sources])
+                weights = torch.tensor(self.network.weights_of(origin.sources))
             self.trains.setdefault(origin.node, []).append((out, weights, origin, sums))
         return out
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -170,9 +170,9 @@ class TandemNetwork(nn.Module):
             level = self.levels[name] = min(float(self.levels.get(name, bound)), bound)
             pool.threshold = pool.amplitude = level / below
         for cat, levels in self._cats:
-            cat.amplitudes = tuple(self.weight_of(level, 0) for level in levels)
+            cat.amplitudes = tuple(self.weights_of([(level, 0) for level in levels]))
         for module, sources in self._readers:
-            self._set_scale(module, torch.tensor([self.weight_of(*source) for source in sources], dtype=torch.float64))
+            self._set_scale(module, torch.tensor(self.weights_of(sources), dtype=torch.float64))
         if "_twins" in self.__dict__:  # otherwise when they are there
             self._scale_integers()
 
@@ -213,12 +213,20 @@ class TandemNetwork(nn.Module):
         for branch in branches:
             branch.thresholds = threshold.to(branch.weights.stored())
 
-    def weight_of(self, level: str | None, channel: int) -> float:
-        """Return the weight of a spike of a layer's channel, or 1."""
-        if level is None or self.levels is None:
-            return 1.0
-        found = self.levels[level]
-        return float(found[channel] if isinstance(found, Tensor) else found) / self._shares()
+    def weights_of(self, sources: Sequence[SpikeSource]) -> list[float]:
+        """Return the weight of a spike of each source's channel, or 1."""
+        if self.levels is None:
+            return [1.0] * len(sources)
+        # Deep networks have many sources, and reading an element of a tensor takes long.
+        names = {name for name, _ in sources if name is not None}
+        levels = {name: torch.as_tensor(self.levels[name], dtype=torch.float64).tolist() for name in names}
+        shares = self._shares()
+
+        def weight(name: str, channel: int) -> float:
+            level = levels[name]
+            return (level[channel] if isinstance(level, list) else level) / shares
+
+        return [1.0 if name is None else weight(name, channel) for name, channel in sources]
 
     def _shares(self) -> int:
         """Return into how many parts the time steps divide a level."""

@@ -254,7 +254,7 @@ def _threshold(network: Converted, origin: Origin, module: Any) -> float | None:
     if origin.sources is not None:
         return None
     if isinstance(module, SpikingAverage):
-        return float(module.threshold) if network.levels is None else network.weight_of(origin.name, 0)
+        return float(module.threshold) if network.levels is None else network.weights_of([(origin.name, 0)])[0]
     learned = getattr(module, "log_threshold", None)
     threshold: float = module.neuron.threshold_at(network.time_steps)
     return threshold * (1.0 if learned is None else math.exp(float(learned.detach())))

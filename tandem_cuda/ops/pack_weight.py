@@ -103,8 +103,8 @@ def packed_like(weight: Tensor, groups: int) -> tuple[tuple[int, ...], torch.dty
 
     On CUDA, weights of layers with 16 or more input and output channels per group are packed twice: in rows, and for
     tensor cores, which take no float64 (csrc/ops/product/fragment_layout.h for integers, term_layout.h for floats).
-    On a CPU with matrix tiles, weights of layers with 8 or more input channels per group are, too (matrix_layout.h).
-    The instruction set of a CPU may change.
+    On a CPU that multiplies bytes, weights of layers with 8 or more input channels per group are, too
+    (panel_layout.h): integers with AVX2, floats with matrix tiles alone. The instruction set of a CPU may change.
     """
     dtype, channels = _PACKED.get(weight.dtype, weight.dtype), weight.shape[1]
     outputs, lanes = weight.shape[0] // groups, 64 // _SUM_BYTES.get(dtype, dtype.itemsize)
@@ -118,13 +118,14 @@ def packed_like(weight: Tensor, groups: int) -> tuple[tuple[int, ...], torch.dty
         return (rows,), dtype
     digits, unit = _DIGIT_BYTES[dtype]
     depth = -(-(inputs // channels * -(-channels // 4) * 4) // 64) * 64
-    both = rows + blocks * block * (digits * depth + unit) // dtype.itemsize
-    return (both, rows) if _has_matrix_tiles() else (rows, both), dtype
+    line = 64 // dtype.itemsize
+    both = -(-rows // line) * line + blocks * block * (digits * depth + unit) // dtype.itemsize
+    return (both, rows) if _reads_panels(dtype) else (rows, both), dtype
 
 
 @torch.compiler.assume_constant_result
-def _has_matrix_tiles() -> bool:
-    return _C.cpu_isa() == "amx"
+def _reads_panels(dtype: torch.dtype) -> bool:
+    return _C.cpu_isa() == "amx" or (not dtype.is_floating_point and _C.cpu_isa() not in ("scalar", "neon"))
 
 
 def _fragment_bytes(weight: Tensor, groups: int) -> int:

@@ -65,7 +65,7 @@ TANDEM_HOST void add_inputs(const float* input, int64_t n, const float* rows, in
 
 template <int kPixels>
 TANDEM_HOST void add_block(const float* input, int64_t n, const float* rows, int64_t block, float* sum) {
-  constexpr int kMost = 4;
+  constexpr int kMost = kVectorBytes == 64 ? 4 : 2;  // as many sums as there are registers for
   constexpr int64_t lanes = kLanes<float>;
   int64_t c = 0;
   for (; c + kMost * lanes <= block; c += kMost * lanes) {

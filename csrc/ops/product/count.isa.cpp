@@ -9,9 +9,10 @@ const CountKernels kCountKernels = {
     list_tile,
     {{sweep_counts<float>}, {sweep_counts<double>}},
     kMultipliesBytes,
-    {{kCountTile<int8_t>}, {kCountTile<int16_t>}},
-    {{kFillMatrixPanel<int8_t>}, {kFillMatrixPanel<int16_t>}, {kFillMatrixPanel<float>}},
-    kFillMatrixRows,
+    byte_slope,
+    {{kFillPanel<int8_t>}, {kFillPanel<int16_t>}, {kFillFloatPanel}},
+    kFillRows,
+    {{kByteTile<int8_t>}, {kByteTile<int16_t>}},
     {{kMatrixTile<int8_t>}, {kMatrixTile<int16_t>}, {kMatrixTile<float>}},
 };
 

@@ -1,110 +1,294 @@
-// Products of spike counts with integer weights on instructions that multiply four bytes each and add them to 32 bits:
-// the dense engine of counts, for a neuron that waits needs one product whatever the number of time steps. 16-bit
-// weights are two digits of 8 bits, with a sum each.
+// Products of spike counts with integer weights on instructions that multiply bytes: the dense engine of counts, for a
+// neuron that waits needs one product whatever the number of time steps. 16-bit weights are two digits of 8 bits, with
+// a sum each.
 //
-// The weights of up to kPanelFeatures features are rearranged, four to a lane, once for all output pixels of a tile.
+// With VNNI, an instruction multiplies four bytes and adds them to 32 bits. Without, one multiplies two bytes and adds
+// both products in 16 bits, where the sums of several of them fit: the smaller the counts, the more.
+//
+// The weights were rearranged when they were packed (fill_panel); the inputs of some output pixels are, once for all
+// blocks of outputs (fill_rows).
 #pragma once
 
 #include "cpu/simd.inl.h"
 #include "ops/product/cpu_count_kernels.h"
-#include "ops/product/views.inl.h"
 
 namespace tandem::TANDEM_ISA {
 
-#if defined(__AVX512VNNI__)
+#if defined(__AVX2__)
 
-constexpr int64_t kOutputs = 16;  // lanes of 32 bits
+using Quads = Vec<int32_t>;  // lanes of four bytes, or sums
 
-// The next 32 weights of a row, or all that `left` says there are, as bytes.
-template <int kDigit>
-TANDEM_HOST __m256i digits(const int8_t* weights, int64_t) {
-  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weights));
-}
-// A digit of 16-bit weights, which are 256 * digit 1 + digit 0.
-template <int kDigit>
-TANDEM_HOST __m256i digits(const int16_t* weights, int64_t left) {
-  __m512i v = _mm512_maskz_loadu_epi16(left < 32 ? 0xFFFF : ~__mmask32{0}, weights);
-  if constexpr (kDigit == 1) v = _mm512_srai_epi16(_mm512_add_epi16(v, _mm512_set1_epi16(128)), 8);
-  return _mm512_cvtepi16_epi8(v);
-}
-
-// 32 bytes of each of four rows, or the first 16 where no more are `left`, side by side.
-TANDEM_HOST void store_quads(const __m256i (&row)[4], int64_t left, uint8_t* panel) {
-  // Two rows are zipped to words, in order, and two of these to quads.
-  const auto zipped = [&](__m256i even, __m256i odd) TANDEM_INLINE {
-    return _mm512_or_si512(_mm512_cvtepu8_epi16(even), _mm512_slli_epi16(_mm512_cvtepu8_epi16(odd), 8));
-  };
-  const __m512i low = zipped(row[0], row[1]), high = zipped(row[2], row[3]);
-  const auto quads = [&](__m256i first, __m256i last) TANDEM_INLINE {
-    return _mm512_or_si512(_mm512_cvtepu16_epi32(first), _mm512_slli_epi32(_mm512_cvtepu16_epi32(last), 16));
-  };
-  _mm512_storeu_si512(panel, quads(_mm512_castsi512_si256(low), _mm512_castsi512_si256(high)));
-  if (left < 32) return;
-  _mm512_storeu_si512(panel + 64, quads(_mm512_extracti64x4_epi64(low, 1), _mm512_extracti64x4_epi64(high, 1)));
-}
-
-// [n, block] weights, or digits of them -> [(n + 3) / 4, block, 4] of 8 bits. Rows past the n-th are zero.
-template <int kDigit, class E>
-TANDEM_HOST void fill_panel(const E* rows, int64_t n, int64_t block, uint8_t* panel) {
-  for (int64_t first = 0; first < n; first += 4, panel += 4 * block) {
-    for (int64_t c = 0; c < block; c += 32) {
-      const auto row = [&](int64_t i) TANDEM_INLINE {
-        const E* const from = rows + (first + i) * block + c;
-        return first + i < n ? digits<kDigit>(from, block - c) : _mm256_setzero_si256();
-      };
-      store_quads({row(0), row(1), row(2), row(3)}, block - c, panel + 4 * c);
+// Writes a panel. integers(row, output): the weights from this output on, in as many bits as kDigits take.
+template <int kDigits, class E, class F>
+TANDEM_HOST void fill_digits(const PanelArgs<E>& a, const F& integers) {
+  const PanelSizes& sizes = a.sizes;
+  for (int64_t part = 0; part < a.block / kPartOutputs; ++part) {
+    uint8_t* const to = a.panel + part * sizes.part_bytes();
+    for (int64_t tap = 0; tap < a.taps; ++tap) {
+      for (int64_t c = 0; c < sizes.group_counts; c += 4) {
+        uint8_t* const quads = to + (tap * sizes.group_counts + c) * kPartOutputs;
+        for (int64_t at = 0; at < kPartOutputs; at += kLanes<int32_t>) {
+          Quads four[kDigits] = {};
+          for (int64_t i = 0; i < 4 && c + i < a.channels; ++i) {
+            Quads rest = integers(tap * a.channels + c + i, part * kPartOutputs + at);
+            unrolled<kDigits>([&](int digit) TANDEM_INLINE {
+              four[digit] |= (rest & 255) << static_cast<int>(8 * i);
+              rest = (rest + 128) >> 8;
+            });
+          }
+          unrolled<kDigits>([&](int digit) TANDEM_INLINE {
+            std::memcpy(quads + digit * sizes.digit_bytes(a.block) + 4 * at, &four[digit], sizeof(Quads));
+          });
+        }
+      }
+    }
+    const int64_t written = a.taps * sizes.group_counts;
+    for (int64_t digit = 0; digit < kDigits; ++digit) {
+      std::memset(to + digit * sizes.digit_bytes(a.block) + written * kPartOutputs, 0,
+                  static_cast<size_t>((sizes.depth - written) * kPartOutputs));
     }
   }
 }
 
-// sum[pixel, kVectors * 16] += counts * panel for kPixels pixels and `quads` quads of features.
-template <int kVectors, int kPixels>
-TANDEM_HOST void multiply(const uint8_t* const* counts, const uint8_t* panel, int64_t quads, int64_t block,
-                          int32_t* sum) {
-  __m512i total[kPixels][kVectors];
-  unrolled<kPixels>([&](int p) TANDEM_INLINE {
-    unrolled<kVectors>([&](int v) TANDEM_INLINE { total[p][v] = _mm512_load_si512(sum + p * block + v * kOutputs); });
+template <class E>
+void fill_panel(const PanelArgs<E>& a) {
+  typedef E Few __attribute__((vector_size(kLanes<int32_t> * sizeof(E))));
+  fill_digits<static_cast<int>(kDigitsOf8<E>)>(a, [&](int64_t row, int64_t output) TANDEM_INLINE {
+    Few few;
+    std::memcpy(&few, a.weight + row * a.block + output, sizeof(few));
+    return __builtin_convertvector(few, Quads);
   });
-  for (int64_t q = 0; q < quads; ++q, panel += 4 * block) {
-    __m512i weights[kVectors];
-    unrolled<kVectors>([&](int v) TANDEM_INLINE { weights[v] = _mm512_load_si512(panel + int64_t{64} * v); });
+}
+
+// n bytes. Both arrays may be unaligned.
+TANDEM_HOST void copy_bytes(uint8_t* to, const uint8_t* from, int64_t n) {
+  const auto copy = [&](int64_t at, auto size) TANDEM_INLINE { std::memcpy(to + at, from + at, size); };
+  // The last ones may overlap those before them.
+  const auto copy_all = [&](auto size) TANDEM_INLINE {
+    for (int64_t at = 0; at + size < n; at += size) copy(at, size);
+    copy(n - size, size);
+  };
+  if (n >= 32) {
+    copy_all(std::integral_constant<int, 32>{});
+  } else if (n >= 8) {
+    copy_all(std::integral_constant<int, 8>{});
+  } else {
+    for (int64_t at = 0; at < n; ++at) to[at] = from[at];
+  }
+}
+
+inline void fill_rows(const RowsArgs& a) {
+  const ConvGeometry& g = *a.geometry;
+  const int64_t channels = g.group_in(), tap_bytes = a.sizes.group_counts, line_bytes = g.kernel_w * tap_bytes;
+  const bool side_by_side = g.groups == 1 && g.dilation_w == 1 && channels == tap_bytes;
+  int64_t w = a.row_begin % g.out_width, h = a.row_begin / g.out_width % g.out_height;
+  int64_t n = a.row_begin / (g.out_width * g.out_height);
+  for (int64_t row = a.row_begin; row < a.row_end; ++row) {
+    uint8_t* to = a.rows + (row - a.row_begin) * a.sizes.row_bytes();
+    const int64_t top = h * g.stride_h - g.padding_h, left = w * g.stride_w - g.padding_w;
+    const bool inside = left >= 0 && left + (g.kernel_w - 1) * g.dilation_w < g.width;
+    for (int64_t kh = 0; kh < g.kernel_h; ++kh, to += line_bytes) {
+      const int64_t y = top + kh * g.dilation_h;
+      const uint8_t* const line = a.counts + ((n * g.height + y) * g.width + left) * g.in_channels + a.group * channels;
+      if (y < 0 || y >= g.height) {
+        std::memset(to, 0, static_cast<size_t>(line_bytes));
+      } else if (inside && side_by_side) {
+        copy_bytes(to, line, line_bytes);
+      } else {
+        for (int64_t kw = 0; kw < g.kernel_w; ++kw) {
+          const int64_t x = left + kw * g.dilation_w, seen = x < 0 || x >= g.width ? 0 : channels;
+          uint8_t* const tap = to + kw * tap_bytes;
+          copy_bytes(tap, line + kw * g.dilation_w * g.in_channels, seen);
+          for (int64_t c = seen; c < tap_bytes; ++c) tap[c] = 0;
+        }
+      }
+    }
+    std::memset(to, 0, static_cast<size_t>(a.sizes.depth - g.taps() * tap_bytes));
+    if (++w < g.out_width) continue;
+    w = 0;
+    if (++h < g.out_height) continue;
+    h = 0;
+    ++n;
+  }
+}
+
+// Four counts in every lane.
+TANDEM_HOST Quads broadcast_quad(const uint8_t* counts) {
+#if defined(__AVX512BW__)
+  int32_t four;
+  std::memcpy(&four, counts, sizeof(four));
+  return reinterpret_cast<Quads>(_mm512_set1_epi32(four));
+#else
+  float four;  // GCC would load an integer by way of a register
+  std::memcpy(&four, counts, sizeof(four));
+  return reinterpret_cast<Quads>(_mm256_set1_ps(four));
+#endif
+}
+
+// Weights of a block as instructions take them, and what stands beside them in the tile.
+struct BlockOfWeights {
+  const uint8_t* panel;
+  int64_t part_bytes;
+  int64_t outputs;  // of the block
+
+  template <int kVectors>
+  TANDEM_HOST void load(int64_t quad, Quads (&weights)[kVectors]) const {
+    constexpr int64_t lanes = kLanes<int32_t>;
+    unrolled<kVectors>([&](int v) TANDEM_INLINE {
+      const uint8_t* const part = panel + v * lanes / kPartOutputs * part_bytes + v * lanes % kPartOutputs * 4;
+      std::memcpy(&weights[v], part + quad * kQuadBytes, sizeof(Quads));
+    });
+  }
+  // The same from a later output on.
+  TANDEM_HOST BlockOfWeights from(int64_t output) const {
+    return {panel + output / kPartOutputs * part_bytes + output % kPartOutputs * 4, part_bytes, outputs};
+  }
+};
+
+// The inputs of output pixels, one after the other.
+struct Rows {
+  const uint8_t* first;
+  int64_t stride;
+
+  TANDEM_HOST Rows from(int64_t row) const { return {first + row * stride, stride}; }
+};
+
+#if defined(__AVX512VNNI__)
+
+// sum[pixel, output] += counts * weights for kPixels pixels, kVectors vectors of outputs and `quads` quads of features.
+template <int kVectors, int kPixels>
+TANDEM_HOST void multiply(const Rows& counts, const BlockOfWeights& block, int64_t quads, int64_t, int32_t* sum) {
+  Quads total[kPixels][kVectors];
+  const auto sums = [&](int p, int v) TANDEM_INLINE {
+    return reinterpret_cast<Quads*>(sum + p * block.outputs + v * kLanes<int32_t>);
+  };
+  unrolled<kPixels>([&](int p)
+                        TANDEM_INLINE { unrolled<kVectors>([&](int v) TANDEM_INLINE { total[p][v] = *sums(p, v); }); });
+  for (int64_t q = 0; q < quads; ++q) {
+    Quads weights[kVectors];
+    block.load(q, weights);
     unrolled<kPixels>([&](int p) TANDEM_INLINE {
-      int32_t four;
-      std::memcpy(&four, counts[p] + 4 * q, sizeof(four));
-      const __m512i input = _mm512_set1_epi32(four);
+      const Quads input = broadcast_quad(counts.first + p * counts.stride + 4 * q);
       unrolled<kVectors>([&](int v) TANDEM_INLINE {
         // GCC would copy every sum to another register and back.
         asm("vpdpbusd %2, %1, %0" : "+v"(total[p][v]) : "v"(input), "v"(weights[v]));
       });
     });
   }
-  unrolled<kPixels>([&](int p) TANDEM_INLINE {
-    unrolled<kVectors>([&](int v) TANDEM_INLINE { _mm512_store_si512(sum + p * block + v * kOutputs, total[p][v]); });
-  });
+  unrolled<kPixels>([&](int p)
+                        TANDEM_INLINE { unrolled<kVectors>([&](int v) TANDEM_INLINE { *sums(p, v) = total[p][v]; }); });
 }
 
-// Of all pixels, of a part of the block's outputs.
+#else
+
+TANDEM_HOST Vec<int16_t> pair_products(Quads counts, Quads weights) {
+#if defined(__AVX512BW__)
+  return reinterpret_cast<Vec<int16_t> >(
+      _mm512_maddubs_epi16(reinterpret_cast<__m512i>(counts), reinterpret_cast<__m512i>(weights)));
+#else
+  return reinterpret_cast<Vec<int16_t> >(
+      _mm256_maddubs_epi16(reinterpret_cast<__m256i>(counts), reinterpret_cast<__m256i>(weights)));
+#endif
+}
+
+// factor * the sums of each two neighbours.
+TANDEM_HOST Quads pair_sums(Vec<int16_t> pairs, int16_t factor) {
+#if defined(__AVX512BW__)
+  return reinterpret_cast<Quads>(_mm512_madd_epi16(reinterpret_cast<__m512i>(pairs), _mm512_set1_epi16(factor)));
+#else
+  return reinterpret_cast<Quads>(_mm256_madd_epi16(reinterpret_cast<__m256i>(pairs), _mm256_set1_epi16(factor)));
+#endif
+}
+
+// Which bits of a count are multiplied.
+enum class Bits { kAll, kLow, kHigh };
+
+// Quads of features whose products, two of a quad in a sum, fit 16 bits: counts up to `largest` times -128 to 127.
+constexpr int64_t quads_in_16_bits(int64_t largest) { return 128 / largest; }
+
+// sum[pixel, output] += counts * weights for kPixels pixels, kVectors vectors of outputs and `quads` quads of features.
+template <int kVectors, int kPixels, Bits kBits>
+TANDEM_HOST void multiply_bits(const Rows& counts, const BlockOfWeights& block, int64_t quads, int64_t largest,
+                               int32_t* sum) {
+  const int64_t most = quads_in_16_bits(largest);
+  for (int64_t first = 0; first < quads; first += most) {
+    const int64_t last = first + most < quads ? first + most : quads;
+    Vec<int16_t> total[kPixels][kVectors];
+    const auto add = [&](int64_t q, auto begins) TANDEM_INLINE {
+      Quads weights[kVectors];
+      block.load(q, weights);
+      unrolled<kPixels>([&](int p) TANDEM_INLINE {
+        Quads input = broadcast_quad(counts.first + p * counts.stride + 4 * q);
+        if constexpr (kBits == Bits::kHigh) input >>= 4;
+        if constexpr (kBits != Bits::kAll) input &= 0x0F0F0F0F;
+        unrolled<kVectors>([&](int v) TANDEM_INLINE {
+          const Vec<int16_t> products = pair_products(input, weights[v]);
+          total[p][v] = begins ? products : total[p][v] + products;
+        });
+      });
+    };
+    add(first, std::true_type{});
+    for (int64_t q = first + 1; q < last; ++q) add(q, std::false_type{});
+    unrolled<kPixels>([&](int p) TANDEM_INLINE {
+      unrolled<kVectors>([&](int v) TANDEM_INLINE {
+        auto* const to = reinterpret_cast<Quads*>(sum + p * block.outputs + v * kLanes<int32_t>);
+        *to += pair_sums(total[p][v], kBits == Bits::kHigh ? 16 : 1);
+      });
+    });
+  }
+}
+
+template <int kVectors, int kPixels>
+TANDEM_HOST void multiply(const Rows& counts, const BlockOfWeights& block, int64_t quads, int64_t largest,
+                          int32_t* sum) {
+  if (largest <= 128) {
+    multiply_bits<kVectors, kPixels, Bits::kAll>(counts, block, quads, largest, sum);
+  } else {
+    multiply_bits<kVectors, kPixels, Bits::kLow>(counts, block, quads, 15, sum);
+    multiply_bits<kVectors, kPixels, Bits::kHigh>(counts, block, quads, 15, sum);
+  }
+}
+
+#endif
+
+// Measured: docs/performance_notes.md.
+inline double byte_slope(int64_t largest) {
+#if defined(__AVX512VNNI__)
+  static_cast<void>(largest);
+  return 5;
+#else
+  return largest <= 128 ? 1.6 : 0.8;
+#endif
+}
+
+// Of all pixels, of some outputs of the block.
 template <int kVectors>
-TANDEM_HOST void multiply_all(const uint8_t* const* counts, int64_t rows, const uint8_t* panel, int64_t quads,
-                              int64_t block, int32_t* sum) {
+TANDEM_HOST void multiply_rows(const Rows& counts, int64_t rows, const BlockOfWeights& block, int64_t quads,
+                               int64_t largest, int32_t* sum) {
+  constexpr int kMost = kVectorBytes == 64 ? 6 : 12 / kVectors;  // as many sums as there are registers for
   int64_t row = 0;
-  for (; row + 6 <= rows; row += 6) multiply<kVectors, 6>(counts + row, panel, quads, block, sum + row * block);
-  for (; row + 3 <= rows; row += 3) multiply<kVectors, 3>(counts + row, panel, quads, block, sum + row * block);
-  for (; row < rows; ++row) multiply<kVectors, 1>(counts + row, panel, quads, block, sum + row * block);
+  for (; row + kMost <= rows; row += kMost) {
+    multiply<kVectors, kMost>(counts.from(row), block, quads, largest, sum + row * block.outputs);
+  }
+  if constexpr (kMost == 6) {
+    for (; row + 3 <= rows; row += 3) {
+      multiply<kVectors, 3>(counts.from(row), block, quads, largest, sum + row * block.outputs);
+    }
+  }
+  for (; row < rows; ++row) multiply<kVectors, 1>(counts.from(row), block, quads, largest, sum + row * block.outputs);
 }
 
 // Of all outputs of the block.
-template <class E>
-TANDEM_HOST void multiply_block(const uint8_t* const* counts, int64_t rows, const uint8_t* panel, int64_t quads,
-                                int64_t block, int32_t* sum) {
-  constexpr int64_t kPart = 4 * kOutputs;
-  if (block < 2 * kOutputs) {
-    multiply_all<1>(counts, rows, panel, quads, block, sum);
-  } else if (block < kPart) {
-    multiply_all<2>(counts, rows, panel, quads, block, sum);
+TANDEM_HOST void multiply_block(const Rows& counts, int64_t rows, const BlockOfWeights& block, int64_t quads,
+                                int64_t largest, int32_t* sum) {
+  constexpr int64_t kVector = kLanes<int32_t>;
+  if (block.outputs < 2 * kVector) {
+    multiply_rows<1>(counts, rows, block, quads, largest, sum);
+  } else if (block.outputs < 4 * kVector) {
+    multiply_rows<2>(counts, rows, block, quads, largest, sum);
   } else {
-    for (int64_t at = 0; at < block; at += kPart) {
-      multiply_all<4>(counts, rows, panel + 4 * at, quads, block, sum + at);
+    for (int64_t at = 0; at < block.outputs; at += 4 * kVector) {
+      multiply_rows<4>(counts, rows, block.from(at), quads, largest, sum + at);
     }
   }
 }
@@ -140,43 +324,38 @@ TANDEM_HOST void write_sums(const CountTileArgs<E>& a, int64_t row_begin, int64_
 }
 
 template <class E>
-void count_tile(const CountTileArgs<E>& a) {
+void byte_tile(const CountTileArgs<E>& a) {
   constexpr int64_t kDigits = sizeof(E);
-  const ConvGeometry& g = *a.geometry;
-  const int64_t rows = a.row_end - a.row_begin, channels = g.group_in(), block = a.block;
+  const int64_t rows = a.row_end - a.row_begin;
   int32_t* const sum = static_cast<int32_t*>(a.scratch);  // [kDigits, rows, block]
-  auto* const panel = reinterpret_cast<uint8_t*>(sum + kDigits * rows * block);
-  uint8_t* const nothing = panel + kPanelFeatures * block;
-  std::memset(sum, 0, static_cast<size_t>(kDigits * rows * block) * sizeof(int32_t));
-  std::memset(nothing, 0, kPanelFeatures);
-  Views<kCountRows> views;
-  views.look(g, a.row_begin, rows);
-  for (int64_t tap = 0; tap < g.taps(); ++tap) {
-    int64_t seen[kCountRows];
-    for (int64_t row = 0; row < rows; ++row) seen[row] = views.seen(g, row, tap);
-    for (int64_t c = 0; c < channels; c += kPanelFeatures) {
-      const int64_t n = channels - c < kPanelFeatures ? channels - c : kPanelFeatures, quads = (n + 3) / 4;
-      const uint8_t* counts[kCountRows];
-      for (int64_t row = 0; row < rows; ++row) {
-        counts[row] = seen[row] < 0 ? nothing : a.counts + (seen[row] * g.groups + a.group) * a.group_counts + c;
-      }
-      unrolled<kDigits>([&](auto digit) TANDEM_INLINE {
-        fill_panel<digit>(a.weight + (tap * channels + c) * block, n, block, panel);
-        multiply_block<E>(counts, rows, panel, quads, block, sum + digit * rows * block);
-      });
+  std::memset(sum, 0, static_cast<size_t>(kDigits * rows * a.block) * sizeof(int32_t));
+  for (int64_t at = 0; at < a.sizes.used; at += kCacheDepth) {
+    const int64_t n = a.sizes.used - at < kCacheDepth ? a.sizes.used - at : kCacheDepth;
+    for (int64_t digit = 0; digit < kDigits; ++digit) {
+      const uint8_t* const panel = a.panel + digit * a.sizes.digit_bytes(a.block) + at * kPartOutputs;
+      multiply_block({a.rows + at, a.sizes.row_bytes()}, rows, {panel, a.sizes.part_bytes(), a.block}, n / 4, a.largest,
+                     sum + digit * rows * a.block);
     }
   }
-  write_sums<E>(a, a.row_begin, rows, a.valid, sum, block, rows * block, 0, nullptr);
+  write_sums<E>(a, a.row_begin, rows, a.valid, sum, a.block, rows * a.block, 0, nullptr);
 }
+
 constexpr bool kMultipliesBytes = true;
+constexpr auto kFillRows = fill_rows;
 template <class E>
-constexpr auto kCountTile = count_tile<E>;
+constexpr auto kByteTile = byte_tile<E>;
+template <class E>
+constexpr auto kFillPanel = fill_panel<E>;
 
 #else
 
 constexpr bool kMultipliesBytes = false;
+constexpr double (*byte_slope)(int64_t) = nullptr;
+constexpr FillRows* kFillRows = nullptr;
 template <class E>
-constexpr void (*kCountTile)(const CountTileArgs<E>&) = nullptr;
+constexpr CountTile<E>* kByteTile = nullptr;
+template <class E>
+constexpr FillPanel<E>* kFillPanel = nullptr;
 
 #endif
 

@@ -6,14 +6,14 @@
 // events, float      | visits, or lists of windows     | lists of counts               | visits, or lists of windows
 // events, integer    | visits, or lists of windows     | as spikes, one a binary digit | visits, or lists of windows
 // dense, float       | torch's convolution             | bytes on AMX, else torch's    | -
-// dense, integer     | tables of sums                  | bytes on VNNI, else tables    | -
+// dense, integer     | tables of sums                  | bytes, else tables            | -
 //
 // Counts are numbers of spikes, or the values of radix spikes.
 // - Visits (event_visits.inl.h, event_rows.inl.h): lists of the inputs that spike, made once for all output channels.
 // - Lists of windows (window_lists.inl.h): made anew for each block of output channels, where the weights are few.
 // - Lists of counts (count_lists.inl.h): the inputs whose count is not zero, each with its count.
 // - Tables (event_tables.inl.h): 5 inputs look up the sum of their rows of weights.
-// - Bytes (count_tile.inl.h): counts times 8-bit digits of weights.
+// - Bytes (count_tile.inl.h): counts times 8-bit digits of weights. Scalar code and NEON have tables in their place.
 //
 // "auto" compares the density of each sample with a crossover that was measured; integers give the same sums in all.
 #include <torch/csrc/stable/library.h>
@@ -27,6 +27,7 @@
 
 #include "cpu/parallel.h"
 #include "ops/product/cpu_count.h"
+#include "ops/product/cpu_count_kernels.h"
 #include "ops/product/cpu_dense.h"
 #include "ops/product/cpu_depthwise.h"
 #include "ops/product/cpu_event.h"
@@ -145,13 +146,16 @@ double matrix_crossover(const ConvGeometry& g, bool integers) {
 }
 
 // Of integers: ones per digit of the input above which tables of sums are the faster ones; and, for numbers of so many
-// digits, above which multiplying them is. Lists cost more the more digits there are, and rearranging the weights is
-// not worth it for few output pixels. Their number depends on the batch, which changes no sum of integers.
+// digits, above which multiplying them is. Lists cost more the more digits there are. Few output pixels are not worth
+// reading all weights, and less so rearranging those that are not packed. The number of pixels depends on the batch,
+// which changes no sum of integers.
 double word_crossover(const ConvGeometry& g) { return g.group_in() < kWordChannels ? 0.3 : crossover(g, 28, 3.4); }
 
-double byte_crossover(const ConvGeometry& g, int64_t digits) {
+double byte_crossover(const ConvGeometry& g, int64_t digits, int64_t largest, bool packed) {
   const auto of_all = static_cast<double>(digits);
-  return crossover(g, 20 + 16 * of_all, 5) * (1 + 17 / static_cast<double>(g.pixels_out())) / of_all;
+  const double slope = kernels<CountKernels>().byte_slope(largest);
+  const double pixels = (packed ? 1.0 : 17.0) / static_cast<double>(g.pixels_out());
+  return crossover(g, 20 + 16 * of_all, slope) * (1 + pixels) / of_all;
 }
 
 // The engine that was asked for, as far as there is a choice: an image without pixels leaves nothing to multiply, and
@@ -253,7 +257,7 @@ Tensor counted(const char* op, const ProductArguments& arguments, const ConvGeom
     const double crossover = matrices    ? matrix_crossover(geometry, integers)
                              : values    ? value_crossover(geometry)
                              : !integers ? count_crossover(geometry) / static_cast<double>(counts.digits)
-                             : bytes     ? byte_crossover(geometry, counts.digits)
+                             : bytes     ? byte_crossover(geometry, counts.digits, largest_input(plan), plan.packed.has_value())
                                          : word_crossover(geometry);
     run_engines(
         op, plan, choose(in, engine, crossover), integers || bytes,

@@ -5,7 +5,7 @@
 
 #include "core/conv_geometry.h"
 #include "cpu/kernel_table.h"
-#include "ops/product/matrix_layout.h"
+#include "ops/product/panel_layout.h"
 #include "ops/product/tile_sizes.h"
 
 namespace tandem {
@@ -62,64 +62,55 @@ struct CountSweepArgs {
   void* scratch;               // [rows, block], 64-byte aligned
 };
 
-// Of the dense engine of counts: output pixels of a tile, at most; and features whose weights are rearranged at a time.
-constexpr int64_t kCountRows = 512;
-constexpr int64_t kPanelFeatures = 256;
+// Of the dense engine of counts: bytes of a row whose weights stay in the L1 cache.
+constexpr int64_t kCacheDepth = 256;
 
-// A product of spike counts with integer weights on instructions that multiply bytes: one tile of output pixels with
-// one block of output channels. E: packed weights.
+// The weights of a group and block of output channels, rearranged.
 template <class E>
-struct CountTileArgs {
-  const ConvGeometry* geometry;
-  const uint8_t* counts;  // [pixels_in, groups, group_counts]; zero past the channels of a group
-  int64_t group_counts;   // a multiple of 4
-  const E* weight;        // [features, block] of this group and block of output channels
-  int64_t block, valid;   // output channels, and how many of them are real
-  int64_t group;
-  int64_t row_begin, row_end;  // output pixels, at most kCountRows
-  int64_t row_stride;          // of sum, in elements
-  const float* scale;          // [block] or null
-  const float* bias;           // [block] or null
-  float* sum;
-  void* scratch;  // count_scratch_bytes(), 64-byte aligned
-};
-
-template <class E>
-struct MatrixPanelArgs {
+struct PanelArgs {
   const E* weight;  // [taps, channels, block]
   int64_t taps, channels, block;
-  MatrixSizes sizes;
+  PanelSizes sizes;
   uint8_t* panel;
 };
 
 // The inputs of some output pixels, side by side as the panel has the weights.
-struct MatrixRowsArgs {
+struct RowsArgs {
   const ConvGeometry* geometry;
-  const uint8_t* counts;  // [pixels_in, groups, group_counts]
-  MatrixSizes sizes;
+  const uint8_t* counts;  // [pixels_in, in_channels]
+  PanelSizes sizes;
   int64_t group, row_begin, row_end;  // output pixels
   uint8_t* rows;                      // [row_end - row_begin, row_bytes()]
 };
 
+// A product of spike counts with weights on instructions that multiply bytes: some output pixels with one block of
+// output channels. E: packed weights.
 template <class E>
-struct MatrixTileArgs {
-  CountTileArgs<E> tile;  // without counts and weight; up to any number of output pixels
-  MatrixSizes sizes;
-  const uint8_t* rows;  // [row_end - row_begin, row_bytes()], up to a multiple of 16 in which anything may stand
-  const uint8_t* panel;
+struct CountTileArgs {
+  int64_t largest;  // count that there may be
+  PanelSizes sizes;
+  const uint8_t* rows;   // [row_end - row_begin, row_bytes()]; for matrix tiles up to a multiple of 16, where the rows
+                         // behind them may hold anything
+  const uint8_t* panel;  // the weights of this group and block of output channels
+  int64_t block, valid;  // output channels, and how many of them are real
+  int64_t row_begin, row_end;
+  int64_t row_stride;  // of sum, in elements
+  const float* scale;  // [block] or null
+  const float* bias;   // [block] or null
+  float* sum;
+  void* scratch;  // byte_scratch_bytes() or matrix_scratch_bytes(), 64-byte aligned
 };
 
-// Sums of a pair of tiles for each digit of the weights.
+// Sums of a pair of matrix tiles for each digit of the weights.
 template <class E>
 constexpr int64_t matrix_scratch_bytes() {
   return kDigitsOf8<E> * kMatrixRows * kMatrixRows * static_cast<int64_t>(sizeof(int32_t));
 }
 
-// Sums of each digit of the weights, rearranged weights, and a pixel of zeros.
+// Sums for each digit of the weights.
 template <class E>
-constexpr int64_t count_scratch_bytes(int64_t rows, int64_t block) {
-  const auto digits = static_cast<int64_t>(sizeof(E));
-  return digits * rows * block * static_cast<int64_t>(sizeof(int32_t)) + kPanelFeatures * (block + 1);
+constexpr int64_t byte_scratch_bytes(int64_t rows, int64_t block) {
+  return kDigitsOf8<E> * rows * block * static_cast<int64_t>(sizeof(int32_t));
 }
 
 template <class T>
@@ -127,21 +118,21 @@ using SweepCounts = void(const CountSweepArgs<T>&);
 template <class E>
 using CountTile = void(const CountTileArgs<E>&);
 template <class E>
-using FillMatrixPanel = void(const MatrixPanelArgs<E>&);
-using FillMatrixRows = void(const MatrixRowsArgs&);
-template <class E>
-using MatrixTile = void(const MatrixTileArgs<E>&);
+using FillPanel = void(const PanelArgs<E>&);
+using FillRows = void(const RowsArgs&);
 
 struct CountKernels {
   // The lists of a tile of counts, and a tile of a product with them.
   void (*list_tile)(const CountListArgs&);
   KernelOf<SweepCounts<float>, SweepCounts<double>> sweep_counts;
-  bool multiplies_bytes;  // whether there is count_tile
-  KernelOf<CountTile<int8_t>, CountTile<int16_t>> count_tile;
-  // The same on matrix tiles, where has_matrix_tiles(), and what it takes as weights and as inputs.
-  KernelOf<FillMatrixPanel<int8_t>, FillMatrixPanel<int16_t>, FillMatrixPanel<float>> fill_matrix_panel;
-  FillMatrixRows* fill_matrix_rows;
-  KernelOf<MatrixTile<int8_t>, MatrixTile<int16_t>, MatrixTile<float>> matrix_tile;
+  // Whether there is byte_tile, how its time for counts up to `largest` compares with lists of spikes (byte_crossover),
+  // and what it takes as weights, which are floats on matrix tiles alone, and as inputs.
+  bool multiplies_bytes;
+  double (*byte_slope)(int64_t largest);
+  KernelOf<FillPanel<int8_t>, FillPanel<int16_t>, FillPanel<float>> fill_panel;
+  FillRows* fill_rows;
+  KernelOf<CountTile<int8_t>, CountTile<int16_t>> byte_tile;
+  KernelOf<CountTile<int8_t>, CountTile<int16_t>, CountTile<float>> matrix_tile;  // where has_matrix_tiles()
 };
 
 TANDEM_KERNELS(CountKernels)

@@ -83,7 +83,7 @@ void run_count_words(const char* op, const ProductPlan& plan, Samples samples, c
 }
 
 bool uses_matrices(const ProductPlan& plan) {
-  return has_matrix_tiles() && plan.type == ScalarType::Float && fills_matrices(plan.geometry);
+  return has_matrix_tiles() && plan.type == ScalarType::Float && fills_panels(plan.geometry);
 }
 
 bool multiplies_counts(const ProductPlan& plan) {
@@ -96,135 +96,80 @@ bool multiplies_counts(const ProductPlan& plan) {
 
 namespace {
 
-// f(geometry of some samples, their first one, their counts [pixels_in, groups, group_counts]) for all samples, in
-// passes where zeros must stand behind the channels of a group. group_counts: a multiple of 4.
-template <class F>
-void for_each_band(const char* op, const ConvGeometry& g, Samples samples, const uint8_t* counts, int64_t group_counts,
-                   const F& f) {
-  const int64_t pixels = g.height * g.width, channels = g.group_in(), size = g.groups * group_counts;
-  const bool pads = group_counts > channels;
-  const int64_t most = pads ? std::clamp<int64_t>(kPassBytes / std::max<int64_t>(1, pixels * size), 1, samples.count())
-                            : samples.count();
-  const AlignedBuffer<uint8_t> padded(op, pads ? most * pixels * size : 0);
-  for (int64_t n = samples.first; n < samples.last; n += most) {
-    ConvGeometry band = g;
-    band.batch = std::min(most, samples.last - n);
-    const uint8_t* const from = counts + n * pixels * g.in_channels;
-    if (pads) {
-      parallel_ranges(
-          band.batch * pixels * g.groups, std::max<int64_t>(1, 16384 / channels), [&](int64_t begin, int64_t end) {
-            for (int64_t i = begin; i < end; ++i) {
-              uint8_t* const to = padded.data + i * group_counts;
-              std::fill_n(std::copy_n(from + i * channels, channels, to), group_counts - channels, uint8_t{0});
-            }
-          });
-    }
-    f(band, n, pads ? padded.data : from);
-  }
-}
-
-// What all tiles of a block of outputs have in common; `n`: the first sample.
+// What all tiles of a block of outputs have in common. panels: of all groups and blocks.
 template <class E>
-CountTileArgs<E> block_of_tiles(const ProductPlan& plan, const ConvGeometry& band, int64_t n, int64_t block,
-                                int64_t group, int64_t b) {
+CountTileArgs<E> block_of_tiles(const ProductPlan& plan, Samples samples, const uint8_t* panels, int64_t group,
+                                int64_t b) {
   const ConvGeometry& g = plan.geometry;
-  const int64_t channel = group * g.group_out() + b * block;
+  const PackedLayout layout = packed_layout<E>(g);
+  const int64_t channel = group * g.group_out() + b * layout.block;
   CountTileArgs<E> tile = {};
-  tile.geometry = &band;
-  tile.block = block;
-  tile.valid = std::min(block, g.group_out() - b * block);
-  tile.group = group;
+  tile.largest = largest_input(plan);
+  tile.sizes = PanelSizes(g);
+  tile.panel = panels + (group * layout.blocks + b) * panel_bytes<E>(g);
+  tile.block = layout.block;
+  tile.valid = std::min(layout.block, g.group_out() - b * layout.block);
   tile.row_stride = g.out_channels;
   tile.scale = plan.scale ? data_or_null<float>(plan.scale) + channel : nullptr;
   tile.bias = plan.bias ? data_or_null<float>(plan.bias) + channel : nullptr;
-  tile.sum = output<float>(plan.out_sum) + n * g.out_height * g.out_width * g.out_channels + channel;
+  tile.sum = output<float>(plan.out_sum) + samples.first * g.out_height * g.out_width * g.out_channels + channel;
   return tile;
 }
 
-// Tasks of one block, each of so many output pixels, a multiple of `multiple`, that all threads find work.
-int64_t rows_of_tasks(const ConvGeometry& band, int64_t blocks, int64_t multiple) {
-  const int64_t wanted = int64_t{4} * torch::stable::get_num_threads();
-  const int64_t tiles = (wanted + blocks - 1) / blocks;
-  const int64_t rows = (band.pixels_out() + tiles - 1) / tiles;
-  return std::clamp<int64_t>((rows + multiple - 1) / multiple * multiple, multiple, kCountRows);
-}
-
+// A task rearranges the inputs of some output pixels for all blocks of outputs, or for some where there are few pixels.
 template <class E>
-void run_bytes(const char* op, const ProductPlan& plan, Samples samples, const BinaryCounts& given) {
-  const ConvGeometry& g = plan.geometry;
-  const PackedLayout layout = packed_layout<E>(g);
-  const int64_t group_counts = (g.group_in() + 3) / 4 * 4, blocks = g.groups * layout.blocks;
-  with_packed<E>(op, plan, [&](const E* packed) {
-    for_each_band(op, g, samples, given.bytes, group_counts,
-                  [&](const ConvGeometry& band, int64_t n, const uint8_t* counts) {
-                    const int64_t rows = std::min(rows_of_tasks(band, blocks, 1), band.pixels_out());
-                    const int64_t tiles = (band.pixels_out() + rows - 1) / rows;
-                    parallel_tasks(blocks, tiles, [&](const auto& next) {
-                      const AlignedBuffer<uint8_t> scratch(op, count_scratch_bytes<E>(rows, layout.block));
-                      for (int64_t task = next(); task >= 0; task = next()) {
-                        const int64_t b = task / tiles % layout.blocks, group = task / tiles / layout.blocks;
-                        CountTileArgs<E> tile = block_of_tiles<E>(plan, band, n, layout.block, group, b);
-                        tile.counts = counts;
-                        tile.group_counts = group_counts;
-                        tile.weight = packed + (group * layout.blocks + b) * layout.block_elements();
-                        tile.row_begin = task % tiles * rows;
-                        tile.row_end = std::min(band.pixels_out(), tile.row_begin + rows);
-                        tile.scratch = scratch.data;
-                        kernels<CountKernels>().count_tile(tile);
-                      }
-                    });
-                  });
-  });
-}
-
-// The same on matrix tiles. A task rearranges the inputs of some output pixels for all blocks of outputs, or for some
-// where there are few pixels.
-template <class E>
-void run_matrices(const char* op, const ProductPlan& plan, Samples samples, const BinaryCounts& given) {
-  constexpr int64_t kInputBytes = int64_t{768} << 10;  // of a task, in the L2 cache beside a block of weights
-  const ConvGeometry& g = plan.geometry;
+void run_bytes(const char* op, const ProductPlan& plan, Samples samples, const BinaryCounts& given, bool matrices) {
+  // Of a task, in the L2 cache beside a block of weights. Processors with matrix tiles have a larger one.
+  const int64_t input_bytes = int64_t{matrices ? 768 : 192} << 10, sum_bytes = int64_t{128} << 10;
+  const int64_t step = matrices ? kMatrixRows : 6;  // output pixels that kernels take at a time
+  ConvGeometry g = plan.geometry;
+  g.batch = samples.count();
   const CountKernels& k = kernels<CountKernels>();
   const PackedLayout layout = packed_layout<E>(g);
-  const MatrixSizes sizes(g);
-  const int64_t bytes = panel_bytes<E>(g);
+  const PanelSizes sizes(g);
+  const uint8_t* const counts = given.bytes + samples.first * g.height * g.width * g.in_channels;
+  const int64_t pixels = g.pixels_out(), wanted = int64_t{4} * torch::stable::get_num_threads();
+  int64_t most = input_bytes / sizes.row_bytes();
+  if (!matrices) most = std::min(most, sum_bytes / byte_scratch_bytes<E>(1, layout.block));
+  const int64_t fair = (pixels + wanted / g.groups) / std::max<int64_t>(1, wanted / g.groups);
+  const auto in_steps = [&](int64_t rows) { return std::max(step, (rows + step - 1) / step * step); };
+  const int64_t rows = std::min(in_steps(fair), in_steps(std::min<int64_t>(most, 512) - step + 1));
+  const int64_t tiles = (pixels + rows - 1) / rows;
+  const int64_t splits = std::clamp<int64_t>(wanted / (g.groups * tiles), 1, layout.blocks);
   with_panels<E>(op, plan, [&](const uint8_t* panels) {
-    for_each_band(
-        op, g, samples, given.bytes, sizes.group_counts,
-        [&](const ConvGeometry& band, int64_t n, const uint8_t* counts) {
-          const int64_t pixels = band.pixels_out();
-          const int64_t most = std::min(kCountRows, kInputBytes / sizes.row_bytes() / kMatrixRows * kMatrixRows);
-          const int64_t rows =
-              std::clamp(rows_of_tasks(band, g.groups, kMatrixRows), kMatrixRows, std::max(kMatrixRows, most));
-          const int64_t tiles = (pixels + rows - 1) / rows, wanted = int64_t{4} * torch::stable::get_num_threads();
-          const int64_t splits = std::clamp<int64_t>(wanted / (g.groups * tiles), 1, layout.blocks);
-          parallel_tasks(g.groups * splits, tiles, [&](const auto& next) {
-            const AlignedBuffer<uint8_t> inputs(op, rows * sizes.row_bytes());
-            const AlignedBuffer<uint8_t> scratch(op, matrix_scratch_bytes<E>());
-            for (int64_t task = next(); task >= 0; task = next()) {
-              const int64_t split = task / tiles % splits, group = task / tiles / splits;
-              const int64_t first = task % tiles * rows, last = std::min(pixels, first + rows);
-              k.fill_matrix_rows({&band, counts, sizes, group, first, last, inputs.data});
-              for (int64_t b = split * layout.blocks / splits; b < (split + 1) * layout.blocks / splits; ++b) {
-                CountTileArgs<E> tile = block_of_tiles<E>(plan, band, n, layout.block, group, b);
-                tile.row_begin = first;
-                tile.row_end = last;
-                tile.scratch = scratch.data;
-                k.matrix_tile(
-                    MatrixTileArgs<E>{tile, sizes, inputs.data, panels + (group * layout.blocks + b) * bytes});
-              }
+    parallel_tasks(g.groups * splits, tiles, [&](const auto& next) {
+      const AlignedBuffer<uint8_t> inputs(op, rows * sizes.row_bytes());
+      const AlignedBuffer<uint8_t> scratch(
+          op, matrices ? matrix_scratch_bytes<E>() : byte_scratch_bytes<E>(rows, layout.block));
+      for (int64_t task = next(); task >= 0; task = next()) {
+        const int64_t split = task / tiles % splits, group = task / tiles / splits;
+        const int64_t first = task % tiles * rows, last = std::min(pixels, first + rows);
+        k.fill_rows({&g, counts, sizes, group, first, last, inputs.data});
+        for (int64_t b = split * layout.blocks / splits; b < (split + 1) * layout.blocks / splits; ++b) {
+          CountTileArgs<E> tile = block_of_tiles<E>(plan, samples, panels, group, b);
+          tile.rows = inputs.data;
+          tile.row_begin = first;
+          tile.row_end = last;
+          tile.scratch = scratch.data;
+          if constexpr (!std::is_same_v<E, float>) {
+            if (!matrices) {
+              k.byte_tile(tile);
+              continue;
             }
-          });
-        });
+          }
+          k.matrix_tile(tile);
+        }
+      }
+    });
   });
 }
 
 }  // namespace
 
 void run_count_bytes(const char* op, const ProductPlan& plan, Samples samples, const BinaryCounts& counts) {
-  if (!is_integer(plan.weight.scalar_type())) return run_matrices<float>(op, plan, samples, counts);
+  if (!is_integer(plan.weight.scalar_type())) return run_bytes<float>(op, plan, samples, counts, true);
   dispatch_integers(plan.weight.scalar_type(), [&](auto element) {
-    using E = decltype(element);
-    (uses_matrices(plan) ? run_matrices<E> : run_bytes<E>)(op, plan, samples, counts);
+    run_bytes<decltype(element)>(op, plan, samples, counts, uses_matrices(plan));
   });
 }
 

@@ -220,9 +220,8 @@ void fill_panels(const ConvGeometry& g, const E* packed, uint8_t* panels) {
     const int64_t bytes = panel_bytes<E>(g);
     parallel_ranges(layout.groups * layout.blocks, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        kernels<CountKernels>().fill_matrix_panel(MatrixPanelArgs<E>{packed + i * layout.block_elements(), g.taps(),
-                                                                     g.group_in(), layout.block, MatrixSizes(g),
-                                                                     panels + i * bytes});
+        kernels<CountKernels>().fill_panel(PanelArgs<E>{packed + i * layout.block_elements(), g.taps(), g.group_in(),
+                                                        layout.block, PanelSizes(g), panels + i * bytes});
       }
     });
   }
@@ -236,9 +235,10 @@ void pack_into(const char* op, const Tensor& weight, const ConvGeometry& geometr
   E* const rows = static_cast<E*>(packed.mutable_data_ptr());
   pack_weight(op, weight, geometry, rows);
   const int64_t elements = packed_layout<E>(geometry).elements();
-  if (packed.numel() > elements && has_matrix_tiles()) {
-    fill_panels(geometry, rows, reinterpret_cast<uint8_t*>(rows + elements));
-  }
+  if (packed.numel() == elements) return;
+  const int64_t panels = elements_before_panels<E>(geometry);
+  std::fill(rows + elements, rows + panels, E(0));
+  if (reads_panels<E>()) fill_panels(geometry, rows, reinterpret_cast<uint8_t*>(rows + panels));
 }
 
 }  // namespace

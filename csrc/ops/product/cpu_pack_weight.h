@@ -36,16 +36,16 @@ void with_packed(const char* op, const ProductPlan& plan, const F& f) {
 
 Tensor packed_weight(const char* op, const Tensor& weight, const ConvGeometry& geometry);
 
-// The form of packed rows that matrix tiles take, [groups, blocks] panels.
+// Writes the panels [groups, blocks] of packed rows.
 template <class E>
 void fill_panels(const ConvGeometry& geometry, const E* packed, uint8_t* panels);
-// f(panels) with that form, arranged here where the packed weights that the call brings lack it.
+// f(panels), arranged here where the packed weights that the call brings lack it.
 template <class E, class F>
 void with_panels(const char* op, const ProductPlan& plan, const F& f) {
   with_packed<E>(op, plan, [&](const E* packed) {
     const PackedLayout layout = packed_layout<E>(plan.geometry);
     if (plan.packed && plan.packed->numel() > layout.elements()) {
-      f(reinterpret_cast<const uint8_t*>(packed + layout.elements()));
+      f(reinterpret_cast<const uint8_t*>(packed + elements_before_panels<E>(plan.geometry)));
     } else {
       const AlignedBuffer<uint8_t> panels(op, layout.groups * layout.blocks * panel_bytes<E>(plan.geometry));
       fill_panels(plan.geometry, packed, panels.data);

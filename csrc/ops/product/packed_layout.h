@@ -1,5 +1,5 @@
-// The layout of packed weights: the same rows on every device; also what the matrix tiles of a CPU read, or the tensor
-// cores of a CUDA device.
+// The layout of packed weights: the same rows on every device; also what instructions of a CPU read that multiply
+// bytes, or the tensor cores of a CUDA device.
 #pragma once
 
 #include <type_traits>
@@ -7,8 +7,9 @@
 #include "core/narrow_float.h"
 #include "cpu/isa.h"
 #include "ops/product/block_size.h"
+#include "ops/product/cpu_count_kernels.h"
 #include "ops/product/fragment_layout.h"
-#include "ops/product/matrix_layout.h"
+#include "ops/product/panel_layout.h"
 #include "ops/product/plan.h"
 #include "ops/product/term_layout.h"
 
@@ -109,30 +110,44 @@ int64_t fragment_bytes(const ConvGeometry& g, ScalarType weight) {
   }
 }
 
-// Whether weights that are packed as E have a form for matrix tiles.
+// Whether weights that are packed as E have panels behind the rows on some CPU.
 template <class E>
 constexpr bool has_panels(const ConvGeometry& g) {
-  return !std::is_same_v<E, double> && fills_matrices(g);
+  return !std::is_same_v<E, double> && fills_panels(g);
 }
 
-// Bytes of a group and block of weights for matrix tiles. They stand behind the rows.
+// Bytes of the panel of a group and block of weights.
 template <class E>
 int64_t panel_bytes(const ConvGeometry& g) {
-  return MatrixSizes(g).panel_bytes<E>(packed_layout<E>(g).block);
+  return PanelSizes(g).panel_bytes<E>(packed_layout<E>(g).block);
 }
 
-// Elements of packed weights on the CPU with the form for matrix tiles.
+// Where panels begin, in elements: at a line of the cache.
+template <class E>
+int64_t elements_before_panels(const ConvGeometry& g) {
+  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(E));
+  return (packed_layout<E>(g).elements() + kLine - 1) / kLine * kLine;
+}
+
+// Elements of packed weights on the CPU with panels.
 template <class E>
 int64_t elements_with_panels(const ConvGeometry& g) {
   const PackedLayout layout = packed_layout<E>(g);
-  return layout.elements() + layout.groups * layout.blocks * panel_bytes<E>(g) / static_cast<int64_t>(sizeof(E));
+  const int64_t bytes = layout.groups * layout.blocks * panel_bytes<E>(g);
+  return elements_before_panels<E>(g) + bytes / static_cast<int64_t>(sizeof(E));
+}
+
+// Whether this CPU has instructions that read them.
+template <class E>
+bool reads_panels() {
+  return std::is_integral_v<E> ? kernels<CountKernels>().multiplies_bytes : has_matrix_tiles();
 }
 
 // All elements of packed weights, as pack_weight makes them now.
 template <class E>
 int64_t packed_elements(const Tensor& weight, const ConvGeometry& g) {
   const int64_t rows = packed_layout<E>(g).elements();
-  if (weight.is_cpu()) return has_panels<E>(g) && has_matrix_tiles() ? elements_with_panels<E>(g) : rows;
+  if (weight.is_cpu()) return has_panels<E>(g) && reads_panels<E>() ? elements_with_panels<E>(g) : rows;
   if (!has_fragments<E>(g)) return rows;
   return rows + fragment_bytes<E>(g, weight.scalar_type()) / static_cast<int64_t>(sizeof(E));
 }
