@@ -160,7 +160,7 @@ template <int kVectors, int kPixels>
 TANDEM_HOST void multiply(const Rows& counts, const BlockOfWeights& block, int64_t quads, int64_t, int32_t* sum) {
   Quads total[kPixels][kVectors];
   const auto sums = [&](int p, int v) TANDEM_INLINE {
-    return reinterpret_cast<Quads*>(sum + p * block.outputs + v * kLanes<int32_t>);
+    return reinterpret_cast<Quads*>(sum + p * block.outputs + int64_t{v} * kLanes<int32_t>);
   };
   unrolled<kPixels>([&](int p)
                         TANDEM_INLINE { unrolled<kVectors>([&](int v) TANDEM_INLINE { total[p][v] = *sums(p, v); }); });
@@ -231,7 +231,7 @@ TANDEM_HOST void multiply_bits(const Rows& counts, const BlockOfWeights& block, 
     for (int64_t q = first + 1; q < last; ++q) add(q, std::false_type{});
     unrolled<kPixels>([&](int p) TANDEM_INLINE {
       unrolled<kVectors>([&](int v) TANDEM_INLINE {
-        auto* const to = reinterpret_cast<Quads*>(sum + p * block.outputs + v * kLanes<int32_t>);
+        auto* const to = reinterpret_cast<Quads*>(sum + p * block.outputs + int64_t{v} * kLanes<int32_t>);
         *to += pair_sums(total[p][v], kBits == Bits::kHigh ? 16 : 1);
       });
     });

@@ -257,8 +257,9 @@ Tensor counted(const char* op, const ProductArguments& arguments, const ConvGeom
     const double crossover = matrices    ? matrix_crossover(geometry, integers)
                              : values    ? value_crossover(geometry)
                              : !integers ? count_crossover(geometry) / static_cast<double>(counts.digits)
-                             : bytes     ? byte_crossover(geometry, counts.digits, largest_input(plan), plan.packed.has_value())
-                                         : word_crossover(geometry);
+                             : bytes
+                                 ? byte_crossover(geometry, counts.digits, largest_input(plan), plan.packed.has_value())
+                                 : word_crossover(geometry);
     run_engines(
         op, plan, choose(in, engine, crossover), integers || bytes,
         [&](const ProductPlan& p, Samples samples, double density) {

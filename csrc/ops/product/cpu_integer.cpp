@@ -120,7 +120,7 @@ CountTileArgs<E> block_of_tiles(const ProductPlan& plan, Samples samples, const 
 template <class E>
 void run_bytes(const char* op, const ProductPlan& plan, Samples samples, const BinaryCounts& given, bool matrices) {
   // Of a task, in the L2 cache beside a block of weights. Processors with matrix tiles have a larger one.
-  const int64_t input_bytes = int64_t{matrices ? 768 : 192} << 10, sum_bytes = int64_t{128} << 10;
+  const int64_t input_bytes = int64_t{matrices ? 768 : 96} << 10, sum_bytes = int64_t{128} << 10;
   const int64_t step = matrices ? kMatrixRows : 6;  // output pixels that kernels take at a time
   ConvGeometry g = plan.geometry;
   g.batch = samples.count();
