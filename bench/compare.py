@@ -41,6 +41,7 @@ SECTIONS: dict[str, Callable[[Run], list[Figure]]] = {
     "integer_layers": integer_sections.layers,
     "integer_networks": integer_sections.networks,
     "integer_two_phase": integer_sections.two_phase,
+    "integer_radix": integer_sections.radix,
     "integer_training": integer_sections.training,
 }
 

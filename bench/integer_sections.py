@@ -18,7 +18,7 @@ import ann
 import mnist_digits
 import tandem_cuda as tc
 from layer_sections import check_activity, quantised_sides
-from network_sections import ann_sides, check_ann, check_learning, inference, with_neurons
+from network_sections import ann_sides, check_ann, check_learning, inference, input_scale, with_neurons
 from networks import TRAINED, T, activity, ann_twin, cifar_net, inputs, mnist_net, settle, training_step
 from report import Figure, Run, check, cost, fastest
 from sizes import S2, S3, ConvCase
@@ -27,6 +27,7 @@ from tandem_cuda import ops, reference
 Bounds = tuple[float | None, float | None]  # must, aim
 FREE: Bounds = (None, None)
 TWO_PHASE = tc.IF(initial=0.5, two_phase=True)
+RADIX, RADIX_STEPS = tc.RadixIF(level=4.0), 4
 OF_LAYERS: dict[str, Any] = {"per_channel": False, "correct_bias": False}
 
 
@@ -105,7 +106,7 @@ def layers(run: Run) -> list[Figure]:
 Networks = tuple[nn.Module, nn.Module, nn.Module, int]  # SNN, SNN on int8 weights, ANN, scale of the ANN's input
 
 
-def settled(build: Any, shape: tuple[int, ...], neuron: tc.IF = tc.IF(), **keywords: Any) -> Networks:
+def settled(build: Any, shape: tuple[int, ...], neuron: Any = tc.IF(), **keywords: Any) -> Networks:
     """At a firing rate of 5 %; ``keywords`` of settle."""
     batches = inputs(8, *shape)
     torch.manual_seed(0)
@@ -113,11 +114,11 @@ def settled(build: Any, shape: tuple[int, ...], neuron: tc.IF = tc.IF(), **keywo
     check_ann(net, ann_twin(net), batches[0])
     integer = copy.deepcopy(net)
     tc.quantise(integer, 8)
-    return net, integer, ann_twin(net), T
+    return net, integer, ann_twin(net), input_scale(net)
 
 
 @torch.no_grad()
-def converted(build: Any, shape: tuple[int, ...], neuron: tc.IF = tc.IF()) -> Networks:
+def converted(build: Any, shape: tuple[int, ...], neuron: Any = tc.IF(), time_steps: int = T) -> Networks:
     """As initialised, batch norm with the statistics of the inputs, thresholds calibrated."""
     batches = inputs(8, *shape)
     torch.manual_seed(0)
@@ -129,8 +130,8 @@ def converted(build: Any, shape: tuple[int, ...], neuron: tc.IF = tc.IF()) -> Ne
         net(batch)
     net.eval()
     how: dict[str, Any] = {"neuron": neuron, "calibrate": batches[0], **OF_LAYERS}
-    integer = tc.convert(copy.deepcopy(net), T, **how, weights="int8")
-    return tc.convert(net, T, **how), integer, net, 1
+    integer = tc.convert(copy.deepcopy(net), time_steps, **how, weights="int8")
+    return tc.convert(net, time_steps, **how), integer, net, 1
 
 
 @functools.cache
@@ -304,6 +305,50 @@ def two_phase(run: Run) -> list[Figure]:
             ratio(f"{at}: time over PyTorch's int8", medians, side, "PyTorch int8", (1.5, 1.1)),
         ]
     return figures
+
+
+def of_radix(build: Any, layers: Any) -> nn.Sequential:
+    """A network for RADIX_STEPS time steps, the first of which has the whole input."""
+    net = build(layers, RADIX_STEPS)
+    net[0] = layers.Encode(RADIX_STEPS, "impulse")
+    return net
+
+
+def radix(run: Run) -> list[Figure]:
+    """Frozen networks of radix spikes on int8 weights: a layer is one product of bytes."""
+    figures = []
+    for percent in (5, 20, 40):
+        made = settled(partial(of_radix, cifar_net), (3, 32, 32), RADIX, rate=percent / 100)
+        for batch in (1, 8, 64):
+            figures += radix_figures(run, f"CifarNet, {percent} %", made, noise((3, 32, 32))[:batch], (1.1, 0.95))
+    made = settled(partial(of_radix, mnist_net), (1, 28, 28), RADIX)
+    for batch, bounds in ((1, (1.5, 1.0)), (64, (1.3, 1.0))):
+        figures += radix_figures(run, "MNIST-size network", made, noise((1, 28, 28))[:batch], bounds)
+    for name, build, bounds in (
+        ("ResNet-18", resnet, (1.2, 1.0)),
+        ("VGG11", vgg, (1.2, 1.0)),
+        ("MobileNet-V2", mobilenet, (1.0, 0.6)),
+        ("DenseNet-121", densenet, (0.8, 0.5)),
+    ):
+        made = converted(build, (3, 32, 32), RADIX, RADIX_STEPS)
+        figures += radix_figures(run, name, made, noise((3, 32, 32))[:8], bounds, build in (resnet, vgg))
+    return figures
+
+
+def radix_figures(
+    run: Run, name: str, made: Networks, x: Tensor, bounds: Bounds, int8_ann: bool = True
+) -> list[Figure]:
+    """Over PyTorch's int8, or over the ANN in float32 where int8 changes its outputs by too much."""
+    _, integer, twin, _ = made
+    name = f"{name}, radix spikes, T = {RADIX_STEPS}, frozen, int8, batch {len(x)}"
+    run.tell(f"{name}: activity", activity(integer, x, 0.005, 0.6))
+    anns = ann.float_sides(twin, x) | (ann.int8_sides(twin, x) if int8_ann else {})
+    medians = run.time(name, {"kernel, int8": frozen(integer, x), **anns})
+    over = [("the ANN's", "ANN")] + [("PyTorch's int8", "PyTorch int8")] * int8_ann
+    return [
+        ratio(f"{name}: time over {whose}", medians, "kernel, int8", side, bounds if whose == over[-1][0] else FREE)
+        for whose, side in over
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

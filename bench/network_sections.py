@@ -59,6 +59,11 @@ def check_spikes(name: str, got: list[Tensor], expected: list[Tensor]) -> str:
 
 
 @torch.no_grad()
+def input_scale(net: nn.Sequential) -> int:
+    """What the input of the ANN is multiplied by: constant input comes in every time step."""
+    return net[0].time_steps if net[0].mode == "constant" else 1
+
+
 def check_ann(net: nn.Sequential, ann: nn.Sequential, x: Tensor) -> str:
     """Given the spike counts of the layer below, every ANN layer's activation must go with its counts.
 
@@ -66,7 +71,7 @@ def check_ann(net: nn.Sequential, ann: nn.Sequential, x: Tensor) -> str:
     """
     blocks, train, lowest = iter(ann), net[0](x), 1.0
     for layer in net[1:]:
-        below = T * x if layer is net[1] else train.count
+        below = input_scale(net) * x if layer is net[1] else train.value * train.code.amplitude
         train = layer(train)
         block = next(blocks)
         if isinstance(layer, nn.Flatten):
@@ -75,7 +80,7 @@ def check_ann(net: nn.Sequential, ann: nn.Sequential, x: Tensor) -> str:
             break
         norm, relu = next(blocks), next(blocks)
         activation = relu(norm(block(below)))
-        both = torch.stack((activation.flatten(), train.count.flatten()))
+        both = torch.stack((activation.flatten(), train.value.flatten()))
         lowest = min(lowest, float(torch.corrcoef(both)[0, 1]))
     check(lowest > 0.6, f"ANN: the activations of a layer correlate by only {lowest:.2f} with its spike counts")
     return f"ANN: activations correlate with spike counts by {lowest:.2f} or more in every layer"

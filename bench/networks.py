@@ -149,7 +149,8 @@ def settle(net: nn.Sequential, inputs: list[Tensor], rate: float = 0.05, gamma: 
 
 
 def _calibrate(layer: Any, train: Any, rate: float) -> None:
-    low, high = 2 * (1 - layer.norm.weight[0].item()), 5 * rate * train.time_steps  # of beta; the rate rises with it
+    # Of beta; the rate rises with it. Half of the values are positive where it is zero, and radix spikes show them all.
+    low, high = 2 * (1 - layer.norm.weight[0].item()) - 4 * layer.neuron.radix, 5 * rate * train.time_steps
     while not 0.9 * rate <= float(layer(train).firing_rate()) <= 1.1 * rate:
         middle = (low + high) / 2
         nn.init.constant_(layer.norm.bias, middle)

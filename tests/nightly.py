@@ -14,6 +14,7 @@ import shlex
 import subprocess
 import sys
 import time
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,9 +29,11 @@ class Group(NamedTuple):
     # Patterns of files whose change can break the tests: ** is any text, * any without a slash. The tests' own files
     # are guarded, too. None: no file is guarded, and the group runs in `make nightly` alone.
     guards: str | None
+    # Patterns of sources, as Path.glob takes them, that the tests compile. They are guarded, and all that they include.
+    sources: str = ""
 
 
-DEVICE = "csrc/**.cu csrc/**.cuh csrc/core/**.h csrc/neuron/**.h csrc/ops/**.h"  # what CUDA kernels are made of
+ON_THE_HOST = "tests/cpp/cuda_host/*.cpp csrc/ops/*/*.cu"
 GROUPS = {
     "address sanitizer": Group(
         "tests/test_sanitizers.py::test_every_operator[address]",
@@ -40,17 +43,24 @@ GROUPS = {
     "source distribution": Group("tests/test_build.py", "setup.py CMakeLists.txt pyproject.toml MANIFEST.in"),
     "aarch64": Group("tests/test_aarch64.py", "csrc/cpu/** csrc/**.isa.cpp csrc/**.h tests/cpp/*"),
     "CUDA resources": Group(
-        "tests/test_cuda_resources.py", f"{DEVICE} tests/cuda_resources.toml tests/cpp/cuda_device/**"
+        "tests/test_cuda_resources.py",
+        "tests/cuda_resources.toml tests/cpp/cuda_device/**",
+        "csrc/ops/*/*.cu tests/cpp/cuda_device/*.cu",
     ),
     "CUDA kernels on the host": Group(
         "tests/test_cuda_host.py tests/test_digest.py",
-        f"{DEVICE} csrc/cuda/** csrc/cpu/*.h tests/cpp/*.h tests/cpp/cuda_host/** tests/host_programs.py"
-        " tests/product_calls.py",
+        "csrc/cuda/** tests/cpp/*.h tests/cpp/cuda_host/** tests/host_programs.py tests/product_calls.py",
+        ON_THE_HOST,
     ),
     "PTX on the host": Group(
         "tests/test_cuda_ptx.py",
-        f"{DEVICE} csrc/cuda/** csrc/cpu/*.h tests/cpp/*.h tests/cpp/cuda_host/** tests/host_programs.py tests/ptx.py"
-        " tests/product_calls.py",
+        "csrc/cuda/** tests/cpp/*.h tests/cpp/cuda_host/** tests/host_programs.py tests/ptx.py tests/product_calls.py",
+        ON_THE_HOST,
+    ),
+    "instructions in software": Group(
+        "tests/test_instructions.py",
+        "csrc/ops/product/count_*.inl.h csrc/ops/product/panel_layout.h csrc/ops/product/cpu_count_kernels.h"
+        " csrc/cpu/simd.inl.h tests/instructions/*",
     ),
     "settings of files": Group(
         "tests/test_freeze_plain.py tests/test_frozen_files.py tests/test_saved_networks.py"
@@ -79,7 +89,21 @@ def guards(group, file):
     """Whether a group must run where this file has changed."""
     if group.guards is None:
         return False
-    return file in files_of(group) or any(matches(pattern, file) for pattern in group.guards.split())
+    patterns = any(matches(pattern, file) for pattern in group.guards.split())
+    return patterns or file in files_of(group) or file in included(group.sources)
+
+
+@lru_cache(None)
+def included(patterns):
+    """The names of sources, by patterns, and of the project's files that they include, directly or not."""
+    found, rest = set(), {path for pattern in patterns.split() for path in ROOT.glob(pattern)}
+    while rest:
+        path = rest.pop()
+        found.add(path)
+        for name in re.findall(r'^#include "([^"]+)"', path.read_text(), re.MULTILINE):
+            places = [(folder / name).resolve() for folder in (path.parent, ROOT / "csrc")]
+            rest |= set([place for place in places if place.exists()][:1]) - found
+    return {path.relative_to(ROOT).as_posix() for path in found}
 
 
 def matches(pattern, file):
