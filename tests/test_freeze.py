@@ -20,6 +20,7 @@ from tandem_cuda import (
     Decode,
     Encode,
     FrozenNetwork,
+    RadixIF,
     SpikeTrain,
     TandemAdd,
     TandemConv2d,
@@ -283,12 +284,12 @@ def test_pickles_are_packed_for_their_device():
     same(loaded(x), frozen(x))
 
 
-def joined(neuron):
+def joined(neuron, encode=None):
     """An encoding layer, a layer and a sum, each of which packs its weights in its own place."""
     torch.manual_seed(0)
     shortcut = TandemConv2d(6, 5, 1, norm="batch")
     layers = {
-        "encode": Encode(9),
+        "encode": encode or Encode(9),
         "first": TandemConv2d(2, 6, 3, padding=1, norm="batch", neuron=neuron),
         "second": TandemConv2d(6, 5, 3, padding=1, norm="batch", neuron=neuron),
         "join": TandemAdd(TandemConv2d(5, 5, 3, padding=1, norm="batch"), shortcut, neuron=neuron),
@@ -349,6 +350,48 @@ def test_weights_that_change_in_inference_mode(place):
             twin(x)
             weight.copy_(weight.flip(0).clone())
             same(twin(x), pickle.loads(pickle.dumps(twin))(x))
+
+
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("neuron", [IF(0.5), IF(0.5, two_phase=True), RadixIF()])
+@pytest.mark.parametrize("constant", ["gain", "bias"])
+def test_gains_and_biases_that_change(constant, neuron, inference):
+    """In place, for one call, or as another tensor: nobody computes with what was made of the old ones."""
+    net = quantise_all(joined(neuron, Encode(8, "impulse")))
+    frozen, x = freeze(graph_of(net, CALLS)), torch.randn(3, 2, 6, 6, generator=generator(0))
+    found = {name: tensor for name, tensor in frozen.named_buffers() if name.endswith(constant)}
+    assert len(found) >= 3
+    want = []
+    for name, tensor in found.items():
+        other = copy.deepcopy(frozen)
+        other.load_state_dict(other.state_dict() | {name: tensor * 1.7 + 0.1})
+        want.append(other(x))
+    before = frozen(x)
+    assert not any(torch.equal(y, before) for y in want)
+    for (name, tensor), expected in zip(found.items(), want, strict=True):
+        with torch.inference_mode(inference):
+            changed, old = {name: tensor * 1.7 + 0.1}, tensor.clone()
+            same(torch.func.functional_call(frozen, changed, (x,)), expected)
+            same(frozen(x), before)
+            tensor.copy_(changed[name])
+            same(frozen(x), expected)
+            tensor.copy_(old)
+            same(frozen(x), before)
+        owner, _, own = name.rpartition(".")
+        setattr(frozen.get_submodule(owner), own, changed[name])
+        same(frozen(x), expected)
+        setattr(frozen.get_submodule(owner), own, tensor)
+        same(frozen(x), before)
+
+
+def test_what_is_kept_of_gains_is_no_inference_tensor():
+    frozen = freeze(graph_of(quantise_all(joined(RadixIF(), Encode(8, "impulse"))), CALLS))
+    x = torch.randn(3, 2, 6, 6, generator=generator(0))
+    with torch.inference_mode():
+        frozen(x)
+    layers = [module for module in frozen.modules() if getattr(module, "_of_spikes", None) is not None]
+    assert layers
+    assert not any(y.is_inference() for layer in layers for y in layer._of_spikes.weights[1:] if y is not None)
 
 
 @pytest.mark.parametrize("two_phase", [False, True])

@@ -17,7 +17,7 @@ from ..spike_train import SpikeTrain
 from . import learned_threshold, schema
 from .ann_twin import activated, value_of
 from .coupling import coupled, fired_train, needs_gradient
-from .drive import Affine, Drive, spike_scale
+from .drive import Drive, spike_scale
 from .firing import Firing, check_reads_radix
 from .frozen import Span, State, class_of
 from .leak import check_two_phase, folded
@@ -245,7 +245,7 @@ class TandemAdd(Spiking):
         state: Tensor | None = None,
         want_state: bool = False,
         kernels: Sequence[Kernel | None] | None = None,
-        drives: Sequence[Drive | Affine | None] | None = None,
+        drives: Sequence[Drive | TandemLayer | None] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return the bits and the neurons' final state.
 
@@ -397,13 +397,13 @@ class TandemAdd(Spiking):
         pairs = list(zip(self.branches, inputs, strict=True))
         self._check_shapes(pairs)
         kernels: list[Kernel | None] = [None] * len(pairs)
-        drives: list[Affine | None] = [None] * len(pairs)
+        drives: list[TandemLayer | None] = [None] * len(pairs)
         for i, (branch, _) in enumerate(pairs):
             if isinstance(branch, TandemLayer):
                 # Compiled code cannot see that weights have changed.
                 compiling = torch.compiler.is_compiling()
                 kernels[i] = branch.weights.kernel() if compiling else branch.constant_kernel()
-                drives[i] = Affine(branch.gain, branch.bias)
+                drives[i] = branch
         before = None if state is None else stacked(state)
         bits, carried = self.spikes(pairs, span.total, before, not span.ends, kernels, drives)
         train = fired_train(self.neuron, bits, span.now, None, self.dtype_of(inputs), self._sum_pair_dim(inputs))

@@ -21,7 +21,7 @@ from .frozen import Span, State, class_of, single
 from .leak import check_folds, check_two_phase, folded, folds_of
 from .schema import Settings, Tensors
 from .sizes import ENCODED, SPIKES, Value, check_count
-from .weight_cache import Kernel
+from .weight_cache import Kernel, SpikingWeights
 from .weighted import WeightedLayer
 from .weights import Weights
 from .wiring import Wiring
@@ -44,6 +44,7 @@ class SpikingTwin(WeightedLayer):
     gain: Tensor | None
     packed: Tensor | None
     _constant: _Constant | None
+    _of_spikes: _OfSpikes | None = None
 
     @property
     def is_frozen(self) -> bool:
@@ -209,6 +210,22 @@ class SpikingTwin(WeightedLayer):
             return self._constant.kernel
         return constant.kernel
 
+    def of_spikes(self, kernel: Kernel, steps: int, amplitude: float) -> SpikingWeights:
+        """Return the constants for spikes of this amplitude, which a CPU computes anew only where one has changed."""
+        affine = Affine(self.gain, self.bias)
+        if torch.compiler.is_compiling() or not all(x is None or _counts_changes(x) for x in affine):
+            return affine.of_spikes(kernel, steps, amplitude)
+        made_of = kernel, *affine
+        key = steps, amplitude, *(None if x is None else x._version for x in affine)
+        known = self._of_spikes
+        if known is None or known.key != key or any(x is not y for x, y in zip(known.made_of, made_of, strict=True)):
+            with torch.inference_mode(False):  # inference tensors would be of no use in training
+                weights = affine.of_spikes(kernel, steps, amplitude)
+            if not all(x is None or type(x) is Tensor for x in (weights.scale, weights.bias)):  # of a trace
+                return weights
+            known = self._of_spikes = _OfSpikes(made_of, key, weights)
+        return known.weights
+
     def _is_dense(self) -> bool:
         """Return whether torch computes the product, which takes weights as they are."""
         return self.reads == ENCODED and self.weight.dtype not in INTEGERS
@@ -216,7 +233,7 @@ class SpikingTwin(WeightedLayer):
     def __getstate__(self) -> dict[str, Any]:
         if not self.is_frozen:
             return self.__dict__
-        return {**self.__dict__, "_buffers": {**self._buffers, "packed": None}, "_constant": None}
+        return {**self.__dict__, "_buffers": {**self._buffers, "packed": None}, "_constant": None, "_of_spikes": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -246,17 +263,17 @@ class SpikingTwin(WeightedLayer):
 
     def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[SpikeTrain, State | None]:
         (x,) = inputs
-        affine, kernel = Affine(self.gain, self.bias), self.constant_kernel()
+        kernel = self.constant_kernel()
         carried: State | None = None
         if self.reads == ENCODED:
-            bits, carried = self._run_on_values(span, state, x, affine, kernel)
+            bits, carried = self._run_on_values(span, state, x, Affine(self.gain, self.bias), kernel)
         elif isinstance(x, SpikeTrain):
             if x.code.radix:
                 check_reads_radix(self.neuron, type(self).__name__)
             self.synapses.check_pairs(x)
             bits, _, neurons = self.synapses.fire(
                 x,
-                affine.of_spikes(kernel, self.neuron.shares(span.total), x.amplitude),
+                self.of_spikes(kernel, self.neuron.shares(span.total), x.amplitude),
                 Firing(self.neuron, self.engine),
                 state=None if state is None else stacked(state),
                 want_state=not span.ends,
@@ -303,6 +320,21 @@ class SpikingTwin(WeightedLayer):
             if bias is not None and affine.gain is None:
                 current = current + (bias if synapses.features == -1 else bias.view(-1, *[1] * (current.dim() - 2)))
         return bits, (current, *after.unbind(0))
+
+
+def _counts_changes(x: Tensor) -> bool:
+    """Return whether a constant is one of which tensors may be kept, as long as its version tells of no change."""
+    return x.device.type == "cpu" and not x.requires_grad and not x.is_inference()
+
+
+class _OfSpikes(NamedTuple):
+    """Constant weights for spikes of an amplitude."""
+
+    made_of: tuple[Kernel, Tensor | None, Tensor | None]
+    """Kernel, gain and bias."""
+    key: tuple[Any, ...]
+    """Time steps, amplitude, and the versions of gain and bias."""
+    weights: SpikingWeights
 
 
 class _Constant(NamedTuple):
