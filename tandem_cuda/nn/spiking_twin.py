@@ -212,19 +212,19 @@ class SpikingTwin(WeightedLayer):
 
     def of_spikes(self, kernel: Kernel, steps: int, amplitude: float) -> SpikingWeights:
         """Return the constants for spikes of this amplitude, which a CPU computes anew only where one has changed."""
-        affine = Affine(self.gain, self.bias)
-        if torch.compiler.is_compiling() or not all(x is None or _counts_changes(x) for x in affine):
-            return affine.of_spikes(kernel, steps, amplitude)
-        made_of = kernel, *affine
-        key = steps, amplitude, *(None if x is None else x._version for x in affine)
-        known = self._of_spikes
-        if known is None or known.key != key or any(x is not y for x, y in zip(known.made_of, made_of, strict=True)):
-            with torch.inference_mode(False):  # inference tensors would be of no use in training
-                weights = affine.of_spikes(kernel, steps, amplitude)
-            if not all(x is None or type(x) is Tensor for x in (weights.scale, weights.bias)):  # of a trace
-                return weights
-            known = self._of_spikes = _OfSpikes(made_of, key, weights)
-        return known.weights
+        gain, bias, known = self.gain, self.bias, self._of_spikes
+        if torch.compiler.is_compiling():
+            return Affine(gain, bias).of_spikes(kernel, steps, amplitude)
+        if known is not None and known.kernel is kernel and known.gain is gain and known.bias is bias:
+            versions = None if gain is None else gain._version, None if bias is None else bias._version
+            if known.key == (steps, amplitude, *versions):
+                return known.weights
+        with torch.inference_mode(False):  # inference tensors would be of no use in training
+            weights = Affine(gain, bias).of_spikes(kernel, steps, amplitude)
+        if all(x is None or _counts_changes(x) for x in (gain, bias, weights.scale, weights.bias)):
+            versions = None if gain is None else gain._version, None if bias is None else bias._version
+            self._of_spikes = _OfSpikes(kernel, gain, bias, (steps, amplitude, *versions), weights)
+        return weights
 
     def _is_dense(self) -> bool:
         """Return whether torch computes the product, which takes weights as they are."""
@@ -323,15 +323,17 @@ class SpikingTwin(WeightedLayer):
 
 
 def _counts_changes(x: Tensor) -> bool:
-    """Return whether a constant is one of which tensors may be kept, as long as its version tells of no change."""
-    return x.device.type == "cpu" and not x.requires_grad and not x.is_inference()
+    """Return whether what was made of a tensor may be kept until its version tells of a change."""
+    plain = type(x) is Tensor and x.device.type == "cpu"  # no tensor of a trace
+    return plain and not x.requires_grad and not x.is_inference()
 
 
 class _OfSpikes(NamedTuple):
-    """Constant weights for spikes of an amplitude."""
+    """Constant weights for spikes of an amplitude, and what they were made of."""
 
-    made_of: tuple[Kernel, Tensor | None, Tensor | None]
-    """Kernel, gain and bias."""
+    kernel: Kernel
+    gain: Tensor | None
+    bias: Tensor | None
     key: tuple[Any, ...]
     """Time steps, amplitude, and the versions of gain and bias."""
     weights: SpikingWeights
