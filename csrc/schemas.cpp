@@ -27,11 +27,12 @@ STABLE_TORCH_LIBRARY(tandem_cuda, m) {
   m.def("spike_count(Tensor bits, ScalarType dtype) -> Tensor");
 
   // Max pooling by count: the output's count after any number of steps is the largest of its window's, padding aside.
-  // bits: [P, N, C, H, W]; count: int32 [N, C, H, W], the spikes of earlier time steps, or none
+  // bits: [P, N, C, H, W]; count: int32 [N, C, H, W], the spikes of earlier time steps, or none; radix: whether bits
+  // are radix spikes, of which the largest value is taken
   // -> bits [P, N, C, Ho, Wo], count after the last step, int32 [N, C, H, W]
   m.def(
       "max_pool_spikes(Tensor bits, Tensor? count, int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, "
-      "bool ceil_mode, int time_steps, bool want_count) -> (Tensor, Tensor)");
+      "bool ceil_mode, int time_steps, bool want_count, bool radix=False) -> (Tensor, Tensor)");
 
   // The tandem coupling. Forward: spike_count(bits) in the dtype of pre_activation, or with radix the value of the
   // spikes. Backward: the gradient of the ANN activation relu(pre_activation) / threshold (IF), zero above `upper`, or
@@ -117,6 +118,13 @@ STABLE_TORCH_LIBRARY(tandem_cuda, m) {
       "int[2] stride, int[2] padding, int[2] dilation, int groups, int engine, int terms, Tensor? master, "
       "Tensor? unit, int radix=0) -> Tensor");
 
+  // The spikes of radix neurons that such sums drive: radix_spikes(count_product(...), ...) without a gradient.
+  // Arguments as there -> bits [1, N, O, Ho, Wo] or [1, N, *, O]
+  m.def(
+      "radix_product(Tensor bits, Tensor weight, Tensor? packed, Tensor? scale, Tensor? bias, int[2] stride, "
+      "int[2] padding, int[2] dilation, int groups, int engine, int terms, int radix, int time_steps, "
+      "float threshold, float initial) -> Tensor");
+
   // scale * (weight * s[t]) + bias for t = 1..T: the currents of a spiking product, without neurons, by its
   // event-driven engine. Arguments as above -> [T, N, O, Ho, Wo] or [T, N, *, O]
   m.def(
@@ -136,6 +144,11 @@ STABLE_TORCH_LIBRARY(tandem_cuda, m) {
       "ordered_spikes(Tensor input, Tensor weight, Tensor? packed, Tensor? scale, Tensor? bias, int[2] stride, "
       "int[2] padding, int[2] dilation, int groups, int time_steps, int mode, int neuron, float[] parameters) -> "
       "Tensor");
+
+  // The same with radix neurons: radix_spikes(ordered_product(...), ...) -> bits [1, N, O, Ho, Wo] or [1, N, *, O]
+  m.def(
+      "ordered_radix_spikes(Tensor input, Tensor weight, Tensor? packed, Tensor? scale, Tensor? bias, int[2] stride, "
+      "int[2] padding, int[2] dilation, int groups, int time_steps, float threshold, float initial) -> Tensor");
 
   // The nearest integers to weight / scale, where the largest of an output channel becomes `largest`, 127 (int8) or
   // 32639 (int16); a channel of zeros has scale 1. weight: float32 [O, ...] -> integers [O, ...], scale [O]

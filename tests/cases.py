@@ -252,6 +252,29 @@ def value_products():
     yield Case("count_linear, values", "count_linear", draw, (2, 3, 130), **named, features=-1)
 
 
+def radix_products():
+    """Count products whose sums drive radix neurons."""
+
+    def firing(draw):
+        def drawn(time_steps, *more):
+            arguments = draw(time_steps, *more)
+            arguments.pop("count", None)
+            steps = 1 + time_steps % 8
+            return arguments | {"neuron": EVERY_MODEL["RadixIF"], "time_steps": steps}
+
+        return drawn
+
+    named = {"dtypes": WEIGHTS, "takes_engine": True}
+    for name in ("3 x 3", "in groups", "depthwise", "one pixel", "many pixels"):
+        sizes = CONVOLUTIONS[name]
+        draw = firing(of_values(convolution(None, sizes)))
+        yield Case(f"count_conv2d, radix neurons, {name}", "count_conv2d", draw, sizes.input, **named)
+    draw = firing(convolution(None, CONVOLUTIONS["strided"]))
+    yield Case("count_conv2d, radix neurons of counts", "count_conv2d", draw, CONVOLUTIONS["strided"].input, **named)
+    draw = firing(of_values(linear(None, 70)))
+    yield Case("count_linear, radix neurons", "count_linear", draw, (2, 3, 130), **named, features=-1)
+
+
 def of_steps(draw):
     """The arguments of a count product as those of its currents."""
 
@@ -348,6 +371,12 @@ def pooled(kernel_size, *geometry):
         return {"bits": bits, **chosen} | ({"count": count, "want_count": True} if optional else {})
 
     return draw
+
+
+def largest(time_steps, *others):
+    """The arguments of pooling as those of radix spikes."""
+    arguments = pooled((2, 3), 2, 1)(min(time_steps, 8), *others)
+    return {name: x for name, x in arguments.items() if name not in ("count", "want_count")} | {"radix": True}
 
 
 def fired(mode, neuron):
@@ -540,6 +569,7 @@ def others():
     yield Case("fold_norm", "fold_norm", folded, kernel=torch.no_grad()(ops.fold_norm), features=None)
     yield Case("max_pool_spikes", "max_pool_spikes", pooled(2), dtypes=(torch.uint8,))
     yield Case("max_pool_spikes, ceil", "max_pool_spikes", pooled((2, 3), 2, 1, 1, True), dtypes=(torch.uint8,))
+    yield Case("max_pool_spikes, radix", "max_pool_spikes", largest, dtypes=(torch.uint8,))
     # What is in it, test_pack_weight.py asks; here that paths and strides do not matter.
     packs = {
         "dtypes": WEIGHTS,
@@ -556,5 +586,5 @@ def others():
 
 
 ELEMENT_WISE = tuple(element_wise())
-PRODUCTS = (*products(), *value_products())
+PRODUCTS = (*products(), *value_products(), *radix_products())
 CASES = (*ELEMENT_WISE, *others(), *ordered_products(), *ordered_spikes(), *step_products(), *PRODUCTS)

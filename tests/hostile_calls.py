@@ -79,6 +79,17 @@ def count_conv2d(b, w, *geometry, **named):
     return product("count_product", b, w, *geometry, **named)
 
 
+RADIX = {"radix": 8, "time_steps": 8, "threshold": 1.0, "initial": 0.5}
+
+
+def radix_linear(b, w, **named):
+    return product("radix_product", b, w, **RADIX | named)
+
+
+def radix_conv2d(b, w, *geometry, **named):
+    return product("radix_product", b, w, *geometry, **RADIX | named)
+
+
 def integrate_and_fire(
     current, steps=8, mode=CONSTANT, neuron=PLAIN.kind, parameters=PLAIN.parameters, want=True, **named
 ):

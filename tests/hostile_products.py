@@ -184,8 +184,9 @@ def depthwise_at_a_hole(conv2d, neurons):
                 added = torch.ones(16, 1, 2, 1, outputs, dtype=scales)
             named |= {"state": state, "steps": 16, "added": before_a_hole(added).permute(0, 1, 4, 2, 3)}
             named |= raw_neuron(neuron)
-        elif multiplier != 2:
-            b, named = b[:1], named | {"radix": 8}
+        else:
+            radix = 8 if multiplier != 2 else 0
+            b, named = b[: 1 if radix else 2], named | {"radix": radix}
         b, w = before_a_hole(b).permute(0, 1, 4, 2, 3), before_a_hole(w)
         return conv2d(b, w, groups=channels, engine=EVENT, **named)
 

@@ -40,6 +40,8 @@ from hostile_calls import (
     max_pool,
     pack,
     quantise,
+    radix_conv2d,
+    radix_linear,
     radix_spikes,
     spiking_conv2d,
     spiking_linear,
@@ -197,6 +199,28 @@ def integrate_and_fire_cases():
         "state-dtype": ("state", lambda: integrate_and_fire(CURRENT, state=CURRENT[None].double())),
         **neuron_cases(lambda **named: integrate_and_fire(CURRENT, **named), 2, 3),
         **integrate_and_fire_at_a_hole(),
+    }
+
+
+RADIX_PRODUCTS = "radix", radix_conv2d, radix_linear
+
+
+def without_counts(cases):
+    """Cases of a product that takes no count."""
+    return {name: case for name, case in cases.items() if "-count" not in name}
+
+
+def radix_product_cases():
+    def call(**named):
+        return radix_conv2d(PIXEL, KERNEL, **named)
+
+    return {
+        **{f"radix-{n}": ("radix", lambda n=n: call(radix=n)) for n in (-1, 9, MOST, LEAST)},
+        **{f"steps-{n}": ("time_steps", lambda n=n: call(time_steps=n)) for n in (0, -1, 9, MOST, LEAST)},
+        **{f"threshold-{x}": ("threshold", lambda x=x: call(threshold=x)) for x in (0.0, -1.0, NAN, math.inf, 1e-60)},
+        **{f"initial-{x}": ("initial", lambda x=x: call(initial=x)) for x in (-0.1, 1.0, NAN)},
+        "planes": ("planes?", lambda: radix_conv2d(bits(2, 1, 1, 1, 1), KERNEL)),
+        "counts": (FINE, lambda: radix_conv2d(bits(2, 1, 1, 1, 1), KERNEL, radix=0)),
     }
 
 
@@ -424,7 +448,7 @@ def max_pool_cases():
 def operator_of(name):
     """The operator that a message must name: the case's first word, or its kind of product."""
     first = name.split("-")[0]
-    if first in ("spiking", "counting"):
+    if first in ("spiking", "counting", "radix", "radix_product"):
         kind = "linear" if "-linear-" in name else "conv2d"
         return f"{'spiking' if first == 'spiking' else 'count'}_{kind}"
     return first
@@ -437,6 +461,8 @@ CASES = {
     **product_cases("counting-dense", dense(count_conv2d), dense(count_linear)),
     **operand_cases("spiking", spiking_conv2d, spiking_linear),
     **operand_cases("counting", count_conv2d, count_linear),
+    **without_counts({**product_cases(*RADIX_PRODUCTS), **operand_cases(*RADIX_PRODUCTS)}),
+    **{f"radix_product-{k}": v for k, v in radix_product_cases().items()},
     **{f"spiking_linear-{k}": v for k, v in spiking_cases().items()},
     **{f"spiking_conv2d-{k}": v for k, v in spiking_conv2d_cases().items()},
     **{f"count_linear-{k}": v for k, v in counting_cases().items()},

@@ -157,6 +157,9 @@ COUNT = torch.zeros(2, 3, 4, 4, dtype=torch.int32)
         ((BITS, 2), {"count": 1}, TypeError, "count must be a Tensor, got int"),
         ((BITS, 2), {"count": COUNT.float()}, TypeError, "count must be int32, got torch.float32"),
         ((BITS, 2), {"count": COUNT[:1]}, ValueError, r"count must be \[2, 3, 4, 4\], got \[1, 3, 4, 4\]"),
+        ((BITS, 2), {"radix": True, "want_count": True}, ValueError, "count and want_count must be left out"),
+        ((BITS, 2), {"radix": True, "count": COUNT}, ValueError, "count and want_count must be left out"),
+        ((BITS.tile(2, 1, 1, 1, 1), 2), {"radix": True, "time_steps": 16}, ValueError, "radix must be from 0 to 8"),
         ((BITS, 2), {"count": COUNT.to("meta")}, ValueError, "count must be on the device of bits"),
     ],
 )

@@ -139,8 +139,8 @@ def test_gradcheck(case, optional):
 @parametrize([case for case in CASES if not case.differentiable and case.dtypes[0].is_floating_point])
 def test_the_others_have_no_gradient(case):
     arguments = case.arguments()
-    for x in tensors_of(arguments).values():
-        x.requires_grad_(x.is_floating_point())
+    for name, x in tensors_of(arguments).items():
+        x.requires_grad_(x.is_floating_point() and not (case.takes_engine and name == "scale"))  # which products refuse
     if case.kernel is None:
         assert not any(x.requires_grad for x in outputs_of(case.run(**arguments)))
 

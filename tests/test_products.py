@@ -46,6 +46,7 @@ from neurons import BRANCHES, any_neuron, every_kind, joining, state_of
 from pairwise import pairs
 from tandem_cuda import _C, IF, LIF, ops
 from tandem_cuda import reference as ref
+from tandem_cuda.neuron import RadixIF
 
 PRODUCTS = ("count_conv2d", "count_linear", "spiking_conv2d", "spiking_linear")
 
@@ -244,6 +245,9 @@ def test_values(sizes, radix, dtype, engine, drawn, bias):
     sums = F.conv2d(bits[0].double(), weight.double(), **geometry)
     got = ops.count_conv2d(bits, weight, scale=scale, radix=radix, **geometry, **how)
     same(got, sums.to(got.dtype) if scale is None else channelwise(scale, weight) * sums.to(got.dtype))
+    level = max(1.0, got.abs().max().item() / 2)
+    fires = {"neuron": RadixIF(level, initial=0.25 * (radix % 3)), "time_steps": 1 + radix % 8}
+    call("count_conv2d", how, bits, weight, bias, scale=scale, radix=radix, **geometry, **fires)
 
 
 @pairs(
@@ -258,7 +262,10 @@ def test_values_of_larger_images(sizes, shape, radix, rate, variant):
     bits = planes(radix, shape[0], channels, *shape[1:], seed=0, rate=rate)
     weight, scale = variant.operands(outputs, channels // groups, 3, 3, seed=1)
     named = {"bias": dyadic(outputs, seed=2, dtype=variant.dtype), "scale": scale, "padding": 1, "groups": groups}
-    call("count_conv2d", variant.how(weight, groups), bits, weight, **named, radix=radix)
+    v = call("count_conv2d", variant.how(weight, groups), bits, weight, **named, radix=radix)
+    fires = {"neuron": RadixIF(max(1.0, v.abs().max().item() / 2)), "time_steps": radix}
+    bits_out = call("count_conv2d", variant.how(weight, groups), bits, weight, **named, radix=radix, **fires)
+    assert len(bits_out.unique()) > 2
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -656,6 +663,12 @@ WRONG_RADIX = [
     *(({"radix": x}, TypeError, f"radix must be an int, got {t}") for x, t in ((8.0, "float"), (True, "bool"))),
     ({"radix": None}, TypeError, "radix must be an int, got NoneType"),
     ({"radix": 8}, ValueError, r"bits of radix spikes must have one plane, got \[2, "),
+    ({"neuron": IF(), "time_steps": 4}, TypeError, r"neuron must be None or a RadixIF, got IF\("),
+    ({"neuron": RadixIF}, TypeError, "neuron must be None or a RadixIF, got <class"),
+    ({"neuron": RadixIF()}, ValueError, "time_steps must be at least 1, got 0"),
+    ({"neuron": RadixIF(), "time_steps": 9}, ValueError, "time_steps of radix spikes must be from 1 to 8, .*, got 9"),
+    ({"neuron": RadixIF(), "time_steps": 4.0}, TypeError, "time_steps must be an int, got float"),
+    ({"time_steps": 4}, ValueError, "time_steps must be 0 without neuron, got 4"),
 ]
 
 

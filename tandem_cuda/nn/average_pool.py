@@ -180,7 +180,8 @@ class SpikingAverage(Pooling):
             return weight, ops.pack_weight.trusted(weight)
 
         weight, packed = constants(x.bits, ("windows", rows.key(), columns.key(), *divisors, x.dtype), make)
-        bits, steps, packing = x.bits.flatten(3), x.time_steps, {"packed": packed}
+        bits, steps = x.bits.flatten(3), x.time_steps
+        packing: dict[str, Any] = {"packed": packed}
         if x.code.radix:
             v = ops.count_linear.trusted(bits, weight, **packing, radix=steps, engine=self.engine)
             pooled, state = self._radix_spikes(v, steps, common, want_state)

@@ -131,9 +131,6 @@ class MaxPooling(Pooling):
         self.check_input(x)
         if x.paired:
             return self._of_pairs(x)
-        if x.radix:
-            largest = self.largest(x)
-            return carrying(largest.detach().to(torch.uint8).unsqueeze(0), x, largest)
         bits, _ = self.spikes(x)
         return carrying(bits, x, self.largest(x) if needs_gradient(x.carried_value) else None)
 
@@ -285,7 +282,7 @@ class SpikingMaxPool2d(WindowMaxPooling, nn.MaxPool2d):  # type: ignore[misc]  #
     def spikes(self, x: SpikeTrain, state: State | None = None, want_state: bool = False) -> tuple[Tensor, State]:
         """Return the bits and the inputs' final counts; ``state`` has the counts of an earlier call to continue."""
         windows = self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode
-        return pooled(x.bits, windows, x.time_steps, state, want_state)
+        return pooled(x, x.bits, windows, state, want_state)
 
     @classmethod
     def of(cls, settings: Settings, tensors: Tensors) -> Any:
@@ -340,7 +337,7 @@ class SpikingGlobalMaxPool2d(MaxPooling):
     def spikes(self, x: SpikeTrain, state: State | None = None, want_state: bool = False) -> tuple[Tensor, State]:
         """Return the bits and the inputs' final counts; ``state`` has the counts of an earlier call to continue."""
         window = tuple(kernel for kernel, *_ in self.windows(x.shape[2:]))
-        return pooled(x.bits, (window,), x.time_steps, state, want_state)
+        return pooled(x, x.bits, (window,), state, want_state)
 
     def image_size(self, image: Sequence[Size]) -> Sequence[Size]:
         return [fixed(size, 1) if dim in self.dims else size for dim, size in enumerate(image, 2)]
@@ -357,15 +354,17 @@ class SpikingGlobalMaxPool2d(MaxPooling):
 
 
 def pooled(
-    bits: Tensor, windows: Sequence[Any], time_steps: int, state: State | None, want_state: bool
+    x: SpikeTrain, bits: Tensor, windows: Sequence[Any], state: State | None, want_state: bool
 ) -> tuple[Tensor, State]:
-    """Pool images [P, N, C, H, W] by count; return the bits and the inputs' final counts, [N, C, H, W].
+    """Pool images [P, N, C, H, W] by count, or radix spikes by value.
 
-    ``windows``: kernel size, stride, padding, dilation and ceil mode, or the first of them. ``state``: counts of an
-    earlier call.
+    Return the bits and the inputs' final counts, [N, C, H, W], which radix spikes do not have. ``x``: the train that
+    the bits are from. ``windows``: kernel size, stride, padding, dilation and ceil mode, or the first of them.
+    ``state``: counts of an earlier call.
     """
     how: dict[str, Any] = {"count": None if state is None else state[0], "want_count": want_state}
-    bits, count = ops.max_pool_spikes.trusted(bits, *windows, time_steps=time_steps, **how)
+    how |= {"time_steps": x.time_steps, "radix": x.code.radix}
+    bits, count = ops.max_pool_spikes.trusted(bits, *windows, **how)
     return bits, (count,)
 
 

@@ -69,11 +69,11 @@ class SpikingMaxPool3d(WindowMaxPooling, nn.MaxPool3d):  # type: ignore[misc]  #
         (kernel, *image), (stride, *strides), (pad, *pads), (dilation, *dilations) = (per_axis(s, 3) for s in settings)
         before, lines_before = (None, None) if state is None else ((state[0].flatten(0, 1),), state[1:])
         windows = image, strides, pads, dilations, self.ceil_mode
-        slices, (count,) = pooled(x.bits.movedim(3, 2).flatten(1, 2), windows, x.time_steps, before, want_state)
+        slices, (count,) = pooled(x, x.bits.movedim(3, 2).flatten(1, 2), windows, before, want_state)
         height, width = slices.shape[3:]
         lines = torch.unflatten(slices, 1, (samples, depth)).movedim(2, 3).flatten(4, 5)
         along = (kernel, 1), (stride, 1), (pad, 0), (dilation, 1), self.ceil_mode
-        bits, (largest,) = pooled(lines, along, x.time_steps, lines_before, want_state)
+        bits, (largest,) = pooled(x, lines, along, lines_before, want_state)
         counts = (torch.unflatten(count, 0, (samples, depth)), largest) if want_state else ()
         return torch.unflatten(bits, 4, (height, width)), counts
 

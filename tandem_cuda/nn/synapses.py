@@ -20,6 +20,8 @@ from .firing import Fired, Firing
 from .sizes import SPIKES, Size, Value
 from .weight_cache import Kernel, SpikingWeights
 
+_NOTHING = torch.empty(0)
+
 
 class Synapses(ABC):
     """The connections of one layer, and its products. Sums and counts are [N, O, ...].
@@ -146,9 +148,18 @@ class Synapses(ABC):
 
     def count_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
         """Compute weight * count + bias."""
+        return self._counted(x, weights)
+
+    def radix_product(self, x: SpikeTrain, weights: SpikingWeights, neuron: Neuron) -> Tensor:
+        """Return the bits of RadixIF neurons that such sums drive, without a gradient."""
+        return self._counted(x, weights, neuron=neuron, time_steps=x.time_steps)
+
+    def _counted(self, x: SpikeTrain, weights: SpikingWeights, **neurons: Any) -> Tensor:
         image, where = self._as_image(x)
         count = ops.count_linear if self.is_linear else ops.count_conv2d
-        options: dict[str, Any] = {**where, **weights.operands(), "count": image.carried_value, "engine": self.engine}
+        options: dict[str, Any] = {**where, **weights.operands(), "engine": self.engine, **neurons}
+        if not neurons:
+            options["count"] = image.carried_value
         if x.code.radix:
             options["radix"] = x.time_steps
         return self.to_output(count.trusted(image.bits, weights.kernel.weight, weights.bias, **options), x.shape)
@@ -178,6 +189,9 @@ class Synapses(ABC):
 
         The bias of the weights is for each of ``firing.neuron.shares(T)`` steps.
         """
+        if firing.neuron.radix and not (want_sum or want_state):
+            check_whole(self.name, state)
+            return Fired(self.radix_product(x, weights, firing.neuron), _NOTHING, _NOTHING)
         if firing.neuron.two_phase:
             return self._fire_at_once(x, weights, firing.neuron, state, want_state)
         image, where = self._as_image(x)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from ..neuron import Neuron
 from .checked import checked_by
 from .geometry import pairs
 from .product import check_count, check_trusted, count_product
@@ -28,6 +29,8 @@ def count_conv2d(
     master: Tensor | None = None,
     unit: Tensor | None = None,
     radix: int = 0,
+    neuron: Neuron | None = None,
+    time_steps: int = 0,
 ) -> Tensor:
     """Convolve spike counts, v = scale * (weight * c) + bias: the ANN's pre-activation (Wu et al. 2021, eq. 9).
 
@@ -55,9 +58,12 @@ def count_conv2d(
         unit: [O]; None for 1.
         radix: T of radix spikes (see :class:`tandem_cuda.neuron.RadixIF`), whose values take the place of the counts; 0
             for spikes that all weigh the same.
+        neuron: a RadixIF, which v drives; None to return v.
+        time_steps: T of that neuron's spikes.
 
     Returns:
-        [N, O, Ho, Wo], channels last in memory; differentiable in ``weight``, ``bias`` and ``count``.
+        v, [N, O, Ho, Wo], channels last in memory; differentiable in ``weight``, ``bias`` and ``count``. With a neuron
+        its bits, ``radix_spikes(v, time_steps, neuron)``, which have no gradient.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
@@ -71,4 +77,5 @@ def count_conv2d(
     """
     check_trusted(weight, 4, scale)
     geometry = (*pairs(stride, padding, dilation), groups)
-    return count_product((bits, count, weight, packed, scale, bias), geometry, engine, master, unit, radix)
+    operands = bits, count, weight, packed, scale, bias
+    return count_product(operands, geometry, engine, master, unit, radix, neuron, time_steps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..neuron import Neuron
 from .checked import checked_by
 from .product import LINEAR, check_count, check_trusted, count_product
 
@@ -21,6 +22,8 @@ def count_linear(
     master: Tensor | None = None,
     unit: Tensor | None = None,
     radix: int = 0,
+    neuron: Neuron | None = None,
+    time_steps: int = 0,
 ) -> Tensor:
     """Apply a linear layer to spike counts, v = scale * (weight * c) + bias (Wu et al. 2021, eq. 9).
 
@@ -43,9 +46,12 @@ def count_linear(
         unit: [O]; None for 1.
         radix: T of radix spikes (see :class:`tandem_cuda.neuron.RadixIF`), whose values take the place of the counts; 0
             for spikes that all weigh the same.
+        neuron: a RadixIF, which v drives; None to return v.
+        time_steps: T of that neuron's spikes.
 
     Returns:
-        [N, ..., O]; differentiable in ``weight``, ``bias`` and ``count``.
+        v, [N, ..., O]; differentiable in ``weight``, ``bias`` and ``count``. With a neuron its bits, uint8
+        [1, N, ..., O], which have no gradient.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
@@ -58,4 +64,5 @@ def count_linear(
         tensor([[2.5000]])
     """
     check_trusted(weight, 2, scale)
-    return count_product((bits, count, weight, packed, scale, bias), LINEAR, engine, master, unit, radix)
+    operands = bits, count, weight, packed, scale, bias
+    return count_product(operands, LINEAR, engine, master, unit, radix, neuron, time_steps)

@@ -16,6 +16,10 @@ def _check(op: str, a: Any) -> None:
     checks.check_train(op, a.bits, a.time_steps)
     if a.time_steps >= 2**31:
         raise ValueError(f"{op}: time_steps must be below 2^31, got {a.time_steps}")
+    if a.radix:
+        checks.check_radix(op, a.bits, a.time_steps)
+        if a.count is not None or a.want_count:
+            raise ValueError(f"{op}: count and want_count must be left out with radix, whose spikes have no counts")
     if a.bits.dim() != 5 or 0 in a.bits.shape[2:]:
         raise ValueError(f"{op}: bits must be [P, N, C, H, W] with channels and pixels, got {list(a.bits.shape)}")
     if not isinstance(a.ceil_mode, bool):
@@ -43,6 +47,7 @@ def max_pool_spikes(
     time_steps: int,
     count: Tensor | None = None,
     want_count: bool = False,
+    radix: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Max-pool spikes by count: after every time step the pooled count is the maximum of the counts.
 
@@ -67,6 +72,7 @@ def max_pool_spikes(
         count: int32 [N, C, H, W], the counts c_i[0] returned by an earlier call; zero by default. With it, a train
             pooled in pieces gives the same result as in one call. All pieces together must have fewer than 2^31 steps.
         want_count: return the counts after the last step.
+        radix: whether ``bits`` are radix spikes, of which the pooled neuron has the largest value.
 
     Returns:
         ``(bits, count)``: uint8 [P, N, C, Ho, Wo]; the counts c_i[T], int32 [N, C, H, W], or an empty tensor if they
@@ -84,7 +90,7 @@ def max_pool_spikes(
     """
     stride = kernel_size if stride is None else stride
     windows = [[*checks.pair("", "", x)] for x in (kernel_size, stride, padding, dilation)]
-    return torch.ops.tandem_cuda.max_pool_spikes(bits, count, *windows, ceil_mode, time_steps, want_count)
+    return torch.ops.tandem_cuda.max_pool_spikes(bits, count, *windows, ceil_mode, time_steps, want_count, radix)
 
 
 def pooled_size(
@@ -132,7 +138,7 @@ def _geometry(op: str, kernel_size: Any, stride: Any, padding: Any, dilation: An
 
 @torch.library.register_fake("tandem_cuda::max_pool_spikes")
 def _(bits: Tensor, count: Tensor | None, *others: Any) -> tuple[Tensor, Tensor]:
-    size, stride, padding, dilation, ceil_mode, _, want_count = others
+    size, stride, padding, dilation, ceil_mode, _, want_count, *_ = others
     pooled = pooled_size("max_pool_spikes", bits.shape[3:], size, stride, padding, dilation, ceil_mode)
     out = layout.empty_channels_last(bits, [*bits.shape[:3], *pooled], torch.uint8, 2)
     neurons = bits.shape[1:] if want_count else [0]

@@ -13,7 +13,7 @@ from . import checks, layout
 from .checked import checked_by
 from .geometry import pairs
 from .gradient import implement_on_cuda, refuse_tangent
-from .integrate_and_fire import MODES, at_once, integrate_and_fire
+from .integrate_and_fire import MODES, at_once
 from .ordered_product import check_ordered
 from .product_gradient import feature_dim, neurons_of
 
@@ -47,7 +47,7 @@ def ordered_spikes(
     """Multiply real input by integer weights and let the sums drive neurons.
 
     Returns the bits that :func:`integrate_and_fire` would return for the sums of :func:`ordered_product`. On the CPU,
-    the sums of a few output pixels go straight to their neurons; no tensor holds all sums but for RadixIF neurons.
+    the sums of a few output pixels go straight to their neurons; no tensor holds all sums.
 
     Args:
         x: float32 [N, C, H, W], or [N, ..., F] for a linear product.
@@ -82,16 +82,12 @@ def ordered_spikes(
         refuse_tangent("ordered_spikes", x)
     x, scale, bias = x.detach(), *(None if value is None else value.detach() for value in (scale, bias))
     geometry = *pairs(stride, padding, dilation), groups
-    if neuron.radix:
-        sums = torch.ops.tandem_cuda.ordered_product(x, weight, packed, *geometry, None, None)
-        rows = _rows(sums, weight)
-        bits, _, _ = integrate_and_fire.trusted(
-            rows, time_steps, bias, scale=scale, mode=mode, neuron=neuron, want_sum=False, want_state=False
-        )
-        return bits.view(1, *sums.shape)
     if neuron.two_phase:
         scale, bias = at_once(scale, bias, mode, time_steps, x, weight.shape[0])
         mode = "once"
+    if neuron.radix:
+        firing = time_steps, neuron.threshold_at(time_steps), neuron.initial
+        return torch.ops.tandem_cuda.ordered_radix_spikes(x, weight, packed, scale, bias, *geometry, *firing)
     options = time_steps, MODES.index(mode), neuron.kind, neuron.parameters
     return torch.ops.tandem_cuda.ordered_spikes(x, weight, packed, scale, bias, *geometry, *options)
 
@@ -109,13 +105,28 @@ def _on_cuda(x: Tensor, weight: Tensor, packed: Tensor | None, scale: Any, bias:
     bits = operators.integrate_and_fire(
         _rows(sums, weight), scale, bias, None, time_steps, mode, neuron, parameters, want_sum=False, want_state=False
     )[0]
+    return _of_all(bits, sums, weight)
+
+
+def _of_all(bits: Tensor, sums: Tensor, weight: Tensor) -> Tensor:
+    """Return the bits in the shape of the sums."""
     # A view of the same shape could have other strides in dimensions of size 1.
     return bits if weight.dim() == 4 else bits.view(len(bits), *sums.shape)
 
 
+def _radix_on_cuda(x: Tensor, weight: Tensor, packed: Tensor | None, scale: Any, bias: Any, *options: Any) -> Tensor:
+    operators = torch.ops.tandem_cuda
+    *geometry, time_steps, threshold, initial = options
+    sums = operators.ordered_product(x, weight, packed, *geometry, None, None)
+    firing = time_steps, threshold, initial, False
+    return _of_all(operators.radix_spikes(_rows(sums, weight), scale, bias, *firing)[0], sums, weight)
+
+
 implement_on_cuda("ordered_spikes", _on_cuda)
+implement_on_cuda("ordered_radix_spikes", _radix_on_cuda)
 
 
+@torch.library.register_fake("tandem_cuda::ordered_radix_spikes")
 @torch.library.register_fake("tandem_cuda::ordered_spikes")
 def _(x: Tensor, weight: Tensor, *others: Any) -> Tensor:
     stride, padding, dilation, _, time_steps, *_ = others[3:]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..neuron import Neuron
+from ..neuron import Neuron, RadixIF
 from . import autocast, checks
 from .geometry import Geometry, check_fit, check_geometry, out_size
 from .integrate_and_fire import check_whole, discharge, total_bias
@@ -65,10 +65,21 @@ def count_product(
     master: Tensor | None,
     unit: Tensor | None,
     radix: int = 0,
+    neuron: Neuron | None = None,
+    time_steps: int = 0,
 ) -> Tensor:
-    """Multiply counts, or values of radix spikes; ``geometry`` is stride, padding, dilation and groups."""
-    options = ENGINES.index(engine), terms_of(operands[2]), master, unit, radix
-    return torch.ops.tandem_cuda.count_product(*_as_cast(operands), *geometry, *options)
+    """Multiply counts, or values of radix spikes; ``geometry`` is stride, padding, dilation and groups.
+
+    With a neuron, return the bits of the radix spikes that the sums drive.
+    """
+    options = ENGINES.index(engine), terms_of(operands[2])
+    if neuron is None:
+        return torch.ops.tandem_cuda.count_product(*_as_cast(operands), *geometry, *options, master, unit, radix)
+    bits, _, *constants = _as_cast(operands)
+    if torch.is_grad_enabled():
+        constants = [None if x is None else x.detach() for x in constants]
+    firing = radix, time_steps, neuron.threshold_at(time_steps), neuron.initial
+    return torch.ops.tandem_cuda.radix_product(bits, *constants, *geometry, *options, *firing)
 
 
 def spiking_product(
@@ -224,6 +235,12 @@ def check_count(op: str, a: Any) -> None:
     check_arguments(op, a.bits, a.weight, a.bias, geometry, a.packed, a.scale, a.count, a.engine)
     check_master(op, a.weight, a.master, a.unit)
     checks.check_radix(op, a.bits, a.radix)
+    if a.neuron is not None:
+        if not isinstance(a.neuron, RadixIF):
+            raise TypeError(f"{op}: neuron must be None or a RadixIF, got {a.neuron!r}")
+        checks.check_firing(op, a.neuron, a.time_steps)
+    elif a.time_steps:
+        raise ValueError(f"{op}: time_steps must be 0 without neuron, got {a.time_steps}")
 
 
 def check_spiking(op: str, a: Any) -> None:

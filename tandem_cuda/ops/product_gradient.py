@@ -15,7 +15,7 @@ from .. import _C
 from .. import neuron as models
 from . import autocast, checks, layout
 from .geometry import out_size
-from .gradient import register_gradient
+from .gradient import implement_on_cuda, register_gradient
 from .product import current_dtype
 from .spike_count import spike_value
 
@@ -60,6 +60,26 @@ def _(bits: Tensor, count: Tensor | None, weight: Tensor, *others: Any) -> Tenso
     stride, padding, dilation, *_ = others[3:]
     neurons = neurons_of(bits, weight, stride, padding, dilation)
     return layout.empty_channels_last(weight, neurons, current_dtype(weight), feature_dim(weight, neurons))
+
+
+def _radix_on_cuda(bits: Tensor, *others: Any) -> Tensor:
+    """Call the two operators one after the other."""
+    *product, radix, time_steps, threshold, initial = others
+    operators = torch.ops.tandem_cuda
+    sums = operators.count_product(bits, None, *product, None, None, radix)
+    rows = sums if product[0].dim() == 4 else sums.flatten(0, -2)
+    fired = operators.radix_spikes(rows, None, None, time_steps, threshold, initial, False)[0]
+    return fired if rows is sums else fired.view(1, *sums.shape)
+
+
+implement_on_cuda("radix_product", _radix_on_cuda)
+
+
+@torch.library.register_fake("tandem_cuda::radix_product")
+def _(bits: Tensor, weight: Tensor, *others: Any) -> Tensor:
+    stride, padding, dilation, *_ = others[3:]
+    neurons = neurons_of(bits, weight, stride, padding, dilation)
+    return layout.empty_channels_last(bits, [1, *neurons], torch.uint8, 1 + feature_dim(weight, neurons))
 
 
 @torch.library.register_fake("tandem_cuda::conv2d_weight_gradient")

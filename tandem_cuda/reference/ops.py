@@ -150,11 +150,13 @@ def max_pool_spikes(
     time_steps: int,
     count: Tensor | None = None,
     want_count: bool = False,
+    radix: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Spike when the largest count of a window grows.
 
     bits: [P, N, C, H, W]; count: int32 [N, C, H, W], spikes of earlier time steps. Returns bits [P, N, C, Ho, Wo] and
-    the counts after the last step, or an empty tensor. A window entirely in the padding has no spikes.
+    the counts after the last step, or an empty tensor. A window entirely in the padding has no spikes. radix: bits are
+    radix spikes, of which the largest value is returned.
 
     Examples:
         >>> bits = torch.tensor([[0b0001, 0b0111], [0b0000, 0b1000]], dtype=torch.uint8).view(1, 1, 1, 2, 2)
@@ -162,6 +164,9 @@ def max_pool_spikes(
         >>> bin(pooled.item())
         '0b111'
     """
+    if radix:
+        largest = F.max_pool2d(bits[0].double(), kernel_size, stride, padding, dilation, ceil_mode)
+        return largest.clamp(min=0).byte().unsqueeze(0), torch.empty(0, dtype=torch.int32)
     start = torch.zeros(bits.shape[1:], dtype=torch.int32) if count is None else count
     counts = [start, *(start + c for c in unpack_spikes(bits, time_steps, torch.float64).cumsum(0))]
     most = [F.max_pool2d(c.double(), kernel_size, stride, padding, dilation, ceil_mode) for c in counts]

@@ -6,8 +6,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..neuron import IF, Neuron
-from .ops import Pair, check_bits, fire, integrate_and_fire, per_channel, replace_value, spike_count, unpack_spikes
+from ..neuron import IF, Neuron, RadixIF
+from .ops import (
+    Pair,
+    check_bits,
+    fire,
+    integrate_and_fire,
+    per_channel,
+    radix_spikes,
+    replace_value,
+    spike_count,
+    unpack_spikes,
+)
 
 
 def spiking_linear(
@@ -93,19 +103,23 @@ def count_linear(
     scale: Tensor | None = None,
     count: Tensor | None = None,
     radix: int = 0,
+    neuron: RadixIF | None = None,
+    time_steps: int = 0,
 ) -> Tensor:
     """Return scale * (weight * (spike count of bits)) + bias: bits [P, N, ..., F], weight [O, F] -> [N, ..., O].
 
     weight: of any dtype of `tandem_cuda.ops`, int8 only with a scale; bias, scale: [O], the scale gets no gradient;
     count: [N, ..., F], gets the gradient of the counts, but its value is not read; radix: T of radix spikes, whose
-    values, the bytes of their one plane, take the place of the counts, or 0.
+    values, the bytes of their one plane, take the place of the counts, or 0; neuron: with it, the bits of
+    radix_spikes(v, time_steps, neuron), uint8 [1, N, ..., O], take the place of v.
 
     Examples:
         >>> bits = torch.tensor([[[0b1111, 0b0011]]], dtype=torch.uint8)
         >>> reference.count_linear(bits, torch.tensor([[0.5, 0.25]]))
         tensor([[2.5000]])
     """
-    return _affine(_count(bits, count, _dtype(weight), radix), weight, bias, scale)
+    v = _affine(_count(bits, count, _dtype(weight), radix), weight, bias, scale)
+    return v if neuron is None else radix_spikes(v.detach(), time_steps, neuron)
 
 
 def count_conv2d(
@@ -120,6 +134,8 @@ def count_conv2d(
     scale: Tensor | None = None,
     count: Tensor | None = None,
     radix: int = 0,
+    neuron: RadixIF | None = None,
+    time_steps: int = 0,
 ) -> Tensor:
     """Work as count_linear, with a 2-D convolution: [P, N, C, H, W], weight [O, C/groups, kH, kW] -> [N, O, Ho, Wo].
 
@@ -129,7 +145,8 @@ def count_conv2d(
         tensor([4.5000])
     """
     counts = _count(bits, count, _dtype(weight), radix)
-    return _affine(counts, weight, bias, scale, stride, padding, dilation, groups)
+    v = _affine(counts, weight, bias, scale, stride, padding, dilation, groups)
+    return v if neuron is None else radix_spikes(v.detach(), time_steps, neuron)
 
 
 def ordered_product(

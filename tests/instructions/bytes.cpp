@@ -87,7 +87,7 @@ int64_t wrong(CountTile<E>* kernel, FillPanel<E>* fill, int64_t scratch_rows) {
   fill_rows({&g, counts.data(), sizes, group, 0, pixels, rows.get()});
   CountTileArgs<E> args = {};
   args.largest = largest, args.sizes = sizes, args.rows = rows.get(), args.panel = panel.get(), args.block = block;
-  args.valid = outputs, args.row_end = pixels, args.row_stride = outputs, args.sum = sum.data();
+  args.valid = outputs, args.pixels = pixels, args.row_stride = outputs, args.sum = sum.data();
   args.scratch = scratch.get();
   kernel(args);
   int64_t found = 0;

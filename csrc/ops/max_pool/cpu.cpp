@@ -17,14 +17,16 @@ namespace {
 
 std::tuple<Tensor, Tensor> max_pool_spikes(const Tensor& bits, const std::optional<Tensor>& count,
                                            const Sizes& kernel_size, const Sizes& stride, const Sizes& padding,
-                                           const Sizes& dilation, bool ceil_mode, int64_t time_steps, bool want_count) {
-  const MaxPoolPlan plan =
-      plan_max_pool_spikes({bits, count, kernel_size, stride, padding, dilation, ceil_mode, time_steps, want_count});
+                                           const Sizes& dilation, bool ceil_mode, int64_t time_steps, bool want_count,
+                                           bool radix) {
+  const MaxPoolPlan plan = plan_max_pool_spikes(
+      {bits, count, kernel_size, stride, padding, dilation, ceil_mode, time_steps, want_count, radix});
   const ConvGeometry& g = plan.geometry;
   MaxPoolArgs args = {};
   args.geometry = &g;
   args.bits = static_cast<const uint8_t*>(plan.bits.const_data_ptr());
   args.planes = plan.bits.size(0);
+  args.radix = radix;
   args.count = data_or_null<int32_t>(plan.count);
   args.out = output<uint8_t>(plan.out);
   constexpr int64_t kGrain = 16384;  // bytes to read that pay for a thread

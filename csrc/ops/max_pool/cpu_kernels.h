@@ -18,6 +18,7 @@ struct MaxPoolArgs {
   const ConvGeometry* geometry;  // of a depthwise convolution
   const uint8_t* bits;           // [planes, pixels_in, channels]
   int64_t planes;
+  bool radix;            // whether bytes are the values of radix spikes, of one plane
   const int32_t* count;  // [pixels_in, channels], of earlier time steps, or null
   uint8_t* out;          // [planes, pixels_out, channels]
 };

@@ -40,6 +40,7 @@ struct MaxPool {
   const int32_t* counts;  // [planes, pixels_in, channels], before each plane, or null: all zero
   uint8_t* out;           // [planes, pixels_out, channels]
   int64_t planes;
+  bool radix;  // whether bytes are the values of radix spikes
 };
 
 // Index: a type that holds the number of pooled neurons of all planes; to divide by one of 32 bits is cheap.
@@ -58,6 +59,7 @@ __global__ void __launch_bounds__(kThreads) max_pool_kernel(const MaxPool a) {
     const int64_t image = static_cast<int64_t>(above) * g.height;  // planes and samples
     // Relative to whichever of the window's neurons comes first: the largest counts before the plane and at each step.
     int32_t base = 0, before = 0, most[kSteps] = {};
+    unsigned largest = 0;
     bool any = false;
     for (int64_t ky = 0, y = row * g.stride_h - g.padding_h; ky < g.kernel_h && y < g.height; ++ky, y += g.dilation_h) {
       if (y < 0) continue;
@@ -66,6 +68,8 @@ __global__ void __launch_bounds__(kThreads) max_pool_kernel(const MaxPool a) {
         if (x < 0) continue;
         const int64_t at = ((image + y) * g.width + x) * g.in_channels + channel;
         const unsigned word = a.bits[at];
+        largest = word > largest ? word : largest;
+        if (a.radix) continue;
         int32_t count = 0;
         if (a.counts) {
           if (!any) base = a.counts[at];
@@ -84,7 +88,7 @@ __global__ void __launch_bounds__(kThreads) max_pool_kernel(const MaxPool a) {
       spikes |= static_cast<unsigned>(most[s] > before) << s;
       before = most[s];
     }
-    a.out[i] = static_cast<uint8_t>(spikes);
+    a.out[i] = static_cast<uint8_t>(a.radix ? largest : spikes);
   }
 }
 
@@ -109,7 +113,7 @@ cudaError_t launch_max_pool_spikes(const CudaMaxPoolArgs& args, cudaStream_t str
       TANDEM_LAUNCH(plane_counts_kernel, blocks_for(neurons), kThreads, 0, stream, counts);
       initial = args.scratch + planes * neurons;
     }
-    const MaxPool pool = {g, args.bits + p * neurons, args.scratch, args.out + p * pooled, planes};
+    const MaxPool pool = {g, args.bits + p * neurons, args.scratch, args.out + p * pooled, planes, args.radix};
     const unsigned grid = blocks_for(planes * pooled);
     if (planes * pooled < int64_t{1} << 32) {
       TANDEM_LAUNCH((max_pool_kernel<uint32_t>), grid, kThreads, 0, stream, pool);

@@ -20,6 +20,7 @@ struct CudaMaxPoolArgs {
   int32_t* out_count;     // [pixels_in, channels], after the last time step, or null
   int32_t* scratch;       // pool_counts() times [pixels_in, channels]
   int64_t planes;
+  bool radix;  // whether bytes are the values of radix spikes, of one plane
 };
 
 // Counts of every neuron that scratch memory holds: one before each plane and one behind, unless all are zero.

@@ -106,6 +106,16 @@ TANDEM_HOST PoolVec pool_plane(const PoolMemory& memory, const PoolWindow& windo
   return spikes;
 }
 
+// The largest value of a window of radix spikes.
+TANDEM_HOST PoolVec pool_values(const PoolMemory& memory, const PoolWindow& window) {
+  PoolVec most = {};
+  window.each([&](int64_t, int64_t at) TANDEM_INLINE {
+    const PoolVec value = memory.load(at);
+    most = most > value ? most : value;
+  });
+  return most;
+}
+
 // count += 1 where bit `s` is set.
 template <int s>
 TANDEM_HOST PoolVec with_spike(PoolVec count, PoolVec bits) {
@@ -232,7 +242,9 @@ inline void max_pool(const MaxPoolArgs& a, int64_t begin, int64_t end, uint8_t* 
       if (carries) {
         pool_carrying(a, memory, pixel, step < end - pixel ? step : end - pixel, channel, scratch);
       } else {
-        memory.store(0, pixel * channels + channel, pool_plane(memory, pool_window(g, pixel, channel), scratch));
+        const PoolWindow window = pool_window(g, pixel, channel);
+        memory.store(0, pixel * channels + channel,
+                     a.radix ? pool_values(memory, window) : pool_plane(memory, window, scratch));
       }
     }
   }

@@ -49,6 +49,9 @@ MaxPoolPlan plan_max_pool_spikes(const MaxPoolArguments& a) {
                "bits must be [P, N, C, H, W] with channels and pixels, got ", shape(a.bits));
   check_planes(kOp, a.bits, a.time_steps);
   TANDEM_CHECK(a.time_steps < int64_t{1} << 31, kOp, "time_steps must be below 2^31, got ", a.time_steps);
+  TANDEM_CHECK(
+      !a.radix || (a.time_steps <= kStepsPerPlane && !a.count && !a.want_count), kOp,
+      "count must be None, want_count false and time_steps at most 8 with radix, got time_steps = ", a.time_steps);
   const ConvGeometry g = geometry_of(a);
   const Sizes neurons = {g.batch, g.in_channels, g.height, g.width};
   if (a.count) {

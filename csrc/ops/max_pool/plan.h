@@ -15,6 +15,7 @@ struct MaxPoolArguments {
   bool ceil_mode;
   int64_t time_steps;
   bool want_count;
+  bool radix;
 };
 
 struct MaxPoolPlan {

@@ -1,4 +1,4 @@
-// ordered_product and ordered_spikes on the CPU.
+// ordered_product, ordered_spikes and ordered_radix_spikes on the CPU.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -10,6 +10,7 @@
 #include "ops/ordered_product/plan.h"
 #include "ops/product/cpu_pack_weight.h"
 #include "ops/product/cpu_tiles.h"
+#include "ops/radix_spikes/cpu_kernels.h"
 
 namespace tandem {
 
@@ -75,7 +76,28 @@ Tensor ordered_product(const Tensor& input, const Tensor& weight, const std::opt
   return out;
 }
 
-// As ordered_product and integrate_and_fire one after the other, but that the currents of a tile stay in the caches.
+// drive(current, first, n) for a few output pixels at a time, so that their currents stay in the caches: n neurons from
+// `first` on, channels innermost.
+template <class Drive>
+void drive_neurons(const char* op, const OrderedPlan& plan, const Drive& drive) {
+  const ConvGeometry& g = plan.geometry;
+  with_tiles(op, plan, [&](const auto& tiles) {
+    const int64_t blocks = tiles.layout.blocks;
+    const int64_t rows = tile_rows(g, tiles.row_bytes * (1 + g.groups * blocks), 1);
+    const int64_t count = (g.pixels_out() + rows - 1) / rows;
+    parallel_tasks(1, count, [&](const auto& next) {
+      const AlignedBuffer<float> scratch(op, rows * tiles.layout.block), current(op, rows * g.out_channels);
+      for (int64_t task = next(); task >= 0; task = next()) {
+        const int64_t begin = task * rows, end = std::min(g.pixels_out(), begin + rows);
+        for (int64_t i = 0; i < g.groups * blocks; ++i) {
+          tiles.add(begin, end, i / blocks, i % blocks, scratch.data, current.data);
+        }
+        drive(current.data, begin * g.out_channels, (end - begin) * g.out_channels);
+      }
+    });
+  });
+}
+
 Tensor ordered_spikes(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& packed,
                       const std::optional<Tensor>& scale, const std::optional<Tensor>& bias, const Sizes& stride,
                       const Sizes& padding, const Sizes& dilation, int64_t groups, int64_t time_steps, int64_t mode,
@@ -88,32 +110,46 @@ Tensor ordered_spikes(const Tensor& input, const Tensor& weight, const std::opti
   IntegrateAndFireArgs<float> args = {};
   args.scale = data_or_null<float>(neurons.scale);
   args.bias = data_or_null<float>(neurons.bias);
-  args.bits = static_cast<uint8_t*>(neurons.bits.mutable_data_ptr());
+  args.bits = output<uint8_t>(neurons.bits);
   args.bits_stride = g.pixels_out() * g.out_channels;
   args.channels = g.out_channels;
   args.time_steps = time_steps;
   args.mode = neurons.mode;
   args.neuron = neurons.neuron;
   const RepeatedChannels<float> repeated(args);
-  with_tiles(op, plan, [&](const auto& tiles) {
-    const int64_t blocks = tiles.layout.blocks;
-    const int64_t rows = tile_rows(g, tiles.row_bytes * (1 + g.groups * blocks), 1);
-    const int64_t count = (g.pixels_out() + rows - 1) / rows;
-    parallel_tasks(1, count, [&](const auto& next) {
-      const AlignedBuffer<float> scratch(op, rows * tiles.layout.block), current(op, rows * g.out_channels);
-      for (int64_t task = next(); task >= 0; task = next()) {
-        const int64_t begin = task * rows, end = std::min(g.pixels_out(), begin + rows);
-        for (int64_t i = 0; i < g.groups * blocks; ++i) {
-          tiles.add(begin, end, i / blocks, i % blocks, scratch.data, current.data);
-        }
-        IntegrateAndFireArgs<float> here = args;
-        here.current = current.data;
-        here.bits += begin * g.out_channels;
-        kernels<NeuronLoopKernels>().integrate_and_fire(here, 0, (end - begin) * g.out_channels);
-      }
-    });
+  drive_neurons(op, plan, [&](const float* current, int64_t first, int64_t n) {
+    IntegrateAndFireArgs<float> here = args;
+    here.current = current;
+    here.bits += first;
+    kernels<NeuronLoopKernels>().integrate_and_fire(here, 0, n);
   });
   return neurons.bits;
+}
+
+Tensor ordered_radix_spikes(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& packed,
+                            const std::optional<Tensor>& scale, const std::optional<Tensor>& bias, const Sizes& stride,
+                            const Sizes& padding, const Sizes& dilation, int64_t groups, int64_t time_steps,
+                            double threshold, double initial) {
+  const char* op = "ordered_spikes";
+  const OrderedPlan plan = plan_ordered(op, input, weight, packed, stride, padding, dilation, groups);
+  const RadixNeurons neurons = {time_steps, threshold, initial};
+  const FiringPlan firing = plan_radix_neurons(op, plan, scale, bias, neurons);
+  const ConvGeometry& g = plan.geometry;
+  if (g.pixels_out() == 0) return firing.bits;
+  RadixSpikesArgs<float> args = {};
+  args.scale = data_or_null<float>(firing.scale);
+  args.bias = data_or_null<float>(firing.bias);
+  args.bits = output<uint8_t>(firing.bits);
+  args.channels = g.out_channels;
+  set_neurons<float>(args, neurons);
+  const RepeatedChannels<float> repeated(args);
+  drive_neurons(op, plan, [&](const float* current, int64_t first, int64_t n) {
+    RadixSpikesArgs<float> here = args;
+    here.current = current;
+    here.bits += first;
+    kernels<RadixSpikesKernels>().radix_spikes(here, 0, n);
+  });
+  return firing.bits;
 }
 
 }  // namespace
@@ -121,6 +157,7 @@ Tensor ordered_spikes(const Tensor& input, const Tensor& weight, const std::opti
 STABLE_TORCH_LIBRARY_IMPL(tandem_cuda, CPU, m) {
   m.impl("ordered_product", TORCH_BOX(&ordered_product));
   m.impl("ordered_spikes", TORCH_BOX(&ordered_spikes));
+  m.impl("ordered_radix_spikes", TORCH_BOX(&ordered_radix_spikes));
 }
 
 }  // namespace tandem

@@ -24,6 +24,22 @@ Tensor empty_sums(const char* op, const OrderedPlan& plan) {
   return empty_channels_last(op, plan.input, plan.sizes, ScalarType::Float, plan.dim);
 }
 
+namespace {
+
+FiringPlan firing_plan(const char* op, const OrderedPlan& plan, const std::optional<Tensor>& scale,
+                       const std::optional<Tensor>& bias, int64_t time_steps) {
+  const Sizes vector = {plan.geometry.out_channels};
+  if (scale) check_like(op, "scale", *scale, plan.input, "input", vector);
+  if (bias) check_like(op, "bias", *bias, plan.input, "input", vector);
+  Sizes sizes = plan.sizes;
+  sizes.insert(sizes.begin(), planes_for(time_steps));
+  checked_numel(op, sizes);
+  return {channels_last(op, scale, 0), channels_last(op, bias, 0),
+          empty_channels_last(op, plan.input, sizes, ScalarType::Byte, plan.dim + 1)};
+}
+
+}  // namespace
+
 OrderedNeurons plan_neurons(const char* op, const OrderedPlan& plan, const std::optional<Tensor>& scale,
                             const std::optional<Tensor>& bias, int64_t time_steps, int64_t mode, int64_t neuron,
                             const std::vector<double>& parameters) {
@@ -31,14 +47,13 @@ OrderedNeurons plan_neurons(const char* op, const OrderedPlan& plan, const std::
                "mode must be 0 (constant), 1 (impulse) or 3 (once), got ", mode);
   check_time_steps(op, time_steps);
   const Neuron model = checked_neuron(op, neuron, parameters, ScalarType::Float);
-  const Sizes vector = {plan.geometry.out_channels};
-  if (scale) check_like(op, "scale", *scale, plan.input, "input", vector);
-  if (bias) check_like(op, "bias", *bias, plan.input, "input", vector);
-  Sizes sizes = plan.sizes;
-  sizes.insert(sizes.begin(), planes_for(time_steps));
-  checked_numel(op, sizes);
-  return {channels_last(op, scale, 0), channels_last(op, bias, 0), static_cast<CurrentMode>(mode), model,
-          empty_channels_last(op, plan.input, sizes, ScalarType::Byte, plan.dim + 1)};
+  return {firing_plan(op, plan, scale, bias, time_steps), static_cast<CurrentMode>(mode), model};
+}
+
+FiringPlan plan_radix_neurons(const char* op, const OrderedPlan& plan, const std::optional<Tensor>& scale,
+                              const std::optional<Tensor>& bias, const RadixNeurons& neurons) {
+  check_radix_neurons(op, neurons, ScalarType::Float);
+  return firing_plan(op, plan, scale, bias, neurons.time_steps);
 }
 
 }  // namespace tandem

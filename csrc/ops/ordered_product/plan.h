@@ -24,16 +24,21 @@ OrderedPlan plan_ordered(const char* op, const Tensor& input, const Tensor& weig
 // Uninitialised sums, float32, features last.
 Tensor empty_sums(const char* op, const OrderedPlan& plan);
 
-// The neurons that the sums drive.
-struct OrderedNeurons {
+// What the neurons that the sums drive have in common.
+struct FiringPlan {
   std::optional<Tensor> scale, bias;  // [O], contiguous
+  Tensor bits;                        // [P, N, O, Ho, Wo] or [P, N, *, O], features last
+};
+
+struct OrderedNeurons : FiringPlan {
   CurrentMode mode;
   Neuron neuron;
-  Tensor bits;  // [P, N, O, Ho, Wo] or [P, N, *, O], features last
 };
 
 OrderedNeurons plan_neurons(const char* op, const OrderedPlan& plan, const std::optional<Tensor>& scale,
                             const std::optional<Tensor>& bias, int64_t time_steps, int64_t mode, int64_t neuron,
                             const std::vector<double>& parameters);
+FiringPlan plan_radix_neurons(const char* op, const OrderedPlan& plan, const std::optional<Tensor>& scale,
+                              const std::optional<Tensor>& bias, const RadixNeurons& neurons);
 
 }  // namespace tandem

@@ -99,9 +99,9 @@ void matrix_tile(const CountTileArgs<E>& a) {
   const auto* const units = reinterpret_cast<const float*>(a.panel + kDigits * digit_bytes);
   auto* const sum = static_cast<int32_t*>(a.scratch);  // [kDigits, 32, 32]
   use_tiles();
-  for (int64_t first = a.row_begin; first < a.row_end; first += kMatrixRows) {
-    const int64_t rows = a.row_end - first < kMatrixRows ? a.row_end - first : kMatrixRows;
-    const uint8_t* const inputs = a.rows + (first - a.row_begin) * a.sizes.row_bytes();
+  for (int64_t first = 0; first < a.pixels; first += kMatrixRows) {
+    const int64_t rows = a.pixels - first < kMatrixRows ? a.pixels - first : kMatrixRows;
+    const uint8_t* const inputs = a.rows + first * a.sizes.row_bytes();
     for (int64_t c = 0; c < a.valid; c += kMatrixRows) {
       const bool wide = a.valid - c > 16, tall = rows > 16;
       for (int64_t digit = 0; digit < kDigits; ++digit) {

@@ -293,12 +293,11 @@ TANDEM_HOST void multiply_block(const Rows& counts, int64_t rows, const BlockOfW
   }
 }
 
-// Writes scale * sum + bias of some output pixels for `outputs` channels from `channel` of the block on. sum: [rows,
-// row_stride] of each digit, digit_stride apart; unit: of floats.
+// Writes scale * sum + bias of output pixels from `first` on for `outputs` channels from `channel` of the block on.
+// sum: [rows, row_stride] of each digit, digit_stride apart; unit: of floats.
 template <class E>
-TANDEM_HOST void write_sums(const CountTileArgs<E>& a, int64_t row_begin, int64_t rows, int64_t outputs,
-                            const int32_t* sum, int64_t row_stride, int64_t digit_stride, int64_t channel,
-                            const float* unit) {
+TANDEM_HOST void write_sums(const CountTileArgs<E>& a, int64_t first, int64_t rows, int64_t outputs, const int32_t* sum,
+                            int64_t row_stride, int64_t digit_stride, int64_t channel, const float* unit) {
   using Exact = Simd<float>::Int32;
   using Wide = LanesOf<float, double>::type;
   for (int64_t row = 0; row < rows; ++row) {
@@ -318,7 +317,7 @@ TANDEM_HOST void write_sums(const CountTileArgs<E>& a, int64_t row_begin, int64_
       if constexpr (std::is_same_v<E, float>) total *= load(unit + at, left);
       if (a.scale) total *= load(a.scale + at, left);
       if (a.bias) total += load(a.bias + at, left);
-      store(a.sum + (row_begin + row) * a.row_stride + at, total, left);
+      store(a.sum + (first + row) * a.row_stride + at, total, left);
     }
   }
 }
@@ -326,7 +325,7 @@ TANDEM_HOST void write_sums(const CountTileArgs<E>& a, int64_t row_begin, int64_
 template <class E>
 void byte_tile(const CountTileArgs<E>& a) {
   constexpr int64_t kDigits = sizeof(E);
-  const int64_t rows = a.row_end - a.row_begin;
+  const int64_t rows = a.pixels;
   int32_t* const sum = static_cast<int32_t*>(a.scratch);  // [kDigits, rows, block]
   std::memset(sum, 0, static_cast<size_t>(kDigits * rows * a.block) * sizeof(int32_t));
   for (int64_t at = 0; at < a.sizes.used; at += kCacheDepth) {
@@ -337,7 +336,7 @@ void byte_tile(const CountTileArgs<E>& a) {
                      sum + digit * rows * a.block);
     }
   }
-  write_sums<E>(a, a.row_begin, rows, a.valid, sum, a.block, rows * a.block, 0, nullptr);
+  write_sums<E>(a, 0, rows, a.valid, sum, a.block, rows * a.block, 0, nullptr);
 }
 
 constexpr bool kMultipliesBytes = true;

@@ -35,6 +35,7 @@
 #include "ops/product/cpu_integer.h"
 #include "ops/product/cpu_pack_weight.h"
 #include "ops/product/operators.h"
+#include "ops/radix_spikes/cpu_fire.h"
 #include "ops/spike_train/cpu_kernels.h"
 
 namespace tandem {
@@ -236,17 +237,39 @@ std::tuple<Tensor, Tensor, Tensor> spiking(const char* op, const ProductArgument
   return {plan.out_bits, plan.out_sum, plan.out_state};
 }
 
-Tensor counted(const char* op, const ProductArguments& arguments, const ConvGeometry& geometry, bool linear) {
-  const ProductPlan plan = plan_product(op, arguments, geometry, linear);
-  if (geometry.pixels_out() == 0) return plan.out_sum;
+// Lets the sums of some samples drive the neurons of a count product, if it has any.
+void fire_sums(const char* op, const ProductPlan& plan, Samples samples) {
+  if (!plan.radix_neurons) return;
+  const ConvGeometry& g = plan.geometry;
+  const int64_t of_sample = g.out_height * g.out_width * g.out_channels;
+  dispatch_floating(op, plan.type, [&](auto type) {
+    using T = decltype(type);
+    const T* const sum = output<T>(plan.out_sum) + samples.first * of_sample;
+    uint8_t* const bits = output<uint8_t>(plan.out_bits) + samples.first * of_sample;
+    parallel_ranges(samples.count() * of_sample, 8192, [&](int64_t begin, int64_t end) {
+      fire_radix<T>(*plan.radix_neurons, sum + begin, end - begin, bits + begin);
+    });
+  });
+}
+
+Tensor counted(const char* op, const ProductArguments& arguments, const ConvGeometry& geometry, bool linear,
+               const std::optional<RadixNeurons>& neurons) {
+  ProductPlan plan = plan_product(op, arguments, geometry, linear, neurons);
+  const Samples all = {0, geometry.batch};
+  const auto result = [&] { return neurons ? plan.out_bits : plan.out_sum; };
+  if (geometry.pixels_out() == 0) return result();
   const bool depthwise = is_depthwise(plan, largest_input(plan));
   const bool integers = is_integer(plan.weight.scalar_type());
   const Engine engine = asked(plan, depthwise);
   const bool bytes = multiplies_counts(plan);
   if (engine == Engine::kDense && !integers && !bytes) {
-    run_count_dense(op, plan_dense(op, plan), {0, geometry.batch});
+    add_sums(op, plan);
+    run_count_dense(op, plan_dense(op, plan), all);
+    fire_sums(op, plan, all);
   } else if (depthwise && engine != Engine::kDense) {
+    add_sums(op, plan);
     run_count_depthwise(op, plan);
+    fire_sums(op, plan, all);
   } else {
     check_32_bits(op, plan);
     const BinaryCounts counts(op, plan);
@@ -260,22 +283,25 @@ Tensor counted(const char* op, const ProductArguments& arguments, const ConvGeom
                              : bytes
                                  ? byte_crossover(geometry, counts.digits, largest_input(plan), plan.packed.has_value())
                                  : word_crossover(geometry);
+    const std::vector<Run> runs = choose(in, engine, crossover);
+    // Products of bytes let their neurons fire as they go along.
+    if (!bytes || !std::all_of(runs.begin(), runs.end(), [](const Run& run) { return run.dense; })) add_sums(op, plan);
     run_engines(
-        op, plan, choose(in, engine, crossover), integers || bytes,
+        op, plan, runs, integers || bytes,
         [&](const ProductPlan& p, Samples samples, double density) {
           integers ? run_count_events(op, p, samples, counts, density) : run_count_lists(op, p, samples, counts);
+          fire_sums(op, p, samples);
         },
         [&](const ProductPlan& p, Samples samples) {
           if (bytes) {
             run_count_bytes(op, p, samples, counts);
-          } else if (!integers) {
-            run_count_dense(op, p, samples);
-          } else {
-            run_count_words(op, p, samples, counts);
+            return;
           }
+          integers ? run_count_words(op, p, samples, counts) : run_count_dense(op, p, samples);
+          fire_sums(op, p, samples);
         });
   }
-  return plan.out_sum;
+  return result();
 }
 
 Tensor step_product(const Tensor& bits, const Tensor& weight, const std::optional<Tensor>& packed,
@@ -300,6 +326,7 @@ STABLE_TORCH_LIBRARY_IMPL(tandem_cuda, CPU, m) {
   m.impl("step_product", TORCH_BOX(&step_product));
   m.impl("spiking_product", TORCH_BOX(&spiking_product<spiking>));
   m.impl("count_product", TORCH_BOX(&count_product<counted>));
+  m.impl("radix_product", TORCH_BOX(&radix_product<counted>));
 }
 
 }  // namespace tandem

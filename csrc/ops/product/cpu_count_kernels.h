@@ -89,16 +89,16 @@ template <class E>
 struct CountTileArgs {
   int64_t largest;  // count that there may be
   PanelSizes sizes;
-  const uint8_t* rows;   // [row_end - row_begin, row_bytes()]; for matrix tiles up to a multiple of 16, where the rows
+  const uint8_t* rows;   // [pixels, row_bytes()]; for matrix tiles up to a multiple of 16, where the rows
                          // behind them may hold anything
   const uint8_t* panel;  // the weights of this group and block of output channels
   int64_t block, valid;  // output channels, and how many of them are real
-  int64_t row_begin, row_end;
-  int64_t row_stride;  // of sum, in elements
-  const float* scale;  // [block] or null
-  const float* bias;   // [block] or null
-  float* sum;
-  void* scratch;  // byte_scratch_bytes() or matrix_scratch_bytes(), 64-byte aligned
+  int64_t pixels;        // output pixels
+  int64_t row_stride;    // of sum, in elements
+  const float* scale;    // [block] or null
+  const float* bias;     // [block] or null
+  float* sum;            // at the first output pixel and channel
+  void* scratch;         // byte_scratch_bytes() or matrix_scratch_bytes(), 64-byte aligned
 };
 
 // Sums of a pair of matrix tiles for each digit of the weights.

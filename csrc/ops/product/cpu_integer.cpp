@@ -11,6 +11,7 @@
 #include "ops/product/cpu_event_kernels.h"
 #include "ops/product/cpu_pack_weight.h"
 #include "ops/product/cpu_tiles.h"
+#include "ops/radix_spikes/cpu_fire.h"
 
 namespace tandem {
 
@@ -98,8 +99,7 @@ namespace {
 
 // What all tiles of a block of outputs have in common. panels: of all groups and blocks.
 template <class E>
-CountTileArgs<E> block_of_tiles(const ProductPlan& plan, Samples samples, const uint8_t* panels, int64_t group,
-                                int64_t b) {
+CountTileArgs<E> block_of_tiles(const ProductPlan& plan, const uint8_t* panels, int64_t group, int64_t b) {
   const ConvGeometry& g = plan.geometry;
   const PackedLayout layout = packed_layout<E>(g);
   const int64_t channel = group * g.group_out() + b * layout.block;
@@ -109,14 +109,20 @@ CountTileArgs<E> block_of_tiles(const ProductPlan& plan, Samples samples, const 
   tile.panel = panels + (group * layout.blocks + b) * panel_bytes<E>(g);
   tile.block = layout.block;
   tile.valid = std::min(layout.block, g.group_out() - b * layout.block);
-  tile.row_stride = g.out_channels;
   tile.scale = plan.scale ? data_or_null<float>(plan.scale) + channel : nullptr;
   tile.bias = plan.bias ? data_or_null<float>(plan.bias) + channel : nullptr;
-  tile.sum = output<float>(plan.out_sum) + samples.first * g.out_height * g.out_width * g.out_channels + channel;
   return tile;
 }
 
-// A task rearranges the inputs of some output pixels for all blocks of outputs, or for some where there are few pixels.
+// Lets the sums of a tile drive neurons, whose bits lie `stride` apart from output pixel to output pixel.
+template <class E>
+void fire_tile(const CountTileArgs<E>& tile, const RadixNeurons& neurons, int64_t stride, uint8_t* bits) {
+  const int64_t runs = tile.valid == stride ? 1 : tile.pixels, n = tile.pixels / runs * tile.valid;
+  for (int64_t i = 0; i < runs; ++i) fire_radix<float>(neurons, tile.sum + i * n, n, bits + i * stride);
+}
+
+// A task rearranges the inputs of some output pixels for all blocks of outputs, or for some where there are few pixels:
+// the more pixels a task has, the less often weights are read, which do not fit the cache.
 template <class E>
 void run_bytes(const char* op, const ProductPlan& plan, Samples samples, const BinaryCounts& given, bool matrices) {
   // Of a task, in the L2 cache beside a block of weights. Processors with matrix tiles have a larger one.
@@ -128,36 +134,41 @@ void run_bytes(const char* op, const ProductPlan& plan, Samples samples, const B
   const PackedLayout layout = packed_layout<E>(g);
   const PanelSizes sizes(g);
   const uint8_t* const counts = given.bytes + samples.first * g.height * g.width * g.in_channels;
-  const int64_t pixels = g.pixels_out(), wanted = int64_t{4} * torch::stable::get_num_threads();
-  int64_t most = input_bytes / sizes.row_bytes();
+  const auto parts_of = [](int64_t all, int64_t most) { return (all + most - 1) / std::max<int64_t>(1, most); };
+  const auto in_steps = [&](int64_t rows) { return std::max(step, parts_of(rows, step) * step); };
+  int64_t most = std::min<int64_t>(512, input_bytes / sizes.row_bytes());
   if (!matrices) most = std::min(most, sum_bytes / byte_scratch_bytes<E>(1, layout.block));
-  const int64_t fair = (pixels + wanted / g.groups) / std::max<int64_t>(1, wanted / g.groups);
-  const auto in_steps = [&](int64_t rows) { return std::max(step, (rows + step - 1) / step * step); };
-  const int64_t rows = std::min(in_steps(fair), in_steps(std::min<int64_t>(most, 512) - step + 1));
-  const int64_t tiles = (pixels + rows - 1) / rows;
-  const int64_t splits = std::clamp<int64_t>(wanted / (g.groups * tiles), 1, layout.blocks);
+  most = in_steps(most - step + 1);
+  const int64_t pixels = g.pixels_out(), wanted = parts_of(int64_t{4} * torch::stable::get_num_threads(), g.groups);
+  const int64_t splits = std::clamp<int64_t>(parts_of(wanted, parts_of(pixels, most)), 1, layout.blocks);
+  const int64_t rows = std::min(most, in_steps(parts_of(pixels, parts_of(wanted, splits))));
+  const int64_t tiles = parts_of(pixels, rows);
+  const bool fires = plan.radix_neurons.has_value();
   with_panels<E>(op, plan, [&](const uint8_t* panels) {
     parallel_tasks(g.groups * splits, tiles, [&](const auto& next) {
       const AlignedBuffer<uint8_t> inputs(op, rows * sizes.row_bytes());
       const AlignedBuffer<uint8_t> scratch(
           op, matrices ? matrix_scratch_bytes<E>() : byte_scratch_bytes<E>(rows, layout.block));
+      const AlignedBuffer<float> sums(op, fires ? rows * layout.block : 0);
       for (int64_t task = next(); task >= 0; task = next()) {
         const int64_t split = task / tiles % splits, group = task / tiles / splits;
         const int64_t first = task % tiles * rows, last = std::min(pixels, first + rows);
         k.fill_rows({&g, counts, sizes, group, first, last, inputs.data});
         for (int64_t b = split * layout.blocks / splits; b < (split + 1) * layout.blocks / splits; ++b) {
-          CountTileArgs<E> tile = block_of_tiles<E>(plan, samples, panels, group, b);
+          CountTileArgs<E> tile = block_of_tiles<E>(plan, panels, group, b);
+          const int64_t at = (samples.first * g.out_height * g.out_width + first) * g.out_channels +
+                             group * g.group_out() + b * layout.block;
           tile.rows = inputs.data;
-          tile.row_begin = first;
-          tile.row_end = last;
+          tile.pixels = last - first;
+          tile.row_stride = fires ? tile.valid : g.out_channels;
+          tile.sum = fires ? sums.data : output<float>(plan.out_sum) + at;
           tile.scratch = scratch.data;
-          if constexpr (!std::is_same_v<E, float>) {
-            if (!matrices) {
-              k.byte_tile(tile);
-              continue;
-            }
+          if (matrices) {
+            k.matrix_tile(tile);
+          } else if constexpr (!std::is_same_v<E, float>) {
+            k.byte_tile(tile);
           }
-          k.matrix_tile(tile);
+          if (fires) fire_tile(tile, *plan.radix_neurons, g.out_channels, output<uint8_t>(plan.out_bits) + at);
         }
       }
     });

@@ -183,7 +183,8 @@ std::tuple<Tensor, Tensor, Tensor> spiking(const char* op, const ProductArgument
   return {plan.out_bits, plan.out_sum, plan.out_state};
 }
 
-Tensor counted(const char* op, const ProductArguments& arguments, const ConvGeometry& geometry, bool linear) {
+Tensor counted(const char* op, const ProductArguments& arguments, const ConvGeometry& geometry, bool linear,
+               const std::optional<RadixNeurons>& /*neurons*/) {  // on CUDA, Python calls radix_spikes
   const DeviceGuard guard(arguments.bits.get_device_index());
   const ProductPlan plan = plan_product(op, arguments, geometry, linear);
   run(op, plan, nullptr);

@@ -103,9 +103,9 @@ ProductPlan plan_inputs(const char* op, const ProductArguments& a, const ConvGeo
   const std::optional<Tensor> scale = channels_last(op, a.scale, 0), bias = channels_last(op, a.bias, 0);
   if (scale) check_finite(op, "scale", *scale);
   if (bias) check_finite(op, "bias", *bias);
-  return {geometry, bits,    a.weight, a.packed, scale,        bias,         engine_of(op, a.engine),
-          a.terms,  a.radix, type,     {},       std::nullopt, std::nullopt, std::nullopt,
-          none(),   none(),  none()};
+  return {geometry, bits,    a.weight, a.packed,    scale,        bias,         engine_of(op, a.engine),
+          a.terms,  a.radix, type,     {},          std::nullopt, std::nullopt, std::nullopt,
+          none(),   none(),  none(),   std::nullopt};
 }
 
 // Currents [T, *neurons] or spikes [P, *neurons] of another branch; bit_sizes: [P, *neurons].
@@ -230,14 +230,31 @@ void check_master(const char* op, const Tensor& weight, const std::optional<Tens
   if (unit) check_operand(op, "unit", *unit, weight, {weight.size(0)});
 }
 
-ProductPlan plan_product(const char* op, const ProductArguments& a, const ConvGeometry& geometry, bool linear) {
+ProductPlan plan_product(const char* op, const ProductArguments& a, const ConvGeometry& geometry, bool linear,
+                         const std::optional<RadixNeurons>& radix_neurons) {
   TANDEM_CHECK(a.radix >= 0 && a.radix <= kStepsPerPlane, op, "radix must be from 0 to 8, got ", a.radix);
   TANDEM_CHECK(!a.radix || a.bits.size(0) == 1, op, "bits of radix spikes must have one plane, got ", shape(a.bits));
   ProductPlan plan = plan_inputs(op, a, geometry, linear);
   if (a.radix) check_past_end(op, "bits", plan.bits, a.radix);
-  const Sizes neurons = neuron_sizes(a.bits, geometry, linear);
-  plan.out_sum = empty_channels_last(op, a.weight, neurons, plan.type, feature_dim(neurons, linear));
+  Sizes neurons = neuron_sizes(a.bits, geometry, linear);
+  const int64_t dim = feature_dim(neurons, linear);
+  if (!radix_neurons) {
+    plan.out_sum = empty_channels_last(op, a.weight, neurons, plan.type, dim);
+    return plan;
+  }
+  check_radix_neurons(op, *radix_neurons, plan.type);
+  plan.radix_neurons = radix_neurons;
+  neurons.insert(neurons.begin(), 1);
+  plan.out_bits = empty_channels_last(op, a.bits, neurons, ScalarType::Byte, dim + 1);
   return plan;
+}
+
+void add_sums(const char* op, ProductPlan& plan) {
+  if (!plan.radix_neurons || plan.out_sum.numel() > 0) return;
+  Sizes neurons = sizes_of(plan.out_bits);
+  neurons.erase(neurons.begin());
+  const int64_t dim = feature_dim(neurons, plan.weight.dim() == 2);
+  plan.out_sum = empty_channels_last(op, plan.weight, neurons, plan.type, dim);
 }
 
 ProductPlan plan_steps(const char* op, const ProductArguments& a, int64_t time_steps, const ConvGeometry& geometry,

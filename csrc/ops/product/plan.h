@@ -8,6 +8,7 @@
 #include "core/tensors.h"
 #include "neuron/arguments.h"
 #include "neuron/joined.h"
+#include "ops/radix_spikes/plan.h"
 
 namespace tandem {
 
@@ -49,14 +50,15 @@ struct ProductPlan {
   std::optional<Tensor> packed;       // as given; unchecked, since each engine has a layout of its own
   std::optional<Tensor> scale, bias;  // [O], contiguous
   Engine engine;
-  int64_t terms;                        // bf16 terms of a float32 weight on tensor cores
-  int64_t radix;                        // T where bytes are the values of radix spikes, else 0
-  ScalarType type;                      // of currents and potentials
-  Neuron neuron;                        // of a spiking product
-  std::optional<Tensor> initial;        // state, features last
-  std::optional<Tensor> added;          // to the currents: those of another branch, or its spikes; features last
-  std::optional<Tensor> amplitude;      // of such a spike [O]; none: 1
-  Tensor out_bits, out_sum, out_state;  // features last; shape [0] where not wanted
+  int64_t terms;                              // bf16 terms of a float32 weight on tensor cores
+  int64_t radix;                              // T where bytes are the values of radix spikes, else 0
+  ScalarType type;                            // of currents and potentials
+  Neuron neuron;                              // of a spiking product
+  std::optional<Tensor> initial;              // state, features last
+  std::optional<Tensor> added;                // to the currents: those of another branch, or its spikes; features last
+  std::optional<Tensor> amplitude;            // of such a spike [O]; none: 1
+  Tensor out_bits, out_sum, out_state;        // features last; shape [0] where not wanted
+  std::optional<RadixNeurons> radix_neurons;  // of a count product: what it drives
 };
 
 // The largest number that one of the plan's inputs stands for in a count product.
@@ -103,8 +105,12 @@ Joined<T> joined_of(const ProductPlan& plan) {
           data_or_null<T>(plan.amplitude)};
 }
 
-// Sizes of the neurons that `geometry` gives for `bits`: [N, O, Ho, Wo] or [N, *, O].
-ProductPlan plan_product(const char* op, const ProductArguments& arguments, const ConvGeometry& geometry, bool linear);
+// Sizes of the neurons that `geometry` gives for `bits`: [N, O, Ho, Wo] or [N, *, O]. With neurons there is no out_sum
+// before add_sums.
+ProductPlan plan_product(const char* op, const ProductArguments& arguments, const ConvGeometry& geometry, bool linear,
+                         const std::optional<RadixNeurons>& neurons = std::nullopt);
+// Allocates the currents of neurons, if they have none yet.
+void add_sums(const char* op, ProductPlan& plan);
 // Of the currents of each step, [T, N, O, Ho, Wo] or [T, N, *, O]: out_sum.
 ProductPlan plan_steps(const char* op, const ProductArguments& arguments, int64_t time_steps,
                        const ConvGeometry& geometry, bool linear);

@@ -18,13 +18,14 @@ std::tuple<Tensor, Tensor> radix_spikes(const Tensor& current, const std::option
                                         double initial, bool want_state) {
   const char* op = "radix_spikes";
   const torch::stable::accelerator::DeviceGuard guard(current.get_device_index());
-  const RadixSpikesPlan plan = plan_radix_spikes(current, scale, bias, time_steps, threshold, initial, want_state);
+  const RadixNeurons neurons = {time_steps, threshold, initial};
+  const RadixSpikesPlan plan = plan_radix_spikes(current, scale, bias, neurons, want_state);
   if (plan.neurons == 0) return {plan.bits, plan.state};
   const cudaStream_t stream = current_stream(op, current.get_device_index());
   dispatch_floating(op, current.scalar_type(), [&](auto type) {
     using T = decltype(type);
     CudaRadixSpikesArgs<T> args = {};
-    set_arguments<T>(args, plan, time_steps, threshold, initial);
+    set_arguments<T>(args, plan, neurons);
     args.neurons = plan.neurons;
     check_launch(op, launch_radix_spikes(args, stream));
   });

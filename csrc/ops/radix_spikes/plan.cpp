@@ -21,17 +21,20 @@ void check_thresholds(const char* op, double threshold, int64_t time_steps, Scal
 
 }  // namespace
 
+void check_radix_neurons(const char* op, const RadixNeurons& neurons, ScalarType type) {
+  check_radix_steps(op, neurons.time_steps);
+  check_thresholds(op, neurons.threshold, neurons.time_steps, type);
+  TANDEM_CHECK(kInitial.holds(neurons.initial), op, "initial must be ", kInitial.rule, ", got ", neurons.initial);
+}
+
 RadixSpikesPlan plan_radix_spikes(const Tensor& current, const std::optional<Tensor>& scale,
-                                  const std::optional<Tensor>& bias, int64_t time_steps, double threshold,
-                                  double initial, bool want_state) {
+                                  const std::optional<Tensor>& bias, const RadixNeurons& neurons, bool want_state) {
   const char* op = "radix_spikes";
   check_floating(op, "current", current);
-  check_radix_steps(op, time_steps);
-  check_thresholds(op, threshold, time_steps, current.scalar_type());
-  TANDEM_CHECK(kInitial.holds(initial), op, "initial must be ", kInitial.rule, ", got ", initial);
+  check_radix_neurons(op, neurons, current.scalar_type());
   Sizes sizes = sizes_of(current);
   TANDEM_CHECK(sizes.size() >= 2, op, "current must be [N, C, ...], got ", shape(current));
-  const int64_t channels = sizes[1], neurons = checked_numel(op, sizes);
+  const int64_t channels = sizes[1], all = checked_numel(op, sizes);
   if (scale) check_like(op, "scale", *scale, current, "current", {channels});
   if (bias) check_like(op, "bias", *bias, current, "current", {channels});
   sizes.insert(sizes.begin(), 1);
@@ -43,7 +46,7 @@ RadixSpikesPlan plan_radix_spikes(const Tensor& current, const std::optional<Ten
       empty_channels_last(op, current, sizes, ScalarType::Byte, 2),
       want_state ? empty_channels_last(op, current, sizes, type, 2) : no_tensor(op, current, type),
       channels,
-      neurons,
+      all,
   };
 }
 

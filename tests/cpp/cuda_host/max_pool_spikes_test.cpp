@@ -22,6 +22,7 @@ struct Case {
   int64_t time_steps;
   int64_t largest;  // count before the first step; -1: none given
   bool want_count;
+  bool radix;
 };
 
 struct Inputs {
@@ -37,14 +38,15 @@ struct Result {
 };
 
 Case case_of(int64_t batch, int64_t channels, int64_t height, int64_t width, int64_t kernel, int64_t stride,
-             int64_t padding, int64_t dilation, int64_t time_steps, int64_t largest, bool want_count) {
+             int64_t padding, int64_t dilation, int64_t time_steps, int64_t largest, bool want_count,
+             bool radix = false) {
   const auto outputs = [&](int64_t size) { return (size + 2 * padding - dilation * (kernel - 1) - 1) / stride + 1; };
   ConvGeometry g = {};
   g.batch = batch, g.in_channels = g.out_channels = g.groups = channels;
   g.height = height, g.width = width, g.out_height = outputs(height), g.out_width = outputs(width);
   g.kernel_h = g.kernel_w = kernel, g.stride_h = g.stride_w = stride;
   g.padding_h = g.padding_w = padding, g.dilation_h = g.dilation_w = dilation;
-  return {g, time_steps, largest, want_count};
+  return {g, time_steps, largest, want_count, radix};
 }
 
 Inputs inputs_of(const Case& c) {
@@ -89,7 +91,8 @@ Result loop(const Case& c, const Inputs& in, int64_t* spikes) {
         const int64_t x = pixel % g.out_width * g.stride_w - g.padding_w + tap % g.kernel_w * g.dilation_w;
         if (y < 0 || y >= g.height || x < 0 || x >= g.width) continue;
         const int64_t at = ((image * g.height + y) * g.width + x) * g.in_channels + channel;
-        if (count[static_cast<size_t>(at)] > largest) largest = count[static_cast<size_t>(at)];
+        const int64_t here = c.radix ? in.bits[static_cast<size_t>(at)] : count[static_cast<size_t>(at)];
+        if (here > largest) largest = here;
       }
       if (t >= 0 && largest > most[static_cast<size_t>(i)]) {
         uint8_t& byte = out.bits[static_cast<size_t>(t / 8 * pooled + i)];
@@ -97,6 +100,7 @@ Result loop(const Case& c, const Inputs& in, int64_t* spikes) {
         ++*spikes;
       }
       most[static_cast<size_t>(i)] = largest;
+      if (c.radix) out.bits[static_cast<size_t>(i)] = static_cast<uint8_t>(largest), *spikes += largest > 0;
     }
   }
   out.count = count;
@@ -120,6 +124,7 @@ Result device_kernel(const Case& c, const Inputs& in, cudaError_t* error) {
   args.out_count = c.want_count ? out.count.data() : nullptr;
   args.scratch = scratch.empty() ? nullptr : scratch.data();
   args.planes = planes;
+  args.radix = c.radix;
   // Blocks of which each walks on, too.
   tandem::host::most_blocks = c.time_steps % 2 == 0 ? 2 : 0;
   *error = tandem::launch_max_pool_spikes(args, nullptr);
@@ -136,6 +141,7 @@ Result cpu_kernel(const Case& c, const Inputs& in) {
   args.geometry = &g;
   args.bits = in.bits.data();
   args.planes = (c.time_steps + 7) / 8;
+  args.radix = c.radix;
   args.count = c.largest >= 0 ? in.count.data() : nullptr;
   out.bits.assign(static_cast<size_t>(args.planes * g.pixels_out() * g.in_channels), 0xa5);
   out.count.assign(static_cast<size_t>(neurons), -77);
@@ -161,7 +167,7 @@ bool many_neurons() {
   int64_t spikes = 0;
   const Result expected = loop(c, in, &spikes);
   std::vector<uint8_t> bits(expected.bits.size(), 0xa5);
-  const tandem::MaxPool pool = {c.geometry, in.bits.data(), nullptr, bits.data(), 1};
+  const tandem::MaxPool pool = {c.geometry, in.bits.data(), nullptr, bits.data(), 1, false};
   TANDEM_LAUNCH((tandem::max_pool_kernel<int64_t>), 2, tandem::kThreads, 0, nullptr, pool);
   return bits == expected.bits && spikes > 0;
 }
@@ -188,6 +194,14 @@ int main() {
   int wrong = many_neurons() ? 0 : 1, cases = 0;
   int64_t spikes = 0;
   for (const auto& s : shapes) {
+    for (const int64_t time_steps : {1, 4, 8}) {
+      const Case c = case_of(s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], time_steps, -1, false, true);
+      ++cases;
+      if (check(c, &spikes)) continue;
+      ++wrong;
+      printf("channels %lld, kernel %lld, radix spikes: wrong\n", static_cast<long long>(s[1]),
+             static_cast<long long>(s[4]));
+    }
     for (const int64_t time_steps : {1, 7, 8, 9, 20, 127, 128, 129, 300}) {
       for (const int64_t largest : {-1, 3, 1000}) {
         const Case c = case_of(s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], time_steps, largest, cases++ % 2 == 0);
