@@ -53,7 +53,6 @@ REFUSED = {
     "bilinear before the read-out": "interpolate",
     "bicubic": r"interpolate \(TandemInterpolate\): NIR has no interpolation",
     "bicubic before a ReLU": r"interpolate \(TandemInterpolate\): NIR has no interpolation",
-    "max of values": r"max_1 \(SpikingGlobalMaxPool2d\): its input must not be values of both signs; put a ReLU before",
     "unflattened": r"unflatten \(SpikeRearrange\): NIR cannot make images of features in front of neurons",
     "a view of values": r"unflatten \(SpikeRearrange\): NIR cannot make images of features in front of neurons",
     "gate": r"mul \(TandemGate\): NIR cannot multiply spikes by a factor that depends on the input",

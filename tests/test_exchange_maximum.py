@@ -1,6 +1,7 @@
 """Max pooling in NIR: integrators and gates that count, spike by spike, what the layer counts."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from anns import per_layer
 from exact import train
 from tandem_cuda import IF, Decode, SpikeTrain, SpikingMaxPool2d, TandemAdd, TandemConv2d, convert, freeze
 from tandem_cuda.nn import SpikeCat, SpikeRearrange, SpikingGlobalMaxPool2d
@@ -19,7 +21,7 @@ from nir_interpreter import executed  # noqa: E402 (only where the extra is ther
 from tandem_cuda.exchange import from_nir, to_nir  # noqa: E402
 from tandem_cuda.exchange.nir_maximum import stages  # noqa: E402
 from tandem_cuda.nn.nir import MaxAxis  # noqa: E402
-from test_exchange_layers import IMAGES, Net, behind, exchanged  # noqa: E402
+from test_exchange_layers import IMAGES, Net, behind, exchanged, rules  # noqa: E402
 
 STEPS = 8
 SPIKES = train(STEPS, 3, 4, 9, 10, seed=1, rate=0.4).float()
@@ -68,6 +70,44 @@ def test_every_step_is_the_same(name, groups, tmp_path):
     assert torch.equal(executed(again, list(SPIKES)), want.sum(0).double())
     if name not in PADDED:
         assert len(again.nodes) == len(graph.nodes)
+
+
+@pytest.mark.parametrize("groups", [True, False])
+@pytest.mark.parametrize("name", sorted(POOLS.keys() - {"dilated"}))
+def test_every_step_of_values_of_both_signs_is_the_same(name, groups, tmp_path):
+    """Padding is never the largest value, and pairs are what is read back."""
+    pool, plain = POOLS[name], SpikeTrain.from_dense(SPIKES)
+    x = plain.replace(pair_dim=1)
+    graph = to_nir(pool, x, tmp_path / "net.nir", groups=groups)
+    want = steps_of(pool, x)
+    values = want.sum(0)[:, ::2] - want.sum(0)[:, 1::2]
+    assert torch.equal(values, pool.pool_values(Decode()(x)))
+    assert len(values.unique()) > 2
+    got = [torch.zeros_like(want[0]).double()]
+    got += [executed(graph, list(SPIKES[:t])) for t in range(1, STEPS + 1)]
+    for t in range(STEPS):
+        assert torch.equal(got[t + 1] - got[t], want[t].double()), t
+    back = from_nir(tmp_path / "net.nir")
+    assert torch.equal(steps_of(back, plain), want)
+    assert back(plain).pair_dim is None
+    assert torch.equal(freeze(back)(plain).to_dense(), want)
+    again = to_nir(back, plain, groups=groups)
+    assert torch.equal(executed(again, list(SPIKES)), want.sum(0).double())
+    assert len(again.nodes) == len(graph.nodes)
+
+
+def test_negative_values_alone_keep_their_sign(tmp_path):
+    """Zeros of a padding would be larger than any of them."""
+    spikes = SPIKES.clone()
+    spikes[:, :, ::2] = 0
+    spikes[:, :, 1::2, ::2, ::3] = 1
+    x = SpikeTrain.from_dense(spikes).replace(pair_dim=1)
+    pool = SpikingMaxPool2d(3, 2, 1)
+    want = steps_of(pool, x)
+    assert want[:, :, ::2].sum() == 0 < want[:, :, 1::2].sum()
+    graph = to_nir(pool, x, tmp_path / "net.nir")
+    assert torch.equal(executed(graph, list(spikes)), want.sum(0).double())
+    assert torch.equal(steps_of(from_nir(tmp_path / "net.nir"), x.replace(pair_dim=None)), want)
 
 
 def test_other_tools_read_the_file(tmp_path):
@@ -134,24 +174,32 @@ def test_windows_of_one_pixel(tmp_path):
     assert not any(isinstance(node, nir.I) for node in graph.nodes.values())
 
 
-def test_values_of_both_signs_are_refused_and_a_relu_helps(tmp_path):
-    def ann(act):
+def test_a_network_with_values_of_both_signs(tmp_path):
+    """Concatenated, and in front of a read-out; a ReLU makes do where dilated windows are padded."""
+
+    def ann(act, features, **settings):
         def run(n, x):
-            return n.fc(F.relu(n.b(F.max_pool2d(act(n.a(F.relu(n.first(x)))), 2))).flatten(1))
+            x = F.relu(n.first(x))
+            x = n.b(F.max_pool2d(act(torch.cat([n.a(x), x], 1)), 3, 2, 1, **settings))
+            return n.fc(F.max_pool2d(x, 2).flatten(1))
 
-        layers = {"first": nn.Conv2d(2, 4, 3), "a": nn.Conv2d(4, 4, 1), "b": nn.Conv2d(4, 4, 3)}
-        return Net(run, **layers, fc=nn.Linear(8, 3)).eval()
+        layers = {"first": nn.Conv2d(2, 4, 3), "a": nn.Conv2d(4, 4, 1), "b": nn.Conv2d(8, 4, 1)}
+        return Net(run, **layers, fc=nn.Linear(features, 3)).eval()
 
-    def converted(act):
-        torch.manual_seed(0)
-        return convert(ann(act), STEPS, neuron=IF(), calibrate={"first": 1.0, "a": 1.0, "b": 0.5})
+    def converted(net):
+        rules.dyadic(net)
+        levels = convert(net, STEPS, calibrate=IMAGES, **per_layer(IF())).levels
+        levels = {name: 2.0 ** round(math.log2(level)) for name, level in levels.items()}
+        return convert(net, STEPS, neuron=IF(), calibrate=levels)
 
-    x = torch.rand(2, 2, 9, 10)
-    with pytest.raises(
-        ValueError, match=r"\(SpikingMaxPool2d\): its input must not be values of both signs; put a ReLU"
-    ):
-        to_nir(converted(lambda y: y), x)
-    to_nir(converted(F.relu), x)
+    def same(x):
+        return x
+
+    graph = exchanged(converted(ann(same, 16)), IMAGES, tmp_path)
+    assert sum(isinstance(node, nir.I) for node in graph.nodes.values()) == 2 * 4 + 2
+    with pytest.raises(ValueError, match=r"\(SpikingMaxPool2d\): windows of values of both signs must have dilation 1"):
+        to_nir(converted(ann(same, 4, dilation=2)), IMAGES)
+    exchanged(converted(ann(F.relu, 4, dilation=2)), IMAGES, tmp_path)
 
 
 EDITS = {
@@ -179,6 +227,30 @@ def test_what_is_no_maximum_is_refused(edit):
                 setattr(node, name, np.array(getattr(node, name)))
     from_nir(graph)
     EDITS[edit](nodes)
+    with pytest.raises(
+        ValueError, match=r"_larger \(Threshold\): .*(must be those of a maximum|must grow|must be the same)"
+    ):
+        from_nir(graph)
+
+
+SIGNED_EDITS = {
+    **EDITS,
+    "a gate that falls": lambda nodes: nodes["spikes"].weight.__setitem__((2, 0, 0, 0), -16.0),
+    "a negative neuron": lambda nodes: nodes["counts"].weight.__setitem__((0, 1, 0, 0), 1.0),
+    "a threshold of one sign": lambda nodes: nodes["leads"].threshold.fill(8.5),
+}
+
+
+@pytest.mark.parametrize("edit", SIGNED_EDITS)
+def test_what_is_no_maximum_of_both_signs_is_refused(edit):
+    graph = to_nir(SpikingMaxPool2d((2, 1)), SpikeTrain.from_dense(SPIKES).replace(pair_dim=1))
+    nodes = {name.rpartition("_")[2]: node for name, node in graph.nodes.items()}
+    for node in nodes.values():
+        for name in ("stride", "padding"):
+            if hasattr(node, name):
+                setattr(node, name, np.array(getattr(node, name)))
+    from_nir(graph)
+    SIGNED_EDITS[edit](nodes)
     with pytest.raises(
         ValueError, match=r"_larger \(Threshold\): .*(must be those of a maximum|must grow|must be the same)"
     ):

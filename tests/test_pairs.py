@@ -135,6 +135,9 @@ def test_pairs_move_between_channels_and_features():
     same(Decode()(channels), value)
     same(SpikeRearrange("pairs", -1)(channels).bits, x.bits)
     assert SpikeRearrange("pairs", 1)(x.replace(pair_dim=None)).shape == x.shape
+    plain = SpikeRearrange("pairs", 0)(channels)
+    assert plain.pair_dim is None
+    same(plain.bits, channels.bits)
     with pytest.raises(ValueError, match="SpikeRearrange: the dimension of 'pairs' must be 1 or -1, got 2"):
         SpikeRearrange("pairs", 2)
 

@@ -13,6 +13,13 @@ exceeds, either case is a gate (``Threshold``) that depends on a sum of whole nu
 and a last gate opens if one of them does. All of this takes place in the step of the spikes. The maximum of a window
 is that of two shifted maxima of half the window, first of columns, then of rows. What is written is what
 :class:`tandem_cuda.SpikingMaxPool2d` computes, spike by spike.
+
+Values of both signs are differences of the counts of two neurons, a = a+ - a- and b = b+ - b- are -1, 0 or 1, and n is
+twice as large. The same gates then tell when the maximum grows. It falls in a step that, run backwards, makes it grow::
+
+    s-[t] = 1  if  a[t] = -1 and d[t] >= 0,  or  b[t] = -1 and d[t] <= 0
+
+    -(n + 1) a[t] + d[t] > n + 1/2,        -(n + 1) b[t] - d[t] > n + 1/2
 """
 
 from __future__ import annotations
@@ -64,27 +71,34 @@ def stages(rows: MaxAxis, columns: MaxAxis, height: int, width: int) -> list[Lar
     return found
 
 
-def weights_of(channels: int, kernel: Sequence[int], taps: Sequence[Sequence[int]], most: int) -> tuple[Tensor, ...]:
-    """Return the weights of both gates of each channel: of the spikes, and of the counts; and those of the last gate.
+def weights_of(
+    groups: int, kernel: Sequence[int], taps: Sequence[Sequence[int]], most: int, signed: bool
+) -> tuple[Tensor, ...]:
+    """Return the weights of the gates of each channel or pair: of the spikes, of the counts; and of the last gates.
 
-    ``taps``: where in the kernel the two pixels are. ``most``: the number that no count exceeds.
+    ``taps``: where in the kernel the two pixels are. ``most``: the number that no difference of counts exceeds.
     """
-    spikes, counts = torch.zeros(2, channels, 2, 1, *kernel)
-    for gate, (own, other) in enumerate((taps, taps[::-1])):
-        for weights, values in ((spikes, (most, 1)), (counts, (1, -1))):
-            for tap, value in zip((own, other), values, strict=True):
-                weights[(slice(None), gate, 0, *tap)] += value
-    return spikes.flatten(0, 1), counts.flatten(0, 1), torch.ones(channels, 2, *[1] * len(kernel))
+    of_spikes, of_counts = [(most, 1), (-most - 1, 0)][: 1 + signed], (1, -1)
+    signs = torch.tensor([1.0, -1.0][: 1 + signed])
+    gates = 2 * len(of_spikes)
+    spikes, counts = torch.zeros(2, groups, gates, len(signs), *kernel)
+    for gate in range(gates):
+        places = taps[::-1] if gate % 2 else taps
+        for weights, values in ((spikes, of_spikes[gate // 2]), (counts, of_counts)):
+            for tap, value in zip(places, values, strict=True):
+                weights[(slice(None), gate, slice(None), *tap)] += value * signs
+    either = torch.eye(len(signs)).repeat_interleave(2, 1).repeat(groups, 1)
+    return spikes.flatten(0, 1), counts.flatten(0, 1), either.view(*either.shape, *[1] * len(kernel))
 
 
-def larger(builder: Builder, at: Place, source: NirSource, stage: Larger) -> NirSource:
-    """Add the nodes of a maximum of two."""
+def larger(builder: Builder, at: Place, source: NirSource, stage: Larger, signed: bool = False) -> NirSource:
+    """Add the nodes of a maximum of two, of values of both signs if ``signed``."""
     assert builder.encoding is not None
-    channels, (most, _) = source.shape[0], builder.encoding
+    groups, most = source.shape[0] // (1 + signed), builder.encoding[0] * (1 + signed)
     kernel, dilation = [1 + (offset > 0) for offset in stage.offset], [max(offset, 1) for offset in stage.offset]
     taps = (0, 0), (kernel[0] - 1, kernel[1] - 1)
-    weights = [weight.to(builder.out.dtype) for weight in weights_of(channels, kernel, taps, most)]
-    geometry = NirGeometry(stage.stride, stage.before, (dilation[0], dilation[1]), channels, stage.size)
+    weights = [weight.to(builder.out.dtype) for weight in weights_of(groups, kernel, taps, most, signed)]
+    geometry = NirGeometry(stage.stride, stage.before, (dilation[0], dilation[1]), groups, stage.size)
 
     def put(name: str, node: nir.NIRNode, *sources: NirSource) -> NirSource:
         names = [name for source in sources for name in source.nodes]
@@ -156,35 +170,35 @@ def read(nodes: Mapping[str, nir.NIRNode], name: str, found: Found, shape: Parti
     either = NirWeights.of(found.either, nodes[found.either], after)
     either.out_shape(after)
     gate, channels = _only(nodes[found.leads].threshold), size[0]
-    own = [_ungrouped(weights, channels) for weights in (spiked, counted, either)]
-    taps = [torch.nonzero(own[1][0, 0] == sign).tolist() for sign in (1, -1)] if own[1].dim() > 2 else [[], []]
-    if [len(places) for places in taps] != [1, 1] or not _is_maximum(spiked, counted, either, own, taps, int(gate)):
+    convolutions = spiked, counted, either
+    for signed in (False, True):
+        own = [_ungrouped(weights, channels // (1 + signed)) for weights in convolutions]
+        taps = [torch.nonzero(own[1][0, 0] == sign).tolist() for sign in (1, -1)] if own[1].dim() > 2 else [[], []]
+        if [len(places) for places in taps] == [1, 1] and _is_maximum(convolutions, own, taps, int(gate), signed):
+            break
+    else:
         raise ValueError("gates and weights before it must be those of a maximum, as to_nir writes it")
-    rate, last = _only(nodes[found.counter].r) * dt, _only(nodes[name].threshold)
-    if abs(rate - 1) > 1e-9 or gate == int(gate) or int(gate) < steps or not 0 < last < 1:
+    rate, last, least = _only(nodes[found.counter].r) * dt, _only(nodes[name].threshold), steps * (1 + signed)
+    if abs(rate - 1) > 1e-9 or gate == int(gate) or int(gate) < least or not 0 < last < 1:
         raise ValueError(
-            f"counts before it must grow by r * dt = 1, and thresholds must be between 0 and 1 and, at least {steps}, "
+            f"counts before it must grow by r * dt = 1, and thresholds must be between 0 and 1 and, at least {least}, "
             f"between two whole numbers, got r * dt = {rate}, {last} and {gate}"
         )
     first, second = taps[0][0], taps[1][0]
-    return _modules(size, after, spiked, first, second), (channels, *after[1:])
+    return _modules(size, after, spiked, first, second, signed), (channels, *after[1:])
 
 
 def _is_maximum(
-    spiked: NirWeights,
-    counted: NirWeights,
-    either: NirWeights,
-    weights: Sequence[Tensor],
-    taps: Sequence[Any],
-    most: int,
+    convolutions: Sequence[NirWeights], weights: Sequence[Tensor], taps: Sequence[Any], most: int, signed: bool
 ) -> bool:
-    """Return whether three convolutions, with these ungrouped weights, are those that :func:`larger` writes."""
-    kernel, channels = weights[0].shape[2:], len(weights[2])
-    wanted = weights_of(channels, kernel, [tap for (tap,) in taps], most)
+    """Return whether three convolutions, with these weights of each group, are those that :func:`larger` writes."""
+    spiked, counted, either = convolutions
+    kernel, groups = weights[0].shape[2:], len(weights[2]) // (1 + signed)
+    wanted = weights_of(groups, kernel, [tap for (tap,) in taps], most, signed)
     plain = (1,) * len(kernel), (0,) * len(kernel), (1,) * len(kernel)
     return (
         all(torch.equal(own.double(), want.double()) for own, want in zip(weights, wanted, strict=True))
-        and all(x.bias is None for x in (spiked, counted, either))
+        and all(x.bias is None for x in convolutions)
         and spiked[3:6] == counted[3:6]
         and either[3:6] == plain
     )
@@ -198,21 +212,27 @@ def _only(values: Any) -> float:
     return float(distinct[0])
 
 
-def _ungrouped(weights: NirWeights, channels: int) -> Tensor:
-    """Return the weights of a depthwise convolution, also if zeros between its groups are written out."""
+def _ungrouped(weights: NirWeights, groups: int) -> Tensor:
+    """Return the weights of a convolution with so many groups, also if zeros between its groups are written out."""
     weight = weights.weight
-    if len(weight) % channels or (weight.shape[1] * weights.groups) % channels:
+    if not groups or len(weight) % groups or (weight.shape[1] * weights.groups) % groups:
         return torch.zeros(0)
-    if weights.groups == channels or channels == 1:
+    if weights.groups == groups:
         return weight
-    own = weight.view(channels, -1, channels, weight.shape[1] // channels, *weight.shape[2:])
-    each = torch.arange(channels)
+    weight = dense(weight, weights.groups)
+    own = weight.view(groups, -1, groups, weight.shape[1] // groups, *weight.shape[2:])
+    each = torch.arange(groups)
     diagonal = own[each, :, each].flatten(0, 1)
-    return diagonal if torch.equal(dense(diagonal, channels), weight) else torch.zeros(0)
+    return diagonal if torch.equal(dense(diagonal, groups), weight) else torch.zeros(0)
 
 
 def _modules(
-    before: Shape, after: Sequence[int | None], weights: NirWeights, first: Sequence[int], second: Sequence[int]
+    before: Shape,
+    after: Sequence[int | None],
+    weights: NirWeights,
+    first: Sequence[int],
+    second: Sequence[int],
+    signed: bool,
 ) -> list[nn.Module]:
     """Return the layers of a maximum of two."""
     line = len(before) == 2
@@ -238,7 +258,8 @@ def _modules(
         modules.append(SpikeRearrange("zero_pad", ahead[1], behind[1], ahead[0], behind[0]))
         windows, ceil = [(kernel, s, 0, d) for kernel, s, _, d in windows], False
     kernel_size, strides, paddings, dilations = zip(*windows, strict=True)
-    modules.append(SpikingMaxPool2d(kernel_size, strides, paddings, dilations, ceil_mode=ceil))
+    pool: list[nn.Module] = [SpikingMaxPool2d(kernel_size, strides, paddings, dilations, ceil_mode=ceil)]
+    modules += [SpikeRearrange("pairs", 1, signed=True), *pool, SpikeRearrange("pairs", 0)] if signed else pool
     return [*modules, nn.Flatten(2)] if line else modules
 
 

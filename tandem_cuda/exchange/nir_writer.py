@@ -320,19 +320,47 @@ class NirGraphWriter(Builder):
         return self._spikes(sources, signal.why)
 
     def maximum(self, signal: Signal, rows: MaxAxis, columns: MaxAxis) -> Signal:
-        if signal.pair_dim is not None:
-            raise self._refusal(self.at, "its input must not be values of both signs; put a ReLU before it")
+        signed = signal.pair_dim is not None
         parts = stages(rows, columns, *image(signal.shape)[1:])
+        if not parts and signal.shape != self.shape:  # windows of one pixel
+            return self.rearranged(signal, lambda x: _thinned(x, rows, columns))
+        if signed and parts:
+            signal, *within = self._with_edges(signal, rows, columns)
+            parts = stages(*within, *image(signal.shape)[1:])
 
         def largest(at: Place, source: NirSource) -> NirSource:
             for i, part in enumerate(parts):
-                source = larger(self, at.part(i, len(parts)), source, part)
+                source = larger(self, at.part(i, len(parts)), source, part, signed)
             return source
 
-        if not parts and signal.shape != self.shape:  # windows of one pixel
-            return self.rearranged(signal, lambda x: _thinned(x, rows, columns))
-        sources, _ = self._by_channel(signal, largest)
-        return self._spikes(sources, signal.why)
+        if not signed:
+            sources, _ = self._by_channel(signal, largest)
+            return self._spikes(sources, signal.why)
+        if not all(source.alone(signal.shape)[0].whole() for source in signal.sources):
+            signal = self._as_node(self.at, signal)
+        several = len(signal.sources)
+        pooled = [
+            largest(self.at.part(i, several), source)._replace(part=source.part)
+            for i, source in enumerate(signal.sources)
+        ]
+        return self._spikes(pooled, signal.why)
+
+    def _with_edges(self, signal: Signal, *axes: MaxAxis) -> tuple[Any, ...]:
+        """Repeat the first and last pixels of values of both signs: the zeros of a padding may be the largest ones.
+
+        Return these values, and the windows, which then are within the image.
+        """
+        index = []
+        for axis, size in zip(axes, image(signal.shape)[1:], strict=True):
+            end = (axis.outputs - 1) * axis.stride + axis.dilation * (axis.kernel - 1) + 1 - axis.padding
+            if axis.dilation > 1 and (axis.padding or end > size):
+                problem = "windows of values of both signs must have dilation 1, or no padding and no ceil_mode"
+                raise self._refusal(self.at, f"{problem}; put a ReLU before it")
+            index.append(torch.arange(-axis.padding, max(end, size)).clamp(0, size - 1))
+        if any(len(own) > size for own, size in zip(index, image(signal.shape)[1:], strict=True)):
+            edges = self.rearranged(signal, lambda x: x[..., index[0], :][..., index[1]], own=False)
+            signal = self._as_images(self.at, edges) or signal
+        return signal, *(axis._replace(padding=0) for axis in axes)
 
     def _mean(self, signal: Signal, module: Any) -> Signal:
         """Add average pooling of decoded counts."""

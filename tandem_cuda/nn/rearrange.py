@@ -47,7 +47,8 @@ class SpikeRearrange(Spiking):
     | "flatten" | nn.Flatten |
     | "unflatten", C, H, W | nn.Unflatten(1, (C, H, W)), images for features [N, F] |
     | "unsqueeze" | x[:, :, None], images of height 1 for lines [N, C, L] |
-    | "pairs", dim | nothing: pairs, if there are any, then lie along dimension 1 or -1 (``SpikeTrain.pair_dim``) |
+    | "pairs", dim | nothing: pairs, if there are any, then lie along dimension 1 or -1 (``SpikeTrain.pair_dim``); 0: |
+    | | neurons are then no pairs |
 
     Args:
         how: the rearrangement.
@@ -90,8 +91,8 @@ class SpikeRearrange(Spiking):
         if how == "slice" and (arguments[0] < 1 or arguments[3] < 1):
             dim, *_, step = arguments
             raise ValueError(f"SpikeRearrange: dimension and step of 'slice' must be at least 1, got {dim} and {step}")
-        if how == "pairs" and arguments[0] not in (1, -1):
-            raise ValueError(f"SpikeRearrange: the dimension of 'pairs' must be 1 or -1, got {arguments[0]}")
+        if how == "pairs" and arguments[0] not in (1, -1, 0):
+            raise ValueError(f"SpikeRearrange: the dimension of 'pairs' must be 1 or -1, or 0, got {arguments[0]}")
         self.how = how
         self.arguments = arguments
         self.signed = signed
@@ -116,7 +117,9 @@ class SpikeRearrange(Spiking):
         return moved if after == x.pair_dim else moved.replace_unchecked(pair_dim=after)
 
     def _pair_dim(self, x: SpikeTrain | Value | Signal) -> int | None:
-        """Return the dimension of the input along which pairs lie; None if there are none."""
+        """Return the dimension of the input along which pairs lie; None if there are none, or none any more."""
+        if self.how == "pairs" and self.arguments[0] == 0:
+            return None
         return 1 if self.signed and x.pair_dim is None else x.pair_dim
 
     def _new_pair_dim(self, before: int | None, dims: int | None) -> int | None:
