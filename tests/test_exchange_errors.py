@@ -51,7 +51,11 @@ def test_what_cannot_be_exported_is_named():
     x = SpikeTrain.from_dense(torch.ones(8, 1, 4))
     refused(Skip(), x, "output: it must be a single value")
     net = nn.Sequential(Encode(8), TandemConv2d(2, 4, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Softmax(1), nn.Linear(4, 2))
-    refused(net, IMAGES, "2 (MaxPool2d): NIR has no node for it", "4 (Softmax): NIR has no node for it")
+    refused(net, IMAGES, "2 (MaxPool2d): its input must be current, got spikes; put it after Decode")
+    net = nn.Sequential(
+        Encode(8), TandemConv2d(2, 4, 3), Decode(), nn.Flatten(), nn.RReLU(), nn.MultiheadAttention(2, 1)
+    )
+    refused(net, IMAGES, "4 (RReLU): NIR has no node for it", "5 (MultiheadAttention): NIR has no node for it")
     net = nn.Sequential(TandemLinear(4, 4), nn.Linear(4, 4))
     refused(net, x, "1 (Linear): its input must be current, got spikes; put it after Decode")
     net = nn.Sequential(TandemLinear(4, 4), Decode(), Encode(8), TandemLinear(4, 4))

@@ -55,9 +55,6 @@ REFUSED = {
     "bicubic before a ReLU": r"interpolate \(TandemInterpolate\): NIR has no interpolation",
     "unflattened": r"unflatten \(SpikeRearrange\): NIR cannot make images of features in front of neurons",
     "a view of values": r"unflatten \(SpikeRearrange\): NIR cannot make images of features in front of neurons",
-    "gate": r"mul \(TandemGate\): NIR cannot multiply spikes by a factor that depends on the input",
-    "gate of values": r"mul \(TandemGate\): NIR cannot multiply spikes",
-    "gate in a residual block": r"mul \(TandemGate\): NIR cannot multiply spikes",
 }
 EXPORTED = [name for name in rules.NETS if name not in REFUSED]
 

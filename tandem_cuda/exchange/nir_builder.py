@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from ..neuron import IF, Neuron
 from ..nn import EncodedInput
 from ..nn.nir import NirGeometry, Product, Shape, dense, image, linear_map
 from ..spike_train import SpikeTrain
+from .nir_extension import computed, function_node
 from .nir_format import nir, unsupported
 from .nir_nodes import array_of, convolution_node, neurons_node
 from .nir_sources import NirConvolution, NirSource, Plane, convolution, is_image, planes_of
@@ -196,6 +197,35 @@ class Builder:
         assert conv is not None
         node = self._convolution(at, conv, None, geometry.size, source, {})
         return NirSource((self.put(at.name, node, source.nodes),), tuple(node.output_type["output"].tolist()))
+
+    # -- functions of real numbers
+
+    def function(self, at: Place, call: Any, compute: Callable[..., Any], signals: Sequence[Signal]) -> Signal:
+        """Add a node for a call, a FrozenModule or FrozenFunction; ``compute`` takes the values of its inputs."""
+        try:
+            value = computed(compute, [signal.value for signal in signals])
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise self._refusal(at, str(error)) from None
+        inputs = [self.real(at._replace(name=f"{at.name}_of"), signal) for signal in signals]
+        shape = shape_of(value)
+        name = self.put(at.name, function_node(call, inputs, shape), dict.fromkeys(inputs))
+        return Signal((NirSource((name,), shape),), value, "current")
+
+    def real(self, at: Place, signal: Signal) -> str:
+        """Return the node whose sum over all steps is the value; add one if there is none."""
+        source = signal.node()
+        if source is None or source.shape != signal.shape:
+            source, signal = self._alone(at, signal), signal._replace(gain=1.0)
+        if source.shape != signal.shape:
+            wanted = f"NIR has no node for its input {[1, *signal.shape]}, whose neurons are {[1, *source.shape]}"
+            raise self._refusal(at, signal.why or wanted)
+        if len(source.nodes) == 1 and signal.gain == 1:
+            return source.nodes[0]
+        if len(source.shape) == 1:
+            return self._alone(at, signal._replace(sources=(source,))).nodes[0]
+        factor = torch.full((source.shape[0], 1, 1, 1), signal.gain, dtype=signal.value.dtype)
+        geometry = NirGeometry((1, 1), (0, 0), (1, 1), source.shape[0], image(source.shape)[1:])
+        return self.depthwise(at, factor, geometry, source).nodes[0]
 
     # -- values as nodes
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 from collections import OrderedDict
 
@@ -12,15 +11,15 @@ from torch import Tensor, fx, nn
 
 from ..convert import TandemNetwork, flattened_to, sized_as_traced
 from ..convert.nodes import leading_to
+from ..freeze.functions import frozen_call
 from ..nn.modes import evaluating
 from ..nn.spiking import Spiking
 from ..spike_train import SpikeTrain
 from .nir_file import write
 from .nir_format import NIRTorchTracer, check_dt, nir, unsupported
-from .nir_writer import NirGraphWriter, form_of, name_of
+from .nir_writer import FLATTENED, NirGraphWriter, form_of, is_add, name_of
 
-_FLATTENED = (torch.flatten, flattened_to, "flatten")
-_NO_NODE = "NIR has no node for it; nothing may come before Encode, and only linear layers after Decode"
+_NO_NODE = "NIR has no node for it; nothing may come before Encode, and only what freeze takes after Decode"
 
 
 def to_nir(
@@ -134,7 +133,7 @@ class _Tracer(NIRTorchTracer):  # type: ignore[misc]  # nirtorch has no types
         return _is_leaf(m) or bool(super().is_leaf_module(m, module_qualified_name))
 
 
-def _traced(model: nn.Module) -> tuple[nn.Module, list[fx.Node]]:
+def _traced(model: nn.Module) -> tuple[fx.GraphModule, list[fx.Node]]:
     """Return a module and the calls of its forward pass; raise a ValueError if some cannot be exported."""
     # A network of layers may have a method of the name by chance.
     if _is_leaf(model) and (isinstance(model, Spiking) or not any(map(_is_leaf, model.children()))):
@@ -149,6 +148,7 @@ def _traced(model: nn.Module) -> tuple[nn.Module, list[fx.Node]]:
     for node in traced.nodes:
         if node.target is sized_as_traced:  # the graph is for the sizes of the sample
             node.replace_all_uses_with(node.args[0])
+    graph = fx.GraphModule(model, traced)
     used = leading_to([*traced.nodes][-1:])
     nodes = [node for node in traced.nodes if node in used or node.op == "placeholder"]
     problems = []
@@ -173,14 +173,17 @@ def _traced(model: nn.Module) -> tuple[nn.Module, list[fx.Node]]:
             what = "output"
             if not isinstance(node.args[0], fx.Node):
                 problems.append("output: it must be a single value")
-        elif node.op == "call_function" and node.target is operator.add:
-            wanted = 2
-        elif not (node.op in ("call_method", "call_function") and node.target in (*_FLATTENED, F.pad)):
-            problems.append(f"{what}: calls must be of modules, flatten, F.pad or +")
+        elif node.op == "get_attr" or is_add(node) or node.target in (*FLATTENED, F.pad):
+            continue
+        else:
+            try:
+                frozen_call(graph, node)
+            except (ValueError, TypeError) as error:
+                problems.append(f"{what}: it {error}")
             continue
         inputs = [x for x in (*node.args, *node.kwargs.values()) if isinstance(x, fx.Node)]
         if len(inputs) != wanted and node.op != "output":
             problems.append(f"{what}: it must have {wanted} inputs, got {len(inputs)}")
     if problems:
         raise unsupported("to_nir: model", problems)
-    return model, nodes
+    return graph, nodes

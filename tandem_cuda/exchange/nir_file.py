@@ -8,6 +8,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from .nir_extension import graph_of
 from .nir_format import h5py, nir
 
 _HEAP = b"GCOL\x01\0\0\0"
@@ -71,7 +72,8 @@ def read(source: Any) -> nir.NIRGraph:
         _check_heaps(contents)
         _check_sizes(contents)
         # nir's type check assumes square kernels and ignores groups.
-        graph = nir.read(io.BytesIO(contents), type_check=False)
+        with h5py.File(io.BytesIO(contents), "r") as file:
+            graph = graph_of(file)
     except Exception as error:  # nir and libhdf5 may raise anything for a file that is damaged or of another kind
         raise ValueError(f"from_nir: source must be a NIR file, got {path}: {error!r}") from error
     if not isinstance(graph, nir.NIRGraph):

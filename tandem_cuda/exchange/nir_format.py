@@ -37,7 +37,7 @@ def unsupported(what: str, problems: list[str]) -> ValueError:
     """Make the error that lists all parts of a network or graph that cannot be exchanged."""
     supported = (
         "made of Encode, tandem layers, TandemAdd, SpikeCat, SpikeRearrange, pooling of spikes, flattening, dropout, "
-        "Decode and linear layers after it"
+        "Decode, and linear layers and functions after it"
         if what.startswith("to_nir")
         else "made of Conv1d, Conv2d, Linear, Affine, AvgPool2d or SumPool2d followed by IF or LIF, Flatten, max "
         "pooling as to_nir writes it, and weights after the last neurons"

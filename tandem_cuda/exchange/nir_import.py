@@ -14,11 +14,14 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any, NamedTuple
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
 
 from ..convert.nodes import closure
+from ..freeze.functions import FUNCTIONS, FrozenFunction, decoded_argument
 from ..neuron import IF, Neuron
-from ..nn import Decode, Encode, TandemAdd
+from ..nn import Decode, Encode, SpikeRearrange, TandemAdd
+from .nir_extension import Gate, TandemFunction, TandemGate, function_of
 from .nir_file import read as read_graph
 from .nir_format import ENCODINGS, RESET, check_dt, nir, unsupported
 from .nir_maximum import Found, found_in, read
@@ -36,7 +39,7 @@ from .nir_nodes import (
 )
 
 _LARGEST_COUNT = 2**24  # the largest count up to which float32 is exact
-_TYPES = (nir.Input, nir.Output, nir.Flatten, *NEURONS, *WEIGHTS)
+_TYPES = (nir.Input, nir.Output, nir.Flatten, TandemFunction, TandemGate, *NEURONS, *WEIGHTS)
 
 
 def from_nir(
@@ -135,7 +138,7 @@ class _NodeOutput(NamedTuple):
     kind: str
     """"encoded", "spikes", or, after the last neurons, "real"."""
     shape: PartialShape
-    weights: NirWeights | None = None
+    weights: NirWeights | Gate | None = None
     """The weights of a current that has no neurons yet; ``call`` and ``kind`` then describe the weights' input."""
 
 
@@ -154,6 +157,8 @@ class _Import:
         self.first = "" if encode is None else self._called("encode", encode, "")
         self.kind = "spikes" if encode is None else "encoded"
         self.decoded: dict[str, str] = {}
+        self.functions: dict[str, FrozenFunction] = {}
+        """Calls of functions, which are no modules."""
 
     def _taken_together(self) -> dict[str, tuple[Found, dict[str, nir.NIRNode]]]:
         """Make one node of those of each maximum of two; return what they are, by the name of that node."""
@@ -232,7 +237,8 @@ class _Import:
     def _in_front_of_neurons(self, order: list[str]) -> set[str]:
         found: set[str] = set()
         for name in reversed(order):
-            if name in found or name in self.maxima or isinstance(self.nodes[name], NEURONS):
+            behind = isinstance(self.nodes[name], (TandemFunction, TandemGate))
+            if name in self.maxima or isinstance(self.nodes[name], NEURONS) or (name in found and not behind):
                 found.update(self.sources[name])
         return found
 
@@ -246,6 +252,8 @@ class _Import:
             return _NodeOutput(self.first, self.kind, declared_shape("input_type", getattr(node, "input_type", None)))
         if isinstance(node, NEURONS):
             return self._fired(name, node, inputs)
+        if isinstance(node, (TandemFunction, TandemGate)):
+            return self._extended(name, node, dict(zip(self.sources[name], inputs, strict=True)))
         if len(inputs) != 1 and (name in self.spiking or not inputs):
             raise ValueError(f"it must have one input, got {len(inputs)}: only neurons and read-outs may have several")
         for x in inputs:
@@ -281,8 +289,11 @@ class _Import:
             (x,) = inputs
             if x.weights is None:
                 raise ValueError("there must be weights before it")
-            layer = x.weights.layer(neuron, gain, self.steps)
-            return _NodeOutput(self._called(x.weights.name, layer, x.call), "spikes", shape)
+            layer, more = x.weights.layer(neuron, gain, self.steps), getattr(x.weights, "more", ())
+            call = self._called(x.weights.name, layer, x.call, *more)
+            if isinstance(x.weights, Gate) and x.weights.signed:
+                call = self._called(x.weights.name, SpikeRearrange("pairs", 0), call)
+            return _NodeOutput(call, "spikes", shape)
         return _NodeOutput(self._joined(name, neuron, gain, inputs), "spikes", shape)
 
     def _joined(self, name: str, neuron: Neuron, gain: float, inputs: list[_NodeOutput]) -> str:
@@ -290,6 +301,8 @@ class _Import:
         for x in inputs:
             if x.kind == "encoded":
                 raise ValueError("its inputs must be spikes, got real input: put weights and neurons in between")
+            if isinstance(x.weights, Gate):
+                raise ValueError(f"neurons behind {x.weights.name} must have no other input")
             if x.weights is not None:
                 branches.append(x.weights.layer(IF(), gain, self.steps))
             elif gain != 1:
@@ -301,6 +314,29 @@ class _Import:
         return self._called(
             self._key(name.removesuffix("_neurons")), TandemAdd(*branches, neuron=neuron), *(x.call for x in inputs)
         )
+
+    def _extended(self, name: str, node: Any, inputs: dict[str, _NodeOutput]) -> _NodeOutput:
+        """Make what a node that extends NIR stands for."""
+        names = node.names()
+        if not names or {*names} != inputs.keys():
+            raise ValueError(f"inputs must name the nodes that it reads, {', '.join(inputs)}, got {node.inputs}")
+        read, shapes = [inputs[source] for source in names], [_known(inputs[source].shape) for source in names]
+        if any(x.weights is not None or x.kind == "encoded" for x in read):
+            raise ValueError("its inputs must be spikes or functions of spikes")
+        key, shape = self._key(name), declared_shape("shape", node.shape)
+        if isinstance(node, TandemGate):
+            x, gate, signed = read[0], read[-1], whole("signed", node.signed, 0) != 0
+            kinds = [x.kind for x in read]
+            if kinds != ["spikes", "real"] or shape != x.shape or (signed and shapes[0][0] % 2):
+                got = ", ".join(f"{kind} {listed(shape)}" for kind, shape in zip(kinds, shapes, strict=True))
+                raise ValueError(f"it must multiply spikes of its shape by a function of spikes, got {got}")
+            return _NodeOutput(x.call, "spikes", shape, Gate(key.removesuffix("_product"), signed, (gate.call,)))
+        made, calls = function_of(node, shapes), [self._decoded(x).call for x in read]
+        if isinstance(made, FrozenFunction):
+            self.functions[key], self.inputs[key] = made, tuple(calls)
+        else:
+            key = self._called(key, made, *calls)
+        return _NodeOutput(key, "real", shape)
 
     def _maximum(self, name: str, x: _NodeOutput) -> _NodeOutput:
         """Make the max pooling of windows of two pixels."""
@@ -382,15 +418,46 @@ class _Import:
         ):
             return nn.Sequential(self.modules)
         graph = fx.Graph()
-        outputs = {"": graph.placeholder("input")}
+        outputs, root = {"": graph.placeholder("input")}, dict[str, Any](self.modules)
         for key in keys:
             parts = [outputs[x] for x in self.inputs[key]]
             if key in self.modules:
                 outputs[key] = graph.call_module(key, tuple(parts))
+            elif key in self.functions:
+                outputs[key] = self._function_called(graph, root, key, parts)
             else:
                 outputs[key] = functools.reduce(lambda x, y: graph.call_function(operator.add, (x, y)), parts)
         graph.output(outputs[result])
-        return fx.GraphModule(dict(self.modules), graph, "NIRNetwork")
+        return fx.GraphModule(root, graph, "NIRNetwork")
+
+    def _function_called(self, graph: fx.Graph, root: dict[str, Any], key: str, parts: list[fx.Node]) -> fx.Node:
+        """Add the call of a function to a graph, and its constants to the attributes of the network."""
+
+        def constant(x: Any) -> Any:
+            if not isinstance(x, Tensor):
+                return x
+            name = self._key(f"{key}_constant")
+            self.inputs[name], root[name] = (), x
+            return graph.get_attr(name)
+
+        call = self.functions[key]
+        args, kwargs = (
+            decoded_argument(call.args, parts, call.tensors()),
+            {name: decoded_argument(x, parts, call.tensors()) for name, x in call.kwargs.items()},
+        )
+        args, kwargs = tuple(map_aggregate(args, constant)), dict(map_aggregate(kwargs, constant))
+        kind, _, method = call.function.partition(".")
+        if kind == "Tensor":
+            return graph.call_method(method, args, kwargs)
+        return graph.call_function(FUNCTIONS[call.function], args, kwargs)
+
+
+def _known(shape: PartialShape) -> tuple[int, ...]:
+    """Return a shape; raise a ValueError if it is not known."""
+    sizes = tuple(n for n in shape or () if n is not None)
+    if len(sizes) != len(shape or (None,)):
+        raise ValueError(f"the shapes of its inputs must be known, got {listed(shape)}")
+    return sizes
 
 
 _ANY_NETWORK = fx.GraphModule({}, fx.Graph())  # modules must not have the names of its attributes

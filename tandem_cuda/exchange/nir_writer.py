@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -15,20 +16,24 @@ from torch import Tensor, fx, nn
 
 from .._progress import progress
 from ..convert import flattened_to
+from ..freeze.functions import FrozenFunction, frozen_call
+from ..freeze.plain import FrozenModule
 from ..neuron import Neuron
 from ..nn import SpikingAdaptiveAvgPool2d, SpikingAvgPool2d
-from ..nn.nir import MaxAxis, NirGeometry, Product, Shape, Windows, image, linear_map
+from ..nn.nir import MaxAxis, NirGeometry, Product, Windows, image, linear_map
 from ..nn.nir import convolution as product_of_convolution
 from ..nn.quantiser import quantiser
 from ..nn.weights import stored
-from ..spike_train import interleaved, signs
-from .nir_builder import Builder, Place, Signal, are_images, shape_of
+from .nir_builder import Place, Signal, shape_of
+from .nir_extension import TandemGate, is_function
 from .nir_format import RESET, nir, unsupported
 from .nir_maximum import larger, stages
-from .nir_nodes import flatten_node, pooling_node
-from .nir_sources import Channels, NirSource, channels_of, is_image
+from .nir_moves import Moves, first_why
+from .nir_nodes import pooling_node
+from .nir_sources import Channels, NirSource, channels_of
 
 _MOST_WEIGHTS = 2**28
+FLATTENED = (torch.flatten, flattened_to, "flatten")
 _FLAT_NEXT = "must be followed by flattening to [N, F]: NIR has no other node for it"
 
 
@@ -39,6 +44,8 @@ class ModuleForm(NamedTuple):
     """Takes the writer and the inputs."""
     takes: tuple[str, ...] | None
     """Kinds of its inputs; None for a module that passes on any value and need not run."""
+    by_input: bool = False
+    """Whether each input has its own kind, in order."""
     leaf: bool = True
     """Whether tracing stops at such modules. It stops at other modules of torch.nn anyway, but not at a network."""
 
@@ -49,11 +56,16 @@ def form_of(module: nn.Module) -> ModuleForm | None:
     if getattr(layer, "no_nir", None):  # also of a class that inherits the method
         return None
     if callable(getattr(type(layer), "nir", None)):
-        return ModuleForm(layer.nir, getattr(layer, "nir_takes", ("spikes",)))
+        return ModuleForm(layer.nir, getattr(layer, "nir_takes", ("spikes",)), getattr(layer, "nir_by_input", False))
     for kinds, write, takes in _TORCH:
         if isinstance(module, kinds):
-            return ModuleForm(partial(write, module=module), takes, takes is None)
-    return None
+            return ModuleForm(partial(write, module=module), takes, leaf=takes is None)
+    return ModuleForm(partial(NirGraphWriter._function, module=module), ("current",)) if is_function(module) else None
+
+
+def is_add(node: fx.Node) -> bool:
+    """Return whether a node adds two values of the network."""
+    return node.target is operator.add and all(isinstance(x, fx.Node) and x.op != "get_attr" for x in node.args)
 
 
 def name_of(node: fx.Node, module: nn.Module) -> str:
@@ -61,36 +73,45 @@ def name_of(node: fx.Node, module: nn.Module) -> str:
     return f"{node.target} ({type(module).__name__})"
 
 
-class NirGraphWriter(Builder):
+class NirGraphWriter(Moves):
     """The NIR graph of a network. Its public methods are the :class:`~tandem_cuda.nn.nir.NirWriter` of layers."""
 
-    def graph(self, root: nn.Module, calls: list[fx.Node]) -> nir.NIRGraph:
+    def graph(self, root: fx.GraphModule, calls: list[fx.Node]) -> nir.NIRGraph:
         signals: dict[fx.Node, Signal] = {}
         named: dict[str, Any]
         last = {x: node for node in calls for x in node.all_input_nodes}
         result = self.sample
         for node in progress(calls, "to_nir"):
+            if node.op == "get_attr":
+                continue
             inputs = [signals[x] for x in (*node.args, *node.kwargs.values()) if isinstance(x, fx.Node)]
             self.at = Place(node.name, f"{node.name} ({node.op})")
+            kinds = {signals[x].kind for x in node.all_input_nodes if x in signals}
             if node.op == "placeholder":
                 signals[node] = self.sample
             elif node.op == "output":
                 result = inputs[0]
             elif node.op == "call_module":
                 signals[node] = self._called(node, root.get_submodule(str(node.target)), inputs)
-            elif node.target is operator.add:
+            elif is_add(node) and not (kinds == {"current"} and inputs[0].shape != inputs[1].shape):
                 signals[node] = self._sum(*inputs)
+            elif kinds == {"current"} and node.target not in FLATTENED:
+                call, reads = frozen_call(root, node)
+                signals[node] = self.function(self.at, call, call.call, [signals[x] for x in reads])
             elif node.target is F.pad:
                 named = dict(zip(("pad", "mode", "value"), node.args[1:], strict=False))
                 named |= {name: x for name, x in node.kwargs.items() if name != "input"}
                 signals[node] = self._padded(inputs[0], **named)
+            elif node.target not in FLATTENED:
+                wanted = "its input must be current (after Decode), as functions of real numbers take it"
+                raise self._refusal(self.at, f"{wanted}, got {', '.join(sorted(kinds)) or 'none'}")
             else:
                 dims: Any = () if node.target is flattened_to else node.args[1:]
                 named = {name: x for name, x in node.kwargs.items() if not isinstance(x, fx.Node)}
                 signals[node] = self._flatten(inputs[0], *dims, **named)
             for x in node.all_input_nodes:
                 if last[x] is node:  # large networks have many values
-                    del signals[x]
+                    signals.pop(x, None)
         self.at = Place("read_out", "output")
         read = {name for source in result.sources for name in source.nodes}
         if result.kind not in ("spikes", "current") or self.encoding is None or "input" in read:
@@ -136,117 +157,14 @@ class NirGraphWriter(Builder):
         assert form is not None
         if form.takes is None:
             return form.write(self, *inputs)
-        for signal in inputs:
-            if signal.kind not in form.takes:
-                hint = "; put it after Decode" if form.takes == ("current",) else ""
-                wanted = " or ".join(form.takes)
+        for i, signal in enumerate(inputs):
+            takes = (form.takes[i],) if form.by_input else form.takes
+            if signal.kind not in takes:
+                hint = "; put it after Decode" if takes == ("current",) else ""
+                wanted = " or ".join(takes)
                 raise self._refusal(self.at, f"its input must be {wanted}, got {signal.kind}{hint}")
         self.out = module(*(signal.value for signal in inputs))
         return form.write(self, *inputs)
-
-    def _spikes(self, sources: Sequence[NirSource], why: str = "") -> Signal:
-        """Return the layer's output."""
-        return Signal(tuple(sources), self.out, "spikes", self.out.amplitude, why)
-
-    # -- what only moves values: no nodes
-
-    def encoded(self, signal: Signal, time_steps: int, mode: str, scale: float) -> Signal:
-        if self.encoding not in (None, (time_steps, mode)):
-            self._refuse(self.at, f"T and mode must be {self.encoding}, as in the other Encode")
-        if mode == "radix":
-            self._refuse(self.at, "mode must be 'constant' or 'impulse', since all spikes weigh the same in NIR")
-        self.encoding = time_steps, mode
-        return signal._replace(value=self.out, kind="encoded", gain=scale)
-
-    def decoded(self, signal: Signal, pair_dim: int | None, scale: Tensor | None) -> Signal:
-        if len(signal.shape) > 1 and not are_images(signal.sources, signal.shape):
-            signal = self._as_images(self.at, signal) or signal  # before they have signs and factors
-        sources: Sequence[NirSource] = signal.sources
-        if pair_dim is not None:
-            axis = _axis(pair_dim)
-            positive = [source.moved(signal.shape, lambda x: signs(x, axis)[0]) for source in sources]
-            negative = [source.moved(signal.shape, lambda x: signs(x, axis)[1]) for source in sources]
-            minus = torch.full(self.shape, -1.0, dtype=torch.float64)
-            sources = _used([*positive, *(source.times(minus) for source in negative)])
-        if scale is not None:
-            sources = [source.times(scale.detach().cpu().double()) for source in sources]
-        return signal._replace(sources=tuple(sources), value=self.out, kind="current")
-
-    def concatenated(self, signals: Sequence[Signal], silent: Sequence[bool], pair_dim: int | None) -> Signal:
-        sources, start = [], 0
-
-        def with_silent(x: Tensor) -> Tensor:
-            return interleaved(x, torch.zeros_like(x), _axis(pair_dim or 1))
-
-        for signal, adds in zip(signals, silent, strict=True):
-            own = signal.sources
-            channels, *size = signal.shape
-            if adds:
-                own = tuple(source.moved((channels, *size), with_silent) for source in own)
-                channels *= 2 if pair_dim == 1 else 1
-            for source in own:
-                first, last = source.part or (0, channels)
-                sources.append(source._replace(part=(start + first, start + last)))
-            start += channels
-        return self._spikes(sources, _first_why(signals))
-
-    def _padded(
-        self, signal: Signal, pad: Any = (), mode: str = "constant", value: Any = None, **others: Any
-    ) -> Signal:
-        """Pad the input with zeros."""
-        if signal.kind != "real" or mode != "constant" or value or not all(type(n) is int for n in pad):
-            raise self._refusal(self.at, "it must pad the model's input with zeros, by numbers and before Encode")
-        sources = [source.moved(signal.shape, lambda x: F.pad(x, [*pad])) for source in signal.sources]
-        return signal._replace(sources=tuple(sources), value=F.pad(signal.value, [*pad]), why=_FLAT_NEXT)
-
-    def rearranged(self, signal: Signal, move: Callable[[Tensor], Tensor], own: bool = True) -> Signal:
-        if signal.kind != "spikes":
-            problem = f"it must read spikes, which NIR can move like this, got {signal.kind} input"
-            raise self._refusal(self.at, problem)
-        value = self.out if own else signal.value.rearranged(move)
-        shape, after = signal.shape, shape_of(value)
-
-        def moved(source: NirSource) -> NirSource:
-            return source.moved(shape, lambda x: move(x[None, None])[0, 0])
-
-        sources = _used([moved(source) for source in signal.sources])
-        # What NIR can express before this it may not express after it, such as cropping before padding.
-        images = len(after) > 1 and is_image(moved(NirSource((), shape)), after)
-        if images and not are_images(sources, after) and are_images(signal.sources, shape):
-            sources = [moved(source) for source in self._as_node(self.at, signal).sources]
-        why = signal.why or f"{self.at.what} before it {_FLAT_NEXT}"
-        return Signal(self._flat(sources, len(after)), value, "spikes", value.amplitude, why)
-
-    def _flatten(self, signal: Signal, start_dim: int | None = None, end_dim: int = -1) -> Signal:
-        value, shape = signal.value, signal.shape
-        if start_dim is None:
-            start_dim = 0 if isinstance(value, Tensor) else 1
-        start, end = (dim % (len(shape) + 1) for dim in (start_dim, end_dim))
-        if start == 0:
-            raise self._refusal(self.at, f"start_dim must leave the batch dimension alone, got {start_dim}")
-        out = value.flatten(start, end)
-        if start == end:
-            return signal._replace(value=out)
-        sources = [source.flattened(shape, start - 1, end - 1) for source in signal.sources]
-        alike = all(len(source.shape) == len(shape) for source in sources)
-        between = (start - 1, end - 1) if alike else None
-        return signal._replace(sources=self._flat(sources, len(shape_of(out)), between), value=out)
-
-    def _flat(
-        self, sources: Sequence[NirSource], dims: int, between: tuple[int, int] | None = None
-    ) -> tuple[NirSource, ...]:
-        """Flatten outputs of nodes that have more dimensions: ``between`` two, or the last ones."""
-        made: dict[tuple[str, ...], tuple[tuple[str, ...], Shape]] = {}
-        flat = []
-        for source in sources:
-            if len(source.shape) > dims:
-                if source.nodes not in made:
-                    node, shape = flatten_node(source.shape, *(between or (dims - 1, len(source.shape) - 1)))
-                    made[source.nodes] = (self.put(self.at.name, node, source.nodes),), shape
-                nodes, shape = made[source.nodes]
-                source = source._replace(nodes=nodes, shape=shape)
-            flat.append(source)
-        return tuple(flat)
 
     # -- sums and neurons
 
@@ -263,7 +181,7 @@ class NirGraphWriter(Builder):
                 source = self._alone(at, signal)
             nodes += source.nodes
             shapes.append(source.shape)
-        why = _first_why([signal for signal, _ in inputs]) if len(inputs) > 1 else ""
+        why = first_why([signal for signal, _ in inputs]) if len(inputs) > 1 else ""
         self._check_shapes(self.at, shapes, why)
         return self._spikes([self._neurons(self.at, neuron, NirSource(tuple(nodes), shapes[0]))], why)
 
@@ -283,7 +201,24 @@ class NirGraphWriter(Builder):
             for signal in (first, second)
             for source in signal.sources
         ]
-        return Signal(tuple(sources), out, "current", 1.0, _first_why([first, second]))
+        return Signal(tuple(sources), out, "current", 1.0, first_why([first, second]))
+
+    def gated(self, neuron: Neuron, signal: Signal, gate: Signal, decode: Any) -> Signal:
+        pair_dim = decode.pair_dim(signal)
+        if pair_dim == -1 and len(signal.shape) > 1:
+            raise self._refusal(self.at, "pairs must lie along the channels; put SpikeRearrange('pairs', 1) before it")
+        channels, *size = signal.shape
+        factors = decode.factors([1, channels // (1 if pair_dim is None else 2), *size])
+        factor = torch.tensor(signal.gain, dtype=gate.value.dtype) if factors is None else factors * signal.gain
+        if bool((factor != 1).any()):
+            product = FrozenFunction("operator.mul", [{"input": 0}, {"tensor": "0"}], {}, {"0": factor})
+            gate = self.function(self.at._replace(name=f"{self.at.name}_gate"), product, product.call, [gate])
+        if signal.node() is None or signal.sources[0].shape != signal.shape or len(signal.sources[0].nodes) > 1:
+            signal = self._as_node(self.at, signal)
+        inputs = [self.real(self.at, x) for x in (signal._replace(gain=1.0), gate)]
+        node = TandemGate(json.dumps(inputs), int(pair_dim is not None), np.array(signal.shape))
+        name = self.put(f"{self.at.name}_product", node, inputs)
+        return self._spikes([self._neurons(self.at, neuron, NirSource((name,), signal.shape))])
 
     # -- pooling
 
@@ -325,7 +260,8 @@ class NirGraphWriter(Builder):
         if not parts and signal.shape != self.shape:  # windows of one pixel
             return self.rearranged(signal, lambda x: _thinned(x, rows, columns))
         if signed and parts:
-            signal, *within = self._with_edges(signal, rows, columns)
+            signal = self._with_edges(signal, rows, columns)
+            within = rows._replace(padding=0), columns._replace(padding=0)
             parts = stages(*within, *image(signal.shape)[1:])
 
         def largest(at: Place, source: NirSource) -> NirSource:
@@ -345,11 +281,8 @@ class NirGraphWriter(Builder):
         ]
         return self._spikes(pooled, signal.why)
 
-    def _with_edges(self, signal: Signal, *axes: MaxAxis) -> tuple[Any, ...]:
-        """Repeat the first and last pixels of values of both signs: the zeros of a padding may be the largest ones.
-
-        Return these values, and the windows, which then are within the image.
-        """
+    def _with_edges(self, signal: Signal, *axes: MaxAxis) -> Signal:
+        """Repeat the first and last pixels of values of both signs: the zeros of a padding may be the largest ones."""
         index = []
         for axis, size in zip(axes, image(signal.shape)[1:], strict=True):
             end = (axis.outputs - 1) * axis.stride + axis.dilation * (axis.kernel - 1) + 1 - axis.padding
@@ -360,7 +293,7 @@ class NirGraphWriter(Builder):
         if any(len(own) > size for own, size in zip(index, image(signal.shape)[1:], strict=True)):
             edges = self.rearranged(signal, lambda x: x[..., index[0], :][..., index[1]], own=False)
             signal = self._as_images(self.at, edges) or signal
-        return signal, *(axis._replace(padding=0) for axis in axes)
+        return signal
 
     def _mean(self, signal: Signal, module: Any) -> Signal:
         """Add average pooling of decoded counts."""
@@ -424,6 +357,14 @@ class NirGraphWriter(Builder):
             product = product_of_convolution(module, module.weight, module.bias, self.shape, rounding)
         return Signal((self._product(self.at, signal, product),), self.out, "current")
 
+    def _function(self, signal: Signal, module: nn.Module) -> Signal:
+        """Add a function of real numbers."""
+        try:
+            call = FrozenModule.of(module, False)
+        except ValueError as error:
+            raise self._refusal(self.at, str(error)) from None
+        return self.function(self.at, call, module, [signal])
+
     def _flattened(self, signal: Signal, module: nn.Flatten) -> Signal:
         return self._flatten(signal, module.start_dim, module.end_dim)
 
@@ -464,17 +405,3 @@ def _channels(signal: Signal) -> list[tuple[NirSource, Channels]] | None:
     pairs = [(source, channels_of(source, signal.shape)) for source in signal.sources]
     found = [(source, channels) for source, channels in pairs if channels is not None]
     return found if len(found) == len(pairs) else None
-
-
-def _first_why(signals: Sequence[Signal]) -> str:
-    return next((signal.why for signal in signals if signal.why), "")
-
-
-def _axis(pair_dim: int) -> int:
-    """Return the dimension of a value without the batch that is ``pair_dim`` of [N, ...]."""
-    return 0 if pair_dim == 1 else -1
-
-
-def _used(sources: Sequence[NirSource]) -> Sequence[NirSource]:
-    """Leave out sources that nothing reads any more, but one."""
-    return [source for source in sources if source.position is None or bool((source.position > 0).any())] or sources[:1]

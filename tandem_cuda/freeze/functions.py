@@ -198,7 +198,7 @@ class FrozenFunction(FrozenLayer):
         for i, name in enumerate(self.constants):
             self.register_buffer(f"constant{i}", frozen_tensor(tensors[name]))
         used: set[Any] = set()
-        _decoded([*args, *kwargs.values()], _Collector(used, {}), _Collector(used, tensors))
+        decoded_argument([*args, *kwargs.values()], _Collector(used, {}), _Collector(used, tensors))
         self.uses = len({x for x in used if isinstance(x, int)})
         if used != {*range(self.uses), *tensors}:
             raise ValueError(f"{self.kind}: args must name every input and tensor, got {sorted(map(str, used))}")
@@ -235,16 +235,17 @@ class FrozenFunction(FrozenLayer):
             x.check_kind(REAL)
         if self.constants or not inputs:
             return Value()
-        y = tried(self._called, self._called, inputs, torch.empty(0))
+        y = tried(self.call, self.call, inputs, torch.empty(0))
         return y if y.shape is not None else Value()  # sizes, chunks and tuples are not tensors
 
-    def _called(self, *inputs: Any) -> Any:
-        decoded = partial(_decoded, inputs=inputs, tensors=self.tensors())
+    def call(self, *inputs: Any) -> Any:
+        """Call the function."""
+        decoded = partial(decoded_argument, inputs=inputs, tensors=self.tensors())
         kwargs = {name: decoded(value) for name, value in self.kwargs.items()}
         return FUNCTIONS[self.function](*decoded(self.args), **kwargs)
 
     def forward(self, span: Span, state: State | None, *inputs: Any) -> tuple[Any, None]:
-        return self._called(*inputs), None
+        return self.call(*inputs), None
 
     def extra_repr(self) -> str:
         return self.function
@@ -261,9 +262,9 @@ class _Collector:
         return self.tensors.get(key, torch.empty(0))
 
 
-def _decoded(value: Any, inputs: Any, tensors: Any) -> Any:
+def decoded_argument(value: Any, inputs: Any, tensors: Any) -> Any:
     """Decode an argument from JSON; raise a ValueError if it has none of the known forms."""
-    decoded = partial(_decoded, inputs=inputs, tensors=tensors)
+    decoded = partial(decoded_argument, inputs=inputs, tensors=tensors)
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, list):
@@ -290,7 +291,7 @@ def _decoded(value: Any, inputs: Any, tensors: Any) -> Any:
 
 
 def encoded_argument(value: Any, forms: Mapping[fx.Node, Any]) -> Any:
-    """Encode an argument as JSON, the inverse of _decoded; raise a ValueError if that is impossible."""
+    """Encode an argument as JSON, the inverse of decoded_argument; raise a ValueError if that is impossible."""
     encoded = partial(encoded_argument, forms=forms)
     if isinstance(value, fx.Node):
         return forms[value]
@@ -307,7 +308,7 @@ def encoded_argument(value: Any, forms: Mapping[fx.Node, Any]) -> Any:
     if isinstance(value, (torch.dtype, torch.memory_format)):
         form = "dtype" if isinstance(value, torch.dtype) else "memory_format"
         encoding = {form: str(value).removeprefix("torch.")}
-        _decoded(encoding, (), {})
+        decoded_argument(encoding, (), {})
         return encoding
     raise ValueError(f"an argument of type {type(value).__name__} cannot be frozen")
 

@@ -81,6 +81,15 @@ class FrozenModule(FrozenLayer):
         with torch.device("meta"):
             return module_class(**{name: _tuples(value) for name, value in self.arguments.items()})
 
+    def trainable(self) -> nn.Module:
+        """Return a module of its own with these values as parameters and statistics, in eval mode."""
+        module = self._without_values(type(self.module))
+        values = {name: x.clone() for name, x in self.tensors().items()}
+        module.load_state_dict(
+            values | {name: torch.tensor(0) for name in module.state_dict().keys() - values}, assign=True
+        )
+        return module.eval()
+
     @classmethod
     def of(cls, module: nn.Module, encoded: bool) -> FrozenModule:
         module_class = class_of(module)

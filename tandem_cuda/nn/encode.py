@@ -230,12 +230,16 @@ class Decode(Spiking):
                 raise ValueError(f"Decode: signed input must have {wanted}, got {list(count.shape)}")
             positive, negative = signs(count, dim)
             count = positive - negative
-        value = count if self.scale is None else count * self._factors(self.scale, count.shape)
+        factors = self.factors(count.shape)
+        value = count if factors is None else count * factors
         # torch's linear layers round differently where features are not innermost.
         return value.contiguous() if dim == -1 or self.of_features else value
 
-    def _factors(self, scale: Tensor, shape: Sequence[int]) -> Tensor:
-        """Return the factors of values, so that they broadcast over the shape."""
+    def factors(self, shape: Sequence[int]) -> Tensor | None:
+        """Return the factors of values, ``scale`` as it broadcasts over their shape."""
+        scale = self.scale
+        if scale is None:
+            return None
         number = shape[-1 if self.of_features else 1]
         if number != len(scale) and number % len(scale):
             raise ValueError(f"Decode: input must have a multiple of {len(scale)} features, got {number}")
@@ -310,5 +314,6 @@ class Decode(Spiking):
     def nir(self, writer: NirWriter, signal: Signal) -> Any:
         """Add no node: what reads the values has their signs and scale in its weights."""
         shape = 1, *writer.shape
-        scale = None if self.scale is None else self._factors(self.scale, shape).expand(shape)[0]
+        factors = self.factors(shape)
+        scale = None if factors is None else factors.expand(shape)[0]
         return writer.decoded(signal, self.pair_dim(signal), scale)

@@ -126,6 +126,9 @@ class NirWriter(Protocol):
     def maximum(self, signal: Any, rows: MaxAxis, columns: MaxAxis) -> Any:
         """Add the largest count of each window, as :class:`SpikingMaxPool2d` computes it."""
 
+    def gated(self, neuron: Neuron, signal: Any, gate: Any, decode: Any) -> Any:
+        """Add neurons for decoded spikes times a gate, as :class:`TandemGate` computes them."""
+
 
 def convolution(
     layer: Any, weight: Tensor, bias: Tensor | None, outputs: Shape, rounding: tuple[int, Tensor] | None
