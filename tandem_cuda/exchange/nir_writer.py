@@ -84,7 +84,9 @@ class NirGraphWriter(Moves):
         for node in progress(calls, "to_nir"):
             if node.op == "get_attr":
                 continue
-            inputs = [signals[x] for x in (*node.args, *node.kwargs.values()) if isinstance(x, fx.Node)]
+            inputs = [
+                signals[x] for x in (*node.args, *node.kwargs.values()) if isinstance(x, fx.Node) and x in signals
+            ]
             self.at = Place(node.name, f"{node.name} ({node.op})")
             kinds = {signals[x].kind for x in node.all_input_nodes if x in signals}
             if node.op == "placeholder":
