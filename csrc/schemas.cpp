@@ -94,6 +94,10 @@ STABLE_TORCH_LIBRARY(tandem_cuda, m) {
   m.def("pack_weight(Tensor weight, int groups) -> Tensor");
   m.def("pack_weight_out(Tensor weight, int groups, Tensor(a!) out) -> ()");
 
+  // The same, unless `out` holds these weights already, on CUDA alone. state: int64 [256], zeros before the first call,
+  // later what the last call left; out: what the last call for weights of this shape, dtype and strides has filled.
+  m.def("pack_weight_if_changed(Tensor weight, int groups, Tensor(a!) out, Tensor(b!) state) -> ()");
+
   // x[t] = scale * (weight * s[t]) + bias, then the neuron loop. A weight [O, C/groups, kH, kW] makes a 2-D convolution
   // of bits [P, N, C, H, W]. A weight [O, F] makes a linear product: bits [P, N, *, F], outputs [N, *, O] in place of
   // [N, O, Ho, Wo]; stride and dilation must be (1, 1), padding (0, 0) and groups 1. packed: pack_weight(weight);

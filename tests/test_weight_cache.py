@@ -8,8 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from exact import SEEDS, generator, planes, replace_operator, same
+from exact import HALVES, SEEDS, generator, planes, replace_operator, same
 from tandem_cuda import (
     _C,
     IF,
@@ -26,6 +27,7 @@ from tandem_cuda import (
     ops,
 )
 from tandem_cuda.nn import weight_cache
+from tandem_cuda.ops.pack_weight import pack_weight_if_changed
 
 STEPS = 8
 
@@ -39,6 +41,51 @@ class Joined(nn.Module):
 
     def forward(self, x):
         return self.join(x, x)
+
+
+class Device:
+    """Does what a CUDA device does with the weights that it watches. The CPU stands in for it."""
+
+    def __init__(self):
+        self.stream = 0
+        self.held = {}
+        self.checks = self.packs = 0
+
+    def pack_weight_if_changed(self, weight, groups, out, state):
+        self.checks += 1
+        assert (state.dtype, state.shape) == (torch.int64, (256,))
+        held = self.held.get(state.data_ptr()) if state.any() else None  # zeros: nothing is held
+        # Of the memory, as it lies there: strides do not matter.
+        now = weight.detach().as_strided((weight_cache._span(weight) // weight.element_size(),), (1,)).clone()
+        if held is not None and torch.equal(held.view(torch.uint8), now.view(torch.uint8)):
+            return
+        self.packs += 1
+        self.held[state.data_ptr()] = now
+        state.fill_(1)
+        ops.pack_weight(weight, groups, out=out)
+
+    def in_call(self, model, x):
+        """The checks and packs of a call, and its spikes."""
+        before = self.checks, self.packs
+        bits = model(x).bits.clone()
+        return self.checks - before[0], self.packs - before[1], bits
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """A device to which layers leave their weights, whatever their size."""
+    device = Device()
+    monkeypatch.setattr(weight_cache, "pack_weight_if_changed", device.pack_weight_if_changed)
+    monkeypatch.setattr(weight_cache, "_watches", lambda weight: True)
+    monkeypatch.setattr(weight_cache, "_state", lambda tensors: None)
+    monkeypatch.setattr(weight_cache, "_stream", lambda weight: device.stream)
+    return device
+
+
+@pytest.fixture(params=["cpu", "device"])
+def anywhere(request):
+    """On the CPU, which keeps weights itself, and where a device watches them."""
+    return None if request.param == "cpu" else request.getfixturevalue("device")
 
 
 # Small weights are watched whole, large ones (over 64 KiB) by samples.
@@ -125,6 +172,7 @@ BEHIND = {
 
 @every_model
 @pytest.mark.parametrize("change", BEHIND.values(), ids=BEHIND)
+@pytest.mark.usefixtures("anywhere")
 def test_changes_behind_autograd(make, sample, change):
     model, x = lively(make).eval(), events(*sample)
     for guard in (torch.no_grad, torch.inference_mode):
@@ -154,6 +202,7 @@ def test_statistics_behind_autograd(make, sample):
 
 
 @every_model
+@pytest.mark.usefixtures("anywhere")
 def test_weights_swapped_for_an_average_and_back(make, sample):
     """The memory of packed weights is written in training; what eval mode kept of it before no longer holds."""
     model, x = lively(make).eval(), events(*sample)
@@ -417,6 +466,7 @@ CHANGES = (through_numpy, through_data, another_parameter, a_state_dict, a_train
 
 
 @pytest.mark.parametrize("first", [0, 20, *(pytest.param(n, marks=pytest.mark.slow) for n in range(40, 200, 20))])
+@pytest.mark.usefixtures("anywhere")
 def test_kept_weights_are_those_made_anew(first):
     """Whatever changes between calls, to the bit; a copy of a network has kept nothing."""
     for seed in range(first, first + 20):
@@ -507,3 +557,198 @@ def test_a_graph_packs_into_memory_of_its_own(make, sample, monkeypatch):
     same(model(x).bits, want)
     assert len(packed) == len(outside) > 0
     assert {out.data_ptr() for out in packed}.isdisjoint(out.data_ptr() for out in outside)
+
+
+# --- weights that a device watches ------------------------------------------------------------------------------------
+
+
+def weights_of(model):
+    return [m.weight for m in model.modules() if isinstance(m, (*WEIGHTS, TandemConv1d))]
+
+
+def by_optimizer(model):
+    weights = weights_of(model)
+    optimizer = torch.optim.SGD(weights, 1.0, fused=True)
+    for w in weights:
+        w.grad = 2 * w.detach()
+    optimizer.step()
+
+
+def in_place(model):
+    with torch.no_grad():
+        for w in weights_of(model):
+            w.neg_()
+
+
+def by_state_dict(model):
+    changed = {name for name, p in model.named_parameters() if any(p is w for w in weights_of(model))}
+    model.load_state_dict({name: -x if name in changed else x for name, x in model.state_dict().items()})
+
+
+def by_replay(model):
+    """Kernels of a CUDA graph write to memory of which no tensor hears."""
+    for w in weights_of(model):
+        storage(w)
+
+
+def by_data(model):
+    for w in weights_of(model):
+        w.data.neg_()
+
+
+def other_parameters(model):
+    for m in model.modules():
+        if isinstance(m, (*WEIGHTS, TandemConv1d)):
+            m.weight = nn.Parameter(-m.weight.detach())
+
+
+WATCHED_CHANGES = (by_optimizer, in_place, by_state_dict, by_replay, by_data, other_parameters)
+
+
+@every_model
+@pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
+def test_a_device_packs_once_for_each_change(make, sample, guard, device):
+    model, x = lively(make).eval(), events(*sample)
+    n = len(weights_of(model))
+    with guard():
+        checks, packs, bits = device.in_call(model, x)
+        assert (checks, packs) == (n, n)
+        for steps in (STEPS, 3):
+            again = SpikeTrain(x.bits[:1] & (2**steps - 1), steps)
+            assert device.in_call(model, again)[:2] == (n, 0)
+    for change in WATCHED_CHANGES:
+        change(model)
+        with guard():
+            checks, packs, now = device.in_call(model, x)
+            assert (checks, packs) == (n, n), change
+            assert not torch.equal(now, bits), change
+            same(now, fresh(model, x), change.__name__)
+            checks, packs, again = device.in_call(model, x)
+            assert (checks, packs) == (n, 0)
+            same(again, now)
+        bits = now
+
+
+@every_model
+def test_a_device_forgets_what_training_overwrites(make, sample, device):
+    model, x = lively(make).eval(), events(*sample)
+    with torch.no_grad():
+        model(x)
+        want = model(x).bits.clone()
+    model.train()
+    assert device.in_call(model, x)[0] == 0  # in training, all weights are packed
+    model.eval()
+    for name, buffer in copy.deepcopy(lively(make)).named_buffers():
+        model.get_buffer(name).copy_(buffer)
+    with torch.no_grad():
+        checks, packs, bits = device.in_call(model, x)
+    assert checks == packs == len(weights_of(model))
+    same(bits, want)
+
+
+def test_a_device_packs_other_strides_of_the_same_memory(device):
+    """The same bytes can be another matrix."""
+    layer, x = TandemLinear(24, 24, bias=False).eval(), SpikeTrain(planes(STEPS, 6, 24, seed=0), STEPS)
+    with torch.no_grad():
+        layer.weight.copy_(2 * torch.rand(24, 24, generator=generator(0)) - 0.7)
+        layer(x)
+        layer.weight.data = layer.weight.data.t()
+        assert device.in_call(layer, x)[1] == 1
+        same(layer(x).bits, fresh(layer, x))
+
+
+def test_each_stream_has_a_buffer_of_its_own(device):
+    """Nobody writes or frees what another stream may read."""
+    layer, x = lively(lambda: TandemLinear(20, 7)).eval(), events(20)
+
+    def memory():
+        return layer._cache._buffer.memory
+
+    with torch.no_grad():
+        layer(x)
+        first, held = memory(), memory().clone()
+        layer(x)
+        assert memory() is first
+        device.stream = 1
+        layer.weight.neg_()
+        layer(x)
+        assert memory() is not first
+        same(first, held)
+        same(layer(x).bits, fresh(layer, x))
+        layer.train()(x)
+        second, held = memory(), memory().clone()
+        device.stream = 0
+        layer.weight.neg_()
+        layer.train()(x)
+        assert memory() is not second
+        same(second, held)
+
+
+def test_a_device_that_fails_holds_nothing(device, monkeypatch):
+    layer, x = lively(lambda: TandemLinear(20, 7)).eval(), events(20)
+
+    def fail(*arguments):
+        device.pack_weight_if_changed(*arguments)
+        raise RuntimeError("launch failed")
+
+    with torch.no_grad():
+        layer(x)
+        with monkeypatch.context() as patch:
+            patch.setattr(weight_cache, "pack_weight_if_changed", fail)
+            with pytest.raises(RuntimeError, match="launch failed"):
+                layer(x)
+        assert device.in_call(layer, x)[:2] == (1, 1)
+
+
+def test_a_graph_does_not_watch_weights(device, monkeypatch):
+    """It packs them in each replay, into memory of its own."""
+    layer, x = lively(lambda: TandemLinear(20, 7)).eval(), events(20)
+    with torch.no_grad():
+        layer(x)
+        with monkeypatch.context() as patch:
+            patch.setattr(weight_cache, "capturing", lambda like: True)
+            assert device.in_call(layer, x)[0] == 0
+        assert device.in_call(layer, x)[:2] == (1, 0)
+
+
+def test_which_weights_are_watched():
+    """Large ones, on CUDA."""
+    with FakeTensorMode():
+        sizes = {"cuda": (2**18, 2**18 - 1), "cpu": (2**18,)}
+        watched = [(w, n) for w, ns in sizes.items() for n in ns if weight_cache._watches(torch.empty(n, device=w))]
+    assert watched == [("cuda", 2**18)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *HALVES, torch.int8, torch.int16])
+def test_pack_weight_if_changed(cuda, dtype):
+    """On a device: packed as always after any change, and not touched if there is none."""
+    weight = (20 * torch.rand(70, 48, 3, 3, device=cuda) - 10).to(dtype)
+    for w in (weight, weight.to(memory_format=torch.channels_last), weight[:, ::2]):
+        groups = 2
+        want = ops.pack_weight(w, groups)
+        out, state = torch.zeros_like(want), torch.zeros(256, dtype=torch.int64, device=cuda)
+        for part in (w[:0], w[3, 5, 1, 1], w.data, w[0]):
+            part.neg_().add_(1)
+            pack_weight_if_changed(w, groups, out, state)
+            same(out, ops.pack_weight(w, groups))
+            out.zero_()
+            pack_weight_if_changed(w, groups, out, state)
+            assert not out.any()
+            state.zero_()
+            pack_weight_if_changed(w, groups, out, state)
+
+
+@pytest.mark.gpu
+def test_a_replayed_graph_changes_watched_weights(cuda):
+    layer = TandemLinear(1024, 512).eval().to(cuda)
+    x = SpikeTrain(planes(STEPS, 6, 1024, seed=0).to(cuda), STEPS)
+    with torch.no_grad():
+        layer(x)
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph):
+            layer.weight.mul_(-1)
+        for _ in range(3):
+            graph.replay()
+            same(layer(x).bits, fresh(layer, x))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _C, ops
-from ..ops.pack_weight import packed_like
+from ..ops.pack_weight import STATE_WORDS, pack_weight_if_changed, packed_like
 from .constants import capturing
 from .quantiser import parametrisation
 
@@ -50,19 +50,26 @@ class WeightCache:
     or collectives of other processes. In training, ``pack`` therefore reuses no values. Elsewhere, ``kernel`` and
     ``weights`` reuse values only while the tensors are the same objects with the same version and the same
     :func:`fingerprint <tandem_cuda._C.fingerprint>` of their memory: of tensors up to 4 MiB all of it, of larger ones
-    256 cache lines, which may miss a small change that autograd does not know of. On devices other than the CPU, where
-    reading the memory would wait for the device, nothing is reused.
+    256 cache lines, which may miss a small change that autograd does not know of.
+
+    On CUDA, reading the memory would wait for the device, so the device itself compares the fingerprints of weights
+    from 1 MiB on, of all their memory, and packs them only if they have changed. Nothing else is reused there. A buffer
+    belongs to the stream that it was made in. A layer that changes streams gets a new one, so that no stream overwrites
+    or frees what another one reads.
 
     Copies and pickles of a cache are empty.
     """
 
     def __init__(self) -> None:
-        self._memory: Tensor | None = None  # buffer of the packed weights
+        self._buffer: _Buffer | None = None
         self._packed: _Cached | None = None  # describes what the buffer holds
         self._weights: _Cached | None = None
 
-    def pack(self, weight: Tensor, groups: int) -> Tensor:
-        """Pack weights, reusing the buffer of the last call if it fits: a large allocation costs more than packing."""
+    def pack(self, weight: Tensor, groups: int, watch: bool = False) -> Tensor:
+        """Pack weights, reusing the buffer of the last call if it fits: a large allocation costs more than packing.
+
+        With ``watch``, a CUDA device packs large weights only if they have changed since the last such call.
+        """
         if torch.compiler.is_compiling():  # compiled code cannot keep a buffer
             return ops.pack_weight.trusted(weight.detach(), groups)
         if capturing(weight):  # a graph writes to its buffer in every replay, so the memory must be its own
@@ -70,23 +77,29 @@ class WeightCache:
         self._packed = self._weights = None  # both describe the buffer, which is overwritten below
         if torch._C._functorch.is_functorch_wrapped_tensor(weight):  # must not outlive its transform
             return ops.pack_weight.trusted(weight.detach(), groups)
-        memory = self._memory
-        if memory is not None:  # which may hold what else has its size
+        stream, memory, buffer = _stream(weight), None, self._buffer
+        if buffer is not None:  # which may hold what else has its size
+            memory = buffer.memory
             sizes, dtype = packed_like(weight, groups)
             fits = (memory.numel(), memory.dtype, memory.device) == (sizes[0], dtype, weight.device)
-            memory = memory if fits and not memory.is_inference() else None
-        self._memory = ops.pack_weight.trusted(weight.detach(), groups, out=memory)
-        return self._memory
+            memory = memory if fits and buffer.stream == stream and not memory.is_inference() else None
+        self._buffer = None  # an operator that fails may have filled a part
+        if watch and _watches(weight):
+            buffer = _watched(weight, groups, None if memory is None else buffer, stream)
+        else:
+            buffer = _Buffer(ops.pack_weight.trusted(weight.detach(), groups, out=memory), stream)
+        self._buffer = buffer
+        return buffer.memory
 
     def kernel(self, sources: list[Tensor], settings: Any, make: Callable[[], Kernel], groups: int) -> Kernel:
         """Return what ``make`` computes from tensors and settings, packed; from the last call if nothing changed."""
         state = _state(sources)
-        cached = self._packed
-        if self._memory is not None and cached is not None and cached.holds(sources, state, (settings, groups)):
+        cached, buffer = self._packed, self._buffer
+        if buffer is not None and cached is not None and cached.holds(sources, state, (settings, groups)):
             kernel: Kernel = cached.result
-            return kernel._replace(packed=self._memory)
+            return kernel._replace(packed=buffer.memory)
         kernel = make()
-        packed = self.pack(kernel.weight, groups)
+        packed = self.pack(kernel.weight, groups, watch=True)
         lasting = Kernel(kernel.weight.detach(), unit=kernel.unit)
         self._packed = _cached(sources, state, (settings, groups), lasting)
         return kernel._replace(packed=packed)
@@ -112,6 +125,46 @@ def may_cache(layer: nn.Module) -> bool:
     except for :class:`WeightQuantiser`'s.
     """
     return not (layer.training or torch.compiler.is_compiling() or parametrisation(layer)[1])
+
+
+_WATCHED_BYTES = 2**20
+"""From how many bytes on a device watches weights: it packs fewer about as fast as it launches a kernel (predicted)."""
+
+
+class _Buffer(NamedTuple):
+    """Memory of packed weights."""
+
+    memory: Tensor
+    stream: int
+    """The CUDA stream in which it is written, read and freed."""
+    layout: Any = None
+    """How watched weights lie in memory."""
+    state: Tensor | None = None
+    """What the device knows of watched weights."""
+
+
+def _watches(weight: Tensor) -> bool:
+    return weight.is_cuda and weight.nbytes >= _WATCHED_BYTES
+
+
+def _watched(weight: Tensor, groups: int, buffer: _Buffer | None, stream: int) -> _Buffer:
+    """Pack weights if they are not what the buffer holds; into a new one if there is none for this layout."""
+    layout = (weight.shape, weight.stride(), weight.dtype, groups)
+    if buffer is None or buffer.layout != layout:
+        sizes, dtype = packed_like(weight, groups)
+        with torch.inference_mode(False):  # inference tensors could not be written to elsewhere
+            memory = torch.empty(sizes[0], dtype=dtype, device=weight.device)
+            state = torch.zeros(STATE_WORDS, dtype=torch.int64, device=weight.device)
+        buffer = _Buffer(memory, stream, layout, state)
+    assert buffer.state is not None
+    pack_weight_if_changed(weight, groups, buffer.memory, buffer.state)
+    return buffer
+
+
+def _stream(weight: Tensor) -> int:
+    if not weight.is_cuda or not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch's; fake tensors
+        return 0
+    return torch._C._cuda_getCurrentRawStream(weight.device.index)
 
 
 _State = tuple[int, list[int], list[int]]

@@ -23,6 +23,8 @@ _STEP_BYTES = 64 * 128
 # Matrix tiles of a CPU: the 8-bit digits of a weight, the bytes of an output's unit; the fewest inputs of a group.
 _DIGIT_BYTES = {torch.int8: (1, 0), torch.int16: (2, 0), torch.float32: (3, 4)}
 _FILLING = 8
+# CUDA: the words of 64 bits in which a device remembers what it has packed (csrc/ops/product/watch_weight.cuh).
+STATE_WORDS = 256
 # Tensor cores: the bf16 terms that are stored for each float weight.
 _TERMS = {torch.float32: 3, torch.float16: 2, torch.bfloat16: 1}
 
@@ -82,6 +84,21 @@ def pack_weight(weight: Tensor, groups: int = 1, *, out: Tensor | None = None) -
         return torch.ops.tandem_cuda.pack_weight(weight.detach(), groups)
     torch.ops.tandem_cuda.pack_weight_out(weight.detach(), groups, out)
     return out
+
+
+def pack_weight_if_changed(weight: Tensor, groups: int, out: Tensor, state: Tensor) -> None:
+    """On CUDA, pack weights into ``out`` if they differ from the weights of the last call with this ``state``.
+
+    The device finds out by itself, from a fingerprint of all weights, so the host does not wait for it. Weights of all
+    calls with the same ``out`` and ``state`` must have the same shape, strides and dtype, and be packed in one stream.
+
+    Args:
+        weight: as for :func:`pack_weight`.
+        groups: as for :func:`pack_weight`.
+        out: the packed weights of the last call, of the size and dtype that :func:`packed_like` returns.
+        state: int64 [256], zeros before the first call.
+    """
+    torch.ops.tandem_cuda.pack_weight_if_changed(weight.detach(), groups, out, state)
 
 
 def check_packed(op: str, argument: str, packed: Any, weight: Tensor, groups: int) -> None:
@@ -146,4 +163,9 @@ def _(weight: Tensor, groups: int) -> Tensor:
 
 @torch.library.register_fake("tandem_cuda::pack_weight_out")
 def _(weight: Tensor, groups: int, out: Tensor) -> None:
+    return None
+
+
+@torch.library.register_fake("tandem_cuda::pack_weight_if_changed")
+def _(weight: Tensor, groups: int, out: Tensor, state: Tensor) -> None:
     return None

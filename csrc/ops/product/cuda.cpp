@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
+#include <mutex>
 #include <tuple>
 #include <type_traits>
 
@@ -11,6 +12,7 @@
 #include "ops/product/depthwise_product.cuh"
 #include "ops/product/integer_product.cuh"
 #include "ops/product/operators.h"
+#include "ops/product/watch_weight.cuh"
 
 namespace tandem {
 
@@ -27,18 +29,50 @@ Tensor pack_weight(const Tensor& weight, int64_t groups) {
   return packed;
 }
 
+// Tensor-core fragments are written 16 bytes at a time.
+bool is_aligned(const Tensor& out) { return reinterpret_cast<uintptr_t>(out.const_data_ptr()) % 16 == 0; }
+
+void check_out(const char* op, const Tensor& weight, const ConvGeometry& g, const Tensor& out) {
+  check_same_device(op, "out", out, weight, "weight");
+  dispatch_packed(weight.scalar_type(),
+                  [&](auto element, auto) { check_packed<decltype(element)>(op, "out", out, weight, g); });
+}
+
 void pack_weight_out(const Tensor& weight, int64_t groups, Tensor out) {
   const char* op = "pack_weight";
   const DeviceGuard guard(weight.get_device_index());
   const ConvGeometry g = weight_geometry(op, weight, groups);
-  check_same_device(op, "out", out, weight, "weight");
-  dispatch_packed(weight.scalar_type(),
-                  [&](auto element, auto) { check_packed<decltype(element)>(op, "out", out, weight, g); });
-  // Tensor-core fragments are written 16 bytes at a time.
-  if (reinterpret_cast<uintptr_t>(out.const_data_ptr()) % 16 == 0) return pack_on_device(op, weight, g, out);
+  check_out(op, weight, g, out);
+  if (is_aligned(out)) return pack_on_device(op, weight, g, out);
   const Tensor aligned = empty_packed(op, weight, g);
   pack_on_device(op, weight, g, aligned);
   torch::stable::copy_(out, aligned);
+}
+
+// The memory from the first weight to the last, including gaps.
+WatchArgs watched_memory(const Tensor& weight, const Tensor& state) {
+  int64_t last = 0;
+  for (int64_t i = 0; i < weight.dim(); ++i) last += (weight.size(i) - 1) * weight.stride(i);
+  return {weight.const_data_ptr(), (last + 1) * static_cast<int64_t>(weight.element_size()),
+          static_cast<uint64_t*>(state.mutable_data_ptr())};
+}
+
+void pack_weight_if_changed(const Tensor& weight, int64_t groups, Tensor out, Tensor state) {
+  const char* op = "pack_weight";
+  const DeviceGuard guard(weight.get_device_index());
+  const ConvGeometry g = weight_geometry(op, weight, groups);
+  check_out(op, weight, g, out);
+  check_same_device(op, "state", state, weight, "weight");
+  TANDEM_CHECK(state.scalar_type() == ScalarType::Long && state.dim() == 1 && state.numel() == kWatchWords &&
+                   state.is_contiguous() && is_aligned(out),
+               op, "state must be int64 [", kWatchWords, "], contiguous, and out aligned to 16 bytes");
+  // What one call launches may not come between the launches of another one: the weights that the first part of this
+  // call finds unchanged have been packed by then.
+  static std::mutex launching;
+  const std::lock_guard<std::mutex> lock(launching);
+  const WatchArgs args = watched_memory(weight, state);
+  check_launch(op, launch_watch_weight(args, current_stream(op, weight.get_device_index())));
+  pack_on_device(op, weight, g, out, args.state);
 }
 
 int attribute(const char* op, cudaDeviceAttr which) {
@@ -196,6 +230,7 @@ Tensor counted(const char* op, const ProductArguments& arguments, const ConvGeom
 STABLE_TORCH_LIBRARY_IMPL(tandem_cuda, CUDA, m) {
   m.impl("pack_weight", TORCH_BOX(&pack_weight));
   m.impl("pack_weight_out", TORCH_BOX(&pack_weight_out));
+  m.impl("pack_weight_if_changed", TORCH_BOX(&pack_weight_if_changed));
   m.impl("spiking_product", TORCH_BOX(&spiking_product<spiking>));
   m.impl("count_product", TORCH_BOX(&count_product<counted>));
 }

@@ -12,9 +12,11 @@
 
 namespace tandem {
 
-// Weights as tensor cores read them: digits of integers, or terms of floats.
+// Weights as tensor cores read them: digits of integers, or terms of floats. watched: null, or the state of
+// launch_watch_weight, if what it finds unchanged is packed already.
 template <class E>
-void pack_fragments(const char* op, const Tensor& weight, const ConvGeometry& g, void* fragments) {
+void pack_fragments(const char* op, const Tensor& weight, const ConvGeometry& g, void* fragments,
+                    const uint64_t* watched = nullptr) {
   const cudaStream_t stream = current_stream(op, weight.get_device_index());
   const bool linear = weight.dim() == 2;
   const auto give = [&](auto args, auto element) {
@@ -22,7 +24,7 @@ void pack_fragments(const char* op, const Tensor& weight, const ConvGeometry& g,
     args.weight = static_cast<const decltype(element)*>(weight.const_data_ptr());
     args.stride_o = weight.stride(0), args.stride_c = weight.stride(1);
     args.stride_h = linear ? 1 : weight.stride(2), args.stride_w = linear ? 1 : weight.stride(3);
-    args.fragments = fragments;
+    args.fragments = fragments, args.watched = watched;
     return args;
   };
   if constexpr (std::is_integral_v<E>) {
@@ -40,7 +42,8 @@ const void* fragments_in(const Tensor& packed, const ConvGeometry& g) {
   return static_cast<const E*>(packed.const_data_ptr()) + packed_layout<E>(g).elements();
 }
 
-inline void pack_on_device(const char* op, const Tensor& weight, const ConvGeometry& g, const Tensor& packed) {
+inline void pack_on_device(const char* op, const Tensor& weight, const ConvGeometry& g, const Tensor& packed,
+                           const uint64_t* watched = nullptr) {
   const cudaStream_t stream = current_stream(op, weight.get_device_index());
   const bool linear = weight.dim() == 2;
   dispatch_packed(weight.scalar_type(), [&](auto element, auto) {
@@ -55,9 +58,10 @@ inline void pack_on_device(const char* op, const Tensor& weight, const ConvGeome
       args.stride_h = linear ? 1 : weight.stride(2), args.stride_w = linear ? 1 : weight.stride(3);
       args.packed = static_cast<E*>(packed.mutable_data_ptr());
       args.block = layout.block, args.blocks = layout.blocks;
+      args.watched = watched;
       check_launch(op, launch_pack_weight(args, stream));
       if constexpr (!std::is_same_v<E, double>) {
-        if (has_fragments<E>(g)) pack_fragments<E>(op, weight, g, args.packed + layout.elements());
+        if (has_fragments<E>(g)) pack_fragments<E>(op, weight, g, args.packed + layout.elements(), watched);
       }
     });
   });

@@ -8,6 +8,7 @@
 #include "cuda/device.cuh"
 #include "neuron/epilogue.cuh"
 #include "ops/product/block_size.h"
+#include "ops/product/packing.cuh"
 #include "ops/product/pixel.cuh"
 #include "ops/product/spiking_product.cuh"
 #include "ops/product/warp.cuh"
@@ -133,14 +134,20 @@ void launch_gather(const CudaProductArgs<E, T>& args, cudaStream_t stream) {
 
 template <class W, class E>
 __global__ void __launch_bounds__(kPackThreads) pack_weight_kernel(const CudaPackArgs<W, E> a) {
+  if (is_unchanged(a.watched)) return;
   const ConvGeometry& g = a.geometry;
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * kPackThreads, channels = g.group_in();
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * kPackThreads;
   const int64_t elements = g.groups * a.blocks * g.features() * a.block;
+  // Rows are numbered in 32 bits, in which it is cheap to divide; their length is a power of 2.
+  const int of_row = __ffs(static_cast<int>(a.block)) - 1;
+  const auto features = static_cast<unsigned>(g.features()), channels = static_cast<unsigned>(g.group_in());
+  const auto blocks = static_cast<unsigned>(a.blocks), kernel_w = static_cast<unsigned>(g.kernel_w);
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kPackThreads + threadIdx.x; i < elements; i += stride) {
-    const int64_t feature = i / a.block % g.features(), b = i / a.block / g.features();
-    const int64_t in_group = b % a.blocks * a.block + i % a.block, tap = feature / channels;
-    const int64_t from = (b / a.blocks * g.group_out() + in_group) * a.stride_o + feature % channels * a.stride_c +
-                         tap / g.kernel_w * a.stride_h + tap % g.kernel_w * a.stride_w;
+    const auto row = static_cast<unsigned>(i >> of_row);
+    const unsigned b = row / features, feature = row % features, tap = feature / channels;
+    const int64_t in_group = b % blocks * a.block + (i & (a.block - 1));
+    const int64_t from = (b / blocks * g.group_out() + in_group) * a.stride_o + feature % channels * a.stride_c +
+                         tap / kernel_w * a.stride_h + tap % kernel_w * a.stride_w;
     // NOLINTNEXTLINE(bugprone-signed-char-misuse): 8-bit integers, no characters
     a.packed[i] = in_group < g.group_out() ? static_cast<E>(a.weight[from]) : E(0);
   }
@@ -164,9 +171,10 @@ cudaError_t launch_gather_product(const CudaProductArgs<E, T>& args, cudaStream_
 
 template <class W, class E>
 cudaError_t launch_pack_weight(const CudaPackArgs<W, E>& args, cudaStream_t stream) {
-  const int64_t elements = args.geometry.groups * args.blocks * args.geometry.features() * args.block;
-  TANDEM_LAUNCH((pack_weight_kernel<W, E>), grid_for((elements + kPackThreads - 1) / kPackThreads), kPackThreads, 0,
-                stream, args);
+  const int64_t rows = args.geometry.groups * args.blocks * args.geometry.features();
+  if (rows > UINT32_MAX) return cudaErrorInvalidValue;
+  const unsigned grid = packing_grid((rows * args.block + kPackThreads - 1) / kPackThreads);
+  TANDEM_LAUNCH((pack_weight_kernel<W, E>), grid, kPackThreads, 0, stream, args);
   return cudaGetLastError();
 }
 

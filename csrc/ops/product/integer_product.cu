@@ -9,6 +9,7 @@
 #include "neuron/epilogue.cuh"
 #include "ops/product/integer_product.cuh"
 #include "ops/product/integer_sums.cuh"
+#include "ops/product/packing.cuh"
 
 namespace tandem {
 
@@ -259,6 +260,7 @@ __global__ void __launch_bounds__(kBlockThreads) prepare_spikes_kernel(const Pre
 template <class E>
 __global__ void __launch_bounds__(kBlockThreads)
     pack_fragments_kernel(const CudaFragmentArgs<E> a, const FragmentLayout layout) {
+  if (is_unchanged(a.watched)) return;
   constexpr int kDigits = kDigitsOf<E>, kTiles = kRowTiles / kDigits;
   const ConvGeometry& g = a.geometry;
   const auto words = static_cast<unsigned>(layout.words()), all = words + static_cast<unsigned>(layout.zeros() / 16);
@@ -441,8 +443,7 @@ template <class E>
 cudaError_t launch_pack_fragments(const CudaFragmentArgs<E>& args, cudaStream_t stream) {
   const FragmentLayout layout = fragment_layout(args.geometry, kDigitsOf<E>);
   if (layout.bytes() / 16 > INT_MAX) return cudaErrorInvalidValue;  // 32 GiB
-  const int64_t blocks = (layout.bytes() / 16 + kBlockThreads - 1) / kBlockThreads;
-  const auto grid = static_cast<unsigned>(blocks < 1 << 16 ? blocks : 1 << 16);
+  const unsigned grid = packing_grid((layout.bytes() / 16 + kBlockThreads - 1) / kBlockThreads);
   TANDEM_LAUNCH((pack_fragments_kernel<E>), grid, kBlockThreads, 0, stream, args, layout);
   return cudaGetLastError();
 }

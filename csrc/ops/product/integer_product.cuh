@@ -35,6 +35,7 @@ struct CudaFragmentArgs {
   const E* weight;
   int64_t stride_o, stride_c, stride_h, stride_w;
   void* fragments;
+  const uint64_t* watched;  // as in CudaPackArgs
 };
 template <class E>
 cudaError_t launch_pack_fragments(const CudaFragmentArgs<E>& args, cudaStream_t stream);

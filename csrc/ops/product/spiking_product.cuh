@@ -51,7 +51,8 @@ bool fits_tensor_cores(const ConvGeometry& geometry);
 cudaError_t launch_tensor_core_product(const CudaProductArgs<float, float>& args, const void* fragments, int stored,
                                        int terms, cudaStream_t stream);
 
-// Weights [O, C/groups, kH, kW] with these strides -> packed. W: Float16 or BFloat16 too, where E is float.
+// Weights [O, C/groups, kH, kW] with these strides -> packed. W: Float16 or BFloat16 too, where E is float. watched:
+// the state of launch_watch_weight, so that nothing is written if it found no change, or null.
 template <class W, class E>
 struct CudaPackArgs {
   ConvGeometry geometry;
@@ -59,7 +60,9 @@ struct CudaPackArgs {
   int64_t stride_o, stride_c, stride_h, stride_w;
   E* packed;
   int64_t block, blocks;
+  const uint64_t* watched;
 };
+// At most 2^32 - 1 rows: of 32 bytes or more each, 128 GiB.
 template <class W, class E>
 cudaError_t launch_pack_weight(const CudaPackArgs<W, E>& args, cudaStream_t stream);
 
@@ -70,6 +73,7 @@ struct CudaTermArgs {
   const W* weight;
   int64_t stride_o, stride_c, stride_h, stride_w;
   void* fragments;
+  const uint64_t* watched;  // as above
 };
 template <class W>
 cudaError_t launch_pack_terms(const CudaTermArgs<W>& args, cudaStream_t stream);

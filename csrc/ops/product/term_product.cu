@@ -7,6 +7,7 @@
 #include "core/bit_planes.h"
 #include "cuda/device.cuh"
 #include "neuron/epilogue.cuh"
+#include "ops/product/packing.cuh"
 #include "ops/product/pixel.cuh"
 #include "ops/product/spiking_product.cuh"
 #include "ops/product/warp.cuh"
@@ -315,30 +316,35 @@ cudaError_t launch_tensor_cores(const CudaProductArgs<float, float>& args, const
 // A thread: all terms of 8 weights.
 template <class W>
 __global__ void __launch_bounds__(kPackThreads) pack_terms_kernel(const CudaTermArgs<W> a, const TermLayout layout) {
+  if (is_unchanged(a.watched)) return;
   constexpr int kStored = kStoredTerms<W>;
   const ConvGeometry& g = a.geometry;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kPackThreads, all = layout.words() / kStored;
-  const int64_t depth = (g.group_in() + kTermInputs - 1) / kTermInputs;
+  // Tiles of 512 bytes a term are numbered in 32 bits, in which it is cheap to divide.
+  const auto depth = static_cast<unsigned>((g.group_in() + kTermInputs - 1) / kTermInputs);
+  const auto steps = static_cast<unsigned>(layout.steps), blocks = static_cast<unsigned>(layout.blocks);
+  const auto tiles = static_cast<unsigned>(layout.tiles), kernel_w = static_cast<unsigned>(g.kernel_w);
   const int word = layout.tiles * kTermWords;  // from a term to the next one
   auto* const out = static_cast<uint4*>(a.fragments);
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kPackThreads + threadIdx.x; i < all; i += stride) {
-    const int lane = static_cast<int>(i % kTermWords), tile = static_cast<int>(i / kTermWords % layout.tiles);
-    const int64_t step = i / word % layout.steps, block = i / word / layout.steps, tap = step / depth;
-    const int64_t first = (block % layout.blocks * layout.tiles + tile) * kTermTile + lane / 4;
-    const int64_t c = step % depth * kTermInputs + lane % 4 * 4;
-    const W* const at_tap = a.weight + tap / g.kernel_w * a.stride_h + tap % g.kernel_w * a.stride_w;
+    const auto lane = static_cast<unsigned>(i % kTermWords), number = static_cast<unsigned>(i / kTermWords);
+    const unsigned tile = number & (tiles - 1), of_steps = number / tiles;  // 1 or 2 tiles
+    const unsigned step = of_steps % steps, block = of_steps / steps, tap = step / depth;
+    const int64_t first = (int64_t{block % blocks} * tiles + tile) * kTermTile + lane / 4;
+    const int64_t c = int64_t{step % depth} * kTermInputs + lane % 4 * 4;
+    const W* const at_tap = a.weight + tap / kernel_w * a.stride_h + tap % kernel_w * a.stride_w;
     unsigned halves[kStored][4] = {};  // of the 16 bytes of each term
     for (int n = 0; n < 2; ++n) {
       for (int k = 0; k < 4; ++k) {
         const int64_t o = first + n * kColumn;
         if (o >= g.group_out() || c + k >= g.group_in()) continue;
-        const float x = at_tap[(block / layout.blocks * g.group_out() + o) * a.stride_o + (c + k) * a.stride_c];
+        const float x = at_tap[(block / blocks * g.group_out() + o) * a.stride_o + (c + k) * a.stride_c];
         unsigned terms[kStored];
         split(x, terms);
         for (int e = 0; e < kStored; ++e) halves[e][2 * n + k / 2] |= k % 2 == 0 ? terms[e] >> 16 : terms[e];
       }
     }
-    uint4* const to = out + (block * layout.steps + step) * layout.step_words() + tile * kTermWords + lane;
+    uint4* const to = out + int64_t{of_steps} * layout.step_words() + tile * kTermWords + lane;
     for (int e = 0; e < kStored; ++e) to[e * word] = uint4{halves[e][0], halves[e][1], halves[e][2], halves[e][3]};
   }
 }
@@ -381,8 +387,8 @@ template <class W>
 cudaError_t launch_pack_terms(const CudaTermArgs<W>& args, cudaStream_t stream) {
   const TermLayout layout = term_layout(args.geometry, kStoredTerms<W>);
   const int64_t tasks = layout.words() / kStoredTerms<W>;
-  TANDEM_LAUNCH((pack_terms_kernel<W>), grid_for((tasks + kPackThreads - 1) / kPackThreads), kPackThreads, 0, stream,
-                args, layout);
+  const unsigned grid = packing_grid((tasks + kPackThreads - 1) / kPackThreads);
+  TANDEM_LAUNCH((pack_terms_kernel<W>), grid, kPackThreads, 0, stream, args, layout);
   return cudaGetLastError();
 }
 

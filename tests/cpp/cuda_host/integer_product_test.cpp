@@ -12,6 +12,8 @@
 #include <string>
 #include <vector>
 
+#include "watched.h"
+
 namespace {
 
 using namespace tandem;
@@ -187,7 +189,12 @@ void run(const ConvGeometry& g, int64_t steps, bool always = false) {
   CudaFragmentArgs<E> pack = {};
   pack.geometry = g, pack.weight = weight.data, pack.fragments = fragments.data;
   pack.stride_o = g.features(), pack.stride_c = g.taps(), pack.stride_h = g.kernel_w, pack.stride_w = 1;
-  if (launch_pack_fragments(pack, nullptr) != cudaSuccess) ++failures;
+  const auto launch_pack = [](const CudaFragmentArgs<E>& a) { return launch_pack_fragments(a, nullptr); };
+  if (launch_pack(pack) != cudaSuccess) ++failures;
+  if (!packs_if_changed(pack, launch_pack, fragments.data, fragments.size, generator)) {
+    ++failures;
+    std::printf("FAIL watched weights\n");
+  }
 
   // Plain loops.
   std::vector<uint8_t> spikes(static_cast<size_t>(planes * out));

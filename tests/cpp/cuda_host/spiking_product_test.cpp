@@ -11,6 +11,7 @@
 #include "ops/product/fragment_layout.h"
 #include "ops/product/gather_product.cu"
 #include "ops/product/term_product.cu"
+#include "watched.h"
 
 namespace {
 
@@ -68,6 +69,14 @@ struct Buffer {
   int64_t size;
 };
 
+template <class Args, class Launch, class T>
+void check_watched(const std::string& where, const Args& args, const Launch& launch, Buffer<T>& packed) {
+  const int64_t bytes = packed.size * static_cast<int64_t>(sizeof(T));
+  if (packs_if_changed(args, launch, packed.data, bytes, generator)) return;
+  ++failures;
+  std::printf("FAIL watched weights, %s\n", where.c_str());
+}
+
 template <class T>
 void compare(const char* what, const std::string& where, const Buffer<T>& got, const std::vector<T>& expected) {
   for (int64_t i = 0; i < got.size; ++i) {
@@ -112,7 +121,8 @@ void run(const Case& c) {
   pack.stride_o = g.features(), pack.stride_c = g.taps(), pack.stride_h = g.kernel_w, pack.stride_w = 1;
   Buffer<E> packed(g.groups * pack.blocks * g.features() * block);
   pack.packed = packed.data;
-  launch_pack_weight(pack, nullptr);
+  if (launch_pack_weight(pack, nullptr) != cudaSuccess) ++failures;
+  check_watched(name_of(c), pack, [](const auto& a) { return launch_pack_weight(a, nullptr); }, packed);
   constexpr bool kTensorCores = std::is_same<E, float>::value;
   Buffer<uint8_t> fragments(kTensorCores ? term_layout(g, kStoredTerms<float>).bytes() : 0);
   if constexpr (kTensorCores) {
@@ -120,6 +130,7 @@ void run(const Case& c) {
     terms.geometry = g, terms.weight = weight.data, terms.fragments = fragments.data;
     terms.stride_o = g.features(), terms.stride_c = g.taps(), terms.stride_h = g.kernel_w, terms.stride_w = 1;
     if (launch_pack_terms(terms, nullptr) != cudaSuccess) ++failures;
+    check_watched(name_of(c), terms, [](const auto& a) { return launch_pack_terms(a, nullptr); }, fragments);
   }
 
   // Plain loops.
@@ -228,6 +239,14 @@ void check_limits() {
   ConvGeometry many = usual;
   many.batch = int64_t{1} << 32;
   check("2^31 blocks and more", false, many);
+  // Rows of packed weights are numbered in 32 bits.
+  CudaPackArgs<float, float> pack = {};
+  pack.geometry = usual, pack.blocks = 1, pack.block = 64;
+  pack.geometry.in_channels = int64_t{1} << 29;  // times 9 taps
+  if (launch_pack_weight(pack, nullptr) != cudaErrorInvalidValue) {
+    ++failures;
+    std::printf("FAIL rows beyond 2^32\n");
+  }
   // No more terms than are stored.
   CudaProductArgs<float, float> args = {};
   args.geometry = usual, args.planes = 1;
