@@ -12,6 +12,7 @@ namespace {
 constexpr int kLanes = 32;  // neighbouring channels
 constexpr int kLines = 8;   // rows that a block has in hand
 constexpr int kThreads = kLanes * kLines;
+constexpr int kTotals = 8;  // channels whose totals a warp computes: what it reads at once is 32 adjacent bytes
 
 template <class T>
 struct NormChannel {
@@ -59,16 +60,25 @@ __global__ void __launch_bounds__(kThreads) norm_sums_kernel(const CudaNormGradi
   a.sums[(chunk * 2 + line) * a.channels + c] = total;
 }
 
-// A thread: one channel.
+// A warp: 8 channels, of each of which four lanes share out the chunks. Channels that do not exist add zeros, since all
+// lanes take part in the exchange.
 template <class T>
 __global__ void __launch_bounds__(kThreads) norm_totals_kernel(const CudaNormGradientArgs<T> a) {
-  const int64_t c = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (c >= a.channels) return;
+  constexpr int kShares = kLanes / kTotals;
+  const int lane = static_cast<int>(threadIdx.x) % kLanes, warp = static_cast<int>(threadIdx.x) / kLanes;
+  const int64_t c = (static_cast<int64_t>(blockIdx.x) * kLines + warp) * kTotals + lane % kTotals;
+  const bool exists = c < a.channels;
+  const int64_t chunks = exists ? (a.rows + kNormRows - 1) / kNormRows : 0;
   double sum = 0, along = 0;
-  for (int64_t chunk = 0; chunk * kNormRows < a.rows; ++chunk) {
+  for (int64_t chunk = lane / kTotals; chunk < chunks; chunk += kShares) {
     sum += static_cast<double>(a.sums[chunk * 2 * a.channels + c]);
     along += static_cast<double>(a.sums[(chunk * 2 + 1) * a.channels + c]);
   }
+  for (int lanes = kTotals; lanes < kLanes; lanes *= 2) {
+    sum += __shfl_xor_sync(~0u, sum, lanes);
+    along += __shfl_xor_sync(~0u, along, lanes);
+  }
+  if (!exists || lane >= kTotals) return;
   a.grad_beta[c] = static_cast<T>(sum);
   a.grad_gamma[c] = static_cast<T>(along);
 }
@@ -94,7 +104,8 @@ cudaError_t launch_tandem_norm_count_backward(const CudaNormGradientArgs<T>& arg
   if (slices * chunks > INT32_MAX) return cudaErrorInvalidValue;  // more memory than a device has
   const auto grid = static_cast<unsigned>(slices * chunks);
   if (grid != 0) TANDEM_LAUNCH((norm_sums_kernel<T>), grid, kThreads, 0, stream, args);
-  TANDEM_LAUNCH((norm_totals_kernel<T>), static_cast<unsigned>((args.channels + kThreads - 1) / kThreads), kThreads, 0,
+  constexpr int64_t kOfBlock = int64_t{kLines} * kTotals;
+  TANDEM_LAUNCH((norm_totals_kernel<T>), static_cast<unsigned>((args.channels + kOfBlock - 1) / kOfBlock), kThreads, 0,
                 stream, args);
   if (grid != 0) TANDEM_LAUNCH((norm_gradient_kernel<T>), grid, kThreads, 0, stream, args);
   return cudaGetLastError();

@@ -131,7 +131,8 @@ int main() {
       }
     }
   }
-  wrong += check<double>(3, 600, 1.0, true);  // several blocks of totals
+  wrong += check<double>(3, 600, 1.0, true);                // several blocks of totals
+  wrong += check<double>(9 * kNormRows + 5, 9, 1.0, true);  // more chunks than lanes that share them out
   printf("tandem_norm_count_test: %d cases, %d wrong\n", cases, wrong);
   return wrong != 0;
 }
