@@ -16,6 +16,19 @@ namespace tandem {
 namespace {
 
 // ---- The kernels
+//
+// In CUTLASS's words, of large tiles: a block's 64 rows of digits x 32 or 64 pixels are the threadblock tile, for 8 or
+// 4 time steps at once; a warp's 64 rows x 8 or 16 pixels (Shape) the warp tile; mma.m16n8k32 the instruction shape; a
+// step of 4 chunks, 128 inputs, the K of the threadblock tile; kStagedSteps the pipeline stages; `w` and `x` the
+// fragments of A and B, `sums` the accumulators; the neurons the epilogue. In small tiles the four warps share out K:
+// sliced-K.
+//
+// Weights are A, 16 rows to a fragment, and pixels B, 8 to a fragment. With so few pixels, a warp often finds none of
+// them spike, and skips the products, and the least tile is half as large. In the tensor-core engine, whose weights
+// have two to six bytes and which skips nothing, pixels are A, so that a fragment of weights serves 16 of them.
+//
+// Launch bounds: a multiprocessor has 65,536 registers. Two blocks of 128 threads may have 255 of them a thread, of
+// which 128 are the sums of large tiles; three blocks 168, four blocks 128.
 
 // A block: 4 warps side by side, of 64 rows, 8 pixels and 8 steps each, or 16 pixels and 4 steps.
 template <int kDigits, int kSteps, class Model>

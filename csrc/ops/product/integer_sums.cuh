@@ -122,7 +122,8 @@ struct Reader {
     }
   }
 
-  // Half of a chunk of each pixel: two slices.
+  // Half of a chunk of each pixel: two slices. Always 16 bytes that exist: where channels do not fill chunks,
+  // prepare_spikes_kernel has filled them up, and what is outside of the image reads `zeros`, of the same pitch.
   __device__ __forceinline__ void load(uint4 (&x)[kColumns], int half) const {
 #pragma unroll
     for (int i = 0; i < kColumns; ++i) x[i] = at[i][static_cast<unsigned>(2 * chunk) + half];
@@ -171,6 +172,8 @@ __device__ __forceinline__ void sweep_staged(typename S::Sums& sums, const Walk&
                                              uint4* staged) {
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kLanes;
   const uint4* from = weight + thread;
+  // The last three calls read beyond the block's last step: the next block's weights, or the zeros that the layout has
+  // behind the last block for this (FragmentLayout::zeros). Nobody multiplies by what they bring.
   const auto stage = [&](uint4* to) {
 #pragma unroll
     for (int i = 0; i < kStepWords; i += kBlockThreads) cp_async_16(to + i + thread, from + i, true);

@@ -89,6 +89,17 @@ struct Terms {
 //
 // Silent pixels are multiplied, too: where spikes are so few that the 16 pixels of a warp often have none, the gather
 // engine is faster.
+//
+// In CUTLASS's words: the block's 64 pixels x 16 or 32 channels are the threadblock tile, for all 8 time steps at once;
+// a warp's 16 pixels x 16 or 32 channels the warp tile; mma.m16n8k16 the instruction shape; 16 input channels of a tap
+// the K of the threadblock tile; kStages the pipeline stages; `fragment` and `w` the fragments of A and B, `sums` the
+// accumulators; the neurons the epilogue.
+//
+// Pixels are A, 16 to a fragment, and output channels B. A weight has up to three terms of 16 bits, so its fragments
+// are what the engine reads most, and this way each serves 16 pixels. In the integer engine, weights are A: see there.
+//
+// Launch bounds: two blocks of 128 threads share the 65,536 registers of a multiprocessor, so that a thread may have
+// the 255 that an instruction can name. 128 of them are the sums of 8 steps and 32 channels.
 template <int kColumns, bool kCounts, int kTerms, class Model>
 __global__ void __launch_bounds__(kTileWarps* kWarp, 2)
     tensor_core_kernel(const CudaProductArgs<float, float> a, const Terms weight, const Model model) {
@@ -126,6 +137,8 @@ __global__ void __launch_bounds__(kTileWarps* kWarp, 2)
 
     const auto of_block = static_cast<int64_t>(anew(blockIdx.x) / tiles) * steps * weight.step_words;
     const uint4* from = weight.words + of_block;
+    // Reads nothing beyond the last step. What is fetched behind it, from a slot that got no weights, is not
+    // multiplied.
     const auto stage = [&](int slot, bool exists) {
       if (exists) {
 #pragma unroll 1
@@ -173,7 +186,9 @@ __global__ void __launch_bounds__(kTileWarps* kWarp, 2)
         }
       }
     };
-    // Past the last tap nobody looks at what is loaded: any pixel will do.
+    // Past the last tap nobody looks at what is loaded: any pixel of the image will do, or none. So `load` never reads
+    // outside of the planes: the four bytes of a lane that is inside belong to its pixel, as channels are a multiple of
+    // 4 or read one by one.
     const auto advance = [&] {
       c += kTermInputs;
       if (c < channels) return;
