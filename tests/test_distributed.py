@@ -1,5 +1,9 @@
-"""Two processes that train together end with the weights of one that trains alone, with a fused optimiser."""
+"""Two processes that train together end with the weights of one that trains alone, with a fused optimiser.
 
+On the CPU through Gloo, on two CUDA devices through NCCL.
+"""
+
+import copy
 import os
 
 import pytest
@@ -7,12 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tandem_cuda import IF, Decode, Encode, TandemConv2d, TandemLinear
+from exact import replace_operator
+from tandem_cuda import IF, Decode, Encode, TandemConv2d, TandemLinear, ops
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed"),
 ]
+NCCL = torch.distributed.is_available() and torch.distributed.is_nccl_available()
+two_devices = pytest.mark.skipif(torch.cuda.device_count() < 2 or not NCCL, reason="needs two CUDA devices and NCCL")
 STEPS = 4
 LABELS = torch.arange(8) % 3
 
@@ -57,36 +64,90 @@ def fully_sharded(net):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    return fully_shard(net, mesh=init_device_mesh("cpu", (2,)))
+    device = next(net.parameters()).device.type
+    return fully_shard(net, mesh=init_device_mesh(device, (2,)))
 
 
-def worker(rank, folder, wrap):
+def synchronised(net):
+    """With batch norm of all processes' batches."""
+    return data_parallel(nn.SyncBatchNorm.convert_sync_batchnorm(net))
+
+
+def normalised():
+    net = network()
+    for at, channels in ((1, 6), (2, 8), (4, 20)):
+        net[at].norm = (nn.BatchNorm2d if at < 4 else nn.BatchNorm1d)(channels, dtype=torch.float64)
+    return net
+
+
+def worker(rank, folder, wrap, network, device):
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=2)
-    net = wrap(network())
-    x = images()
-    outputs = trained(net, x[rank::2], LABELS[rank::2])
+    backend = "gloo"
+    if device == "cuda":
+        torch.cuda.set_device(rank)
+        backend, device = "nccl", f"cuda:{rank}"
+    rendezvous = f"file://{folder / 'rendezvous'}"
+    torch.distributed.init_process_group(backend, init_method=rendezvous, rank=rank, world_size=2)
+    net = wrap(network().to(device))
+    x = images().to(device)
+    outputs = trained(net, x[rank::2], LABELS[rank::2].to(device))
     net.eval()
     with torch.no_grad():
         outputs.append(net(x[rank::2]))
     whole = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in net.parameters()]
-    torch.save((outputs, [p.detach() for p in whole]), folder / f"{rank}.pt")
+    torch.save(([y.cpu() for y in outputs], [p.detach().cpu() for p in whole]), folder / f"{rank}.pt")
     torch.distributed.barrier()
     # No farewell: the end of gloo's group, holding the GIL, may wait for a thread of its own that waits for the GIL.
     os._exit(0)
 
 
-@pytest.mark.parametrize("wrap", [data_parallel, fully_sharded])
-def test_as_in_one_process(wrap, tmp_path):
-    torch.multiprocessing.spawn(worker, (tmp_path, wrap), nprocs=2)
+def check(folder, wrap, network, device):
+    """Compare two processes with one."""
+    torch.multiprocessing.spawn(worker, (folder, wrap, network, device), nprocs=2)
     alone = network()
     x = images()
     want = trained(alone, x, LABELS)
     with torch.no_grad():
         want.append(alone.eval()(x))
     for rank in (0, 1):
-        outputs, parameters = torch.load(tmp_path / f"{rank}.pt")
+        outputs, parameters = torch.load(folder / f"{rank}.pt")
         for got, whole in zip(outputs, want, strict=True):
             torch.testing.assert_close(got, whole[rank::2], rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(parameters, [p.detach() for p in alone.parameters()], rtol=1e-9, atol=1e-9)
+    assert not torch.equal(want[0], want[-1])
+
+
+@pytest.mark.parametrize("wrap", [data_parallel, fully_sharded])
+def test_as_in_one_process(wrap, tmp_path):
+    check(tmp_path, wrap, network, "cpu")
+
+
+@pytest.mark.gpu
+@two_devices
+@pytest.mark.parametrize(
+    ("wrap", "make"), [(data_parallel, network), (fully_sharded, network), (synchronised, normalised)]
+)
+def test_on_two_devices(wrap, make, tmp_path):
+    check(tmp_path, wrap, make, "cuda")
+
+
+def test_synchronised_batch_norm_of_one_process(monkeypatch):
+    """torch's module computes it, not tandem_norm_count: what is local to a process is no statistic of all."""
+    ours = normalised()
+    other = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(ours))
+    assert [type(other[at].norm) for at in (1, 2, 4)] == [nn.SyncBatchNorm] * 3
+    operator, calls = ops.tandem_norm_count, []
+
+    def counted(*arguments, **named):
+        calls.append(1)
+        return operator(*arguments, **named)
+
+    replace_operator(monkeypatch, "tandem_norm_count", counted)
+    want = trained(ours, images(), LABELS)
+    assert len(calls) == 3 * STEPS
+    calls.clear()
+    got = trained(other, images(), LABELS)
+    assert not calls
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(list(other.state_dict().values()), list(ours.state_dict().values()))
     assert not torch.equal(want[0], want[-1])
