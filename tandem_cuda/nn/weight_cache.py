@@ -77,7 +77,8 @@ class WeightCache:
         self._packed = self._weights = None  # both describe the buffer, which is overwritten below
         if torch._C._functorch.is_functorch_wrapped_tensor(weight):  # must not outlive its transform
             return ops.pack_weight.trusted(weight.detach(), groups)
-        stream, memory, buffer = _stream(weight), None, self._buffer
+        stream, buffer = _stream(weight), self._buffer
+        memory: Tensor | None = None
         if buffer is not None:  # which may hold what else has its size
             memory = buffer.memory
             sizes, dtype = packed_like(weight, groups)

@@ -19,11 +19,10 @@ inline unsigned packing_grid(int64_t blocks) {
 // or null if they are packed in any case. For whole warps.
 __device__ __forceinline__ bool is_unchanged(const uint64_t* watched) {
   if (watched == nullptr) return false;
-  bool changed = false;
-  for (int i = static_cast<int>(threadIdx.x) % 32; i < kWatchBlocks; i += 32) {
-    changed = changed || watched[kWatchBlocks + i] != 0;
-  }
-  return __any_sync(0xffffffffu, changed) == 0;
+  uint64_t changed = 0;
+#pragma unroll
+  for (int i = 0; i < kWatchBlocks; i += 32) changed |= watched[kWatchBlocks + i + static_cast<int>(threadIdx.x) % 32];
+  return __any_sync(0xffffffffu, changed != 0) == 0;
 }
 
 }  // namespace tandem
