@@ -50,7 +50,6 @@ REFUSED = {
     "bilinear of corners": r"up \(TandemInterpolate\): NIR has no interpolation",
     "bilinear of values": r"interpolate \(TandemInterpolate\): NIR has no interpolation",
     "bilinear sum": r"add \(TandemAdd\): NIR has no interpolation",
-    "bilinear before the read-out": "interpolate",
     "bicubic": r"interpolate \(TandemInterpolate\): NIR has no interpolation",
     "bicubic before a ReLU": r"interpolate \(TandemInterpolate\): NIR has no interpolation",
     "unflattened": r"unflatten \(SpikeRearrange\): NIR cannot make images of features in front of neurons",
@@ -502,10 +501,6 @@ def test_what_only_flattening_may_follow_is_named(tmp_path):
         layer=TandemLinear(360, 5, neuron=IF(8.0)),
     )
     exchanged(flat, IMAGES, tmp_path)
-    refused(
-        behind(lambda n, x: n.decode(x) + n.decode(n.cut(x)), decode=Decode(), cut=SpikeRearrange("channels", 0, 1)),
-        r"add \(call_function\): it must add two currents \(after Decode\) of the same shape, got current \[4, 9, 10\]",
-    )
     with pytest.raises(TypeError, match="to_nir: groups must be True or False, got int"):
         to_nir(behind(lambda n, x: x), IMAGES, groups=1)
 

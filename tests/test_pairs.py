@@ -138,7 +138,7 @@ def test_pairs_move_between_channels_and_features():
     plain = SpikeRearrange("pairs", 0)(channels)
     assert plain.pair_dim is None
     same(plain.bits, channels.bits)
-    with pytest.raises(ValueError, match="SpikeRearrange: the dimension of 'pairs' must be 1 or -1, got 2"):
+    with pytest.raises(ValueError, match="SpikeRearrange: the dimension of 'pairs' must be 1, -1 or 0, got 2"):
         SpikeRearrange("pairs", 2)
 
 

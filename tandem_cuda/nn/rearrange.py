@@ -92,7 +92,7 @@ class SpikeRearrange(Spiking):
             dim, *_, step = arguments
             raise ValueError(f"SpikeRearrange: dimension and step of 'slice' must be at least 1, got {dim} and {step}")
         if how == "pairs" and arguments[0] not in (1, -1, 0):
-            raise ValueError(f"SpikeRearrange: the dimension of 'pairs' must be 1 or -1, or 0, got {arguments[0]}")
+            raise ValueError(f"SpikeRearrange: the dimension of 'pairs' must be 1, -1 or 0, got {arguments[0]}")
         self.how = how
         self.arguments = arguments
         self.signed = signed
