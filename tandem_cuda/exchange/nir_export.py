@@ -63,6 +63,8 @@ def to_nir(
       convolutions for the rows and for the columns, each with neurons that repeat each spike at once.
     - Max pooling: integrators (I) count the spikes, and gates (Threshold) compare two counts at a time, in the step of
       the spikes (:mod:`tandem_cuda.exchange.nir_maximum`).
+    - ``TandemGate``, and functions after ``Decode`` that NIR has no node for, such as a ReLU: nodes of the types
+      TandemGate and TandemFunction, which extend NIR. ``from_nir`` reads them; NIR's own reader refuses the file.
     - Input: the input itself at every time step (``Encode(T, "constant")``); the input at the first step and zeros
       afterwards ("impulse"); or the recorded spikes (no ``Encode``).
     - Output: spikes, or a current after ``Decode`` and linear layers. Its sum over the T steps is the model's output
@@ -79,9 +81,9 @@ def to_nir(
 
     Args:
         model: a model whose forward pass, as traced by torch.fx, calls ``Encode``, tandem layers, ``TandemAdd``,
-            ``SpikeCat``, ``SpikeRearrange``, pooling of spikes, flattening, dropout and ``Decode``, after it
-            nn.Linear, nn.Conv1d, nn.Conv2d, average pooling and sums (+). It may have branches. The result of
-            :func:`tandem_cuda.convert` works, too.
+            ``TandemGate``, ``SpikeCat``, ``SpikeRearrange``, pooling of spikes, flattening, dropout and ``Decode``, after
+            it what :func:`tandem_cuda.freeze` takes. It may have branches. The result of :func:`tandem_cuda.convert`
+            works, too.
         sample: an input of the model, a Tensor or SpikeTrain [N, ...], which defines the shapes and T.
         path: the HDF5 file to write the graph to; by default none is written.
         dt: duration of a time step in seconds. snnTorch and SpikingJelly assume 1e-4.

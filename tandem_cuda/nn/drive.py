@@ -348,4 +348,4 @@ def spike_scale(weight: Tensor, amplitude: float, gain: Tensor | None = None) ->
 
 def per_step(bias: Tensor | None, steps: int) -> Tensor | None:
     """Return the part of a bias that enters at each time step."""
-    return None if bias is None else divided(bias, steps)
+    return bias if bias is None or steps == 1 else divided(bias, steps)

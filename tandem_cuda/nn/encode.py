@@ -244,9 +244,10 @@ class Decode(Spiking):
         if number != len(scale) and number % len(scale):
             raise ValueError(f"Decode: input must have a multiple of {len(scale)} features, got {number}")
         if self.of_features:  # flattened rows: all features of a row side by side
-            return scale.repeat(number // len(scale))
+            return scale if number == len(scale) else scale.repeat(number // len(scale))
         # Flattened images: all pixels of a channel side by side.
-        return scale.repeat_interleave(number // len(scale)).view(-1, *[1] * (len(shape) - 2))
+        wide = scale if number == len(scale) else scale.repeat_interleave(number // len(scale))
+        return wide.view(-1, *[1] * (len(shape) - 2))
 
     def settings(self) -> Settings:  # left out if they are false, so that older versions read the file
         return {name: True for name in ("signed", "of_features") if getattr(self, name)}
