@@ -14,10 +14,13 @@ TIME_STEPS = (1, 4, 7, 9, 15)
 
 
 def knows(case):
-    """Of the products, each kernel once. Not max_pool_spikes, which takes whatever a train holds."""
+    """Of the products, each kernel once. Not max_pool_spikes, which takes whatever a train holds.
+
+    Nor count products, whose time steps are of the neurons that they drive: test_values_beyond_the_largest.
+    """
     one_of_many = case.takes_engine and not case.name.endswith(("_linear", "3 x 3", "depthwise"))
     return {"bits", "time_steps"} <= set(case.arguments(case.dtypes[0])) and not (
-        one_of_many or case.operator == "max_pool_spikes"
+        one_of_many or case.operator.startswith(("max_pool_spikes", "count_"))
     )
 
 
@@ -53,7 +56,12 @@ def test_refused(case, time_steps):
 
 
 @pytest.mark.parametrize(
-    "name", ["count_conv2d, values, 3 x 3", "count_conv2d, values, depthwise", "count_linear, values"]
+    "name",
+    [
+        product
+        for kind in ("values", "radix neurons")
+        for product in (f"count_conv2d, {kind}, 3 x 3", f"count_conv2d, {kind}, depthwise", f"count_linear, {kind}")
+    ],
 )
 @pytest.mark.parametrize("radix", RADIX[:-1])
 def test_values_beyond_the_largest(name, radix):
