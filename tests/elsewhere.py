@@ -21,7 +21,7 @@ from tandem_cuda.neuron import STATES, RadixIF, of_parameters
 MODES = ("constant", "impulse", "series", "once")
 GEOMETRY = ("stride", "padding", "dilation", "groups")
 OPERATORS = ("spiking_product", "count_product", "ordered_product", "integrate_and_fire", "radix_spikes")
-COMBINED = ("ordered_spikes", "step_product")  # of others, as on CUDA
+COMBINED = ("ordered_spikes", "ordered_radix_spikes", "radix_product", "step_product")  # of others, as on CUDA
 
 
 class Elsewhere(TorchDispatchMode):
@@ -45,6 +45,20 @@ class Elsewhere(TorchDispatchMode):
         named |= {"current": sums, "state": None, "want_sum": False, "want_state": False}
         del named["packed"]
         return self._called("integrate_and_fire", **named)[0]
+
+    def _ordered_radix_spikes(self, named):
+        sums = self._called("ordered_product", **{name: named.pop(name) for name in ("input", "weight", *GEOMETRY)})
+        del named["packed"]
+        return self._radix_spikes(sums, **named)
+
+    def _radix_product(self, named):
+        firing = {name: named.pop(name) for name in ("time_steps", "threshold", "initial")}
+        return self._radix_spikes(self._called("count_product", **named), scale=None, bias=None, **firing)
+
+    def _radix_spikes(self, sums, **firing):
+        rows = sums if sums.dim() == 4 else sums.flatten(0, -2)
+        bits, _ = self._called("radix_spikes", current=rows, want_state=False, **firing)
+        return bits.view(1, *sums.shape) if rows is not sums else bits
 
     def _step_product(self, named):
         steps = named.pop("time_steps")

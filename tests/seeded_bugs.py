@@ -45,7 +45,7 @@ class Bug(NamedTuple):
 BUGS = [
     # --- Python: layers ---
     Bug("bias not divided by T", "nn/drive.py",
-        "return None if bias is None else divided(bias, steps)", "return bias",
+        "return bias if bias is None or steps == 1 else divided(bias, steps)", "return bias",
         "test_joins.py::test_one_layer_as_two_branches"),
     Bug("currents multiplied by thresholds", "nn/drive.py",
         "whole.times(1 / ", "whole.times(1 * ",
