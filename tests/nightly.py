@@ -33,6 +33,15 @@ class Group(NamedTuple):
     sources: str = ""
 
 
+def named(file, tests):
+    """Tests of a file by their names, as pytest takes them."""
+    return "".join(f" {file}::test_{name}" for name in tests.split())
+
+
+RESULTS_ON_THE_HOST = (
+    "in_every_order integers_of_many_shapes integers_of_the_most_inputs products_of_the_cpu size_of_packed_weights"
+    " table_names_every_kernel values_of_radix_spikes environment_is_checked"
+)
 ON_THE_HOST = "tests/cpp/cuda_host/*.cpp csrc/ops/*/*.cu"
 GROUPS = {
     "address sanitizer": Group(
@@ -48,14 +57,21 @@ GROUPS = {
         "csrc/ops/*/*.cu tests/cpp/cuda_device/*.cu",
     ),
     "CUDA kernels on the host": Group(
-        "tests/test_cuda_host.py tests/test_digest.py",
+        named("tests/test_cuda_host.py", RESULTS_ON_THE_HOST),
         "csrc/cuda/** tests/cpp/*.h tests/cpp/cuda_host/** tests/host_programs.py tests/product_calls.py",
         ON_THE_HOST,
     ),
     "PTX on the host": Group(
-        "tests/test_cuda_ptx.py",
+        named("tests/test_cuda_ptx.py", "every_entry"),
         "csrc/cuda/** tests/cpp/*.h tests/cpp/cuda_host/** tests/host_programs.py tests/ptx.py tests/product_calls.py",
         ON_THE_HOST,
+    ),
+    # What shows that these programs would find faults, and trained networks: an hour for an edit of any kernel.
+    "CUDA programs under sanitizers": Group(
+        named("tests/test_cuda_host.py", "under_sanitizers nothing_is_found_where_nothing_is_wrong seeded_bug_is_found")
+        + named("tests/test_cuda_ptx.py", "trained_networks bug_in_ptx_is_found access_out_of_bounds_is_found")
+        + " tests/test_digest.py",
+        None,
     ),
     "instructions in software": Group(
         "tests/test_instructions.py",

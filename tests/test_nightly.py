@@ -52,6 +52,27 @@ def test_every_nightly_test_is_in_a_group():
         assert named == [name] or all("::" in test for test in named)  # once, or by parts
 
 
+@pytest.mark.parametrize("name", ["tests/test_cuda_host.py", "tests/test_cuda_ptx.py"])
+def test_parts_of_a_file_are_the_whole(name):
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--collect-only",
+        "-q",
+        "-p",
+        "no:xdist",
+        "-m",
+        "nightly and not gpu",
+        name,
+    ]
+    collected = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    tests = [line for line in collected.splitlines() if line.startswith(f"{name}::")]
+    assert len(tests) > 20
+    parts = [part for group in GROUPS.values() for part in group.tests.split() if part.startswith(name)]
+    assert all(sum(re.split(r"\[", test)[0] == part for part in parts) == 1 for test in tests)
+
+
 def test_every_pattern_names_files():
     places = [ROOT.glob("*"), *((ROOT / folder).rglob("*") for folder in ("csrc", "tandem_cuda", "tests", "examples"))]
     there = [path.relative_to(ROOT).as_posix() for paths in places for path in paths if path.is_file()]
