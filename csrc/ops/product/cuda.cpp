@@ -57,7 +57,7 @@ WatchArgs watched_memory(const Tensor& weight, const Tensor& state) {
           static_cast<uint64_t*>(state.mutable_data_ptr())};
 }
 
-void pack_weight_if_changed(const Tensor& weight, int64_t groups, Tensor out, Tensor state) {
+void pack_weight_if_changed(const Tensor& weight, int64_t groups, const Tensor& out, const Tensor& state) {
   const char* op = "pack_weight";
   const DeviceGuard guard(weight.get_device_index());
   const ConvGeometry g = weight_geometry(op, weight, groups);

@@ -11,7 +11,7 @@ namespace tandem {
 // Blocks of a launch. Each has a part of the memory, the same one in every launch. Their state, in words of 64 bits:
 // the fingerprint of every part, then for every part whether the last launch found another one than the launch before.
 constexpr int kWatchBlocks = 128;
-constexpr int64_t kWatchWords = 2 * kWatchBlocks;
+constexpr int64_t kWatchWords = int64_t{2} * kWatchBlocks;
 
 // memory: a multiple of what one weight takes, from an address that this divides. state: zeros before the first launch.
 struct WatchArgs {
