@@ -39,8 +39,15 @@ def named(file, tests):
 
 
 RESULTS_ON_THE_HOST = (
-    "in_every_order integers_of_many_shapes integers_of_the_most_inputs products_of_the_cpu size_of_packed_weights"
-    " table_names_every_kernel values_of_radix_spikes environment_is_checked"
+    "in_every_order integers_of_many_shapes integers_of_the_most_inputs products_of_the_cpu[plain-rand-7]"
+    " products_of_the_cpu[plain-desc-1]"
+    " size_of_packed_weights table_names_every_kernel values_of_radix_spikes[plain-rand-5]"
+    " values_of_radix_spikes[plain-desc-1] environment_is_checked"
+)
+SANITIZED_ON_THE_HOST = (
+    "under_sanitizers nothing_is_found_where_nothing_is_wrong seeded_bug_is_found"
+    " products_of_the_cpu[asan-asc-1] products_of_the_cpu[tsan-asc-1]"
+    " values_of_radix_spikes[asan-asc-1] values_of_radix_spikes[tsan-asc-1]"
 )
 ON_THE_HOST = "tests/cpp/cuda_host/*.cpp csrc/ops/*/*.cu"
 GROUPS = {
@@ -68,7 +75,7 @@ GROUPS = {
     ),
     # What shows that these programs would find faults, and trained networks: an hour for an edit of any kernel.
     "CUDA programs under sanitizers": Group(
-        named("tests/test_cuda_host.py", "under_sanitizers nothing_is_found_where_nothing_is_wrong seeded_bug_is_found")
+        named("tests/test_cuda_host.py", SANITIZED_ON_THE_HOST)
         + named("tests/test_cuda_ptx.py", "trained_networks bug_in_ptx_is_found access_out_of_bounds_is_found")
         + " tests/test_digest.py",
         None,
