@@ -81,9 +81,9 @@ def to_nir(
 
     Args:
         model: a model whose forward pass, as traced by torch.fx, calls ``Encode``, tandem layers, ``TandemAdd``,
-            ``TandemGate``, ``SpikeCat``, ``SpikeRearrange``, pooling of spikes, flattening, dropout and ``Decode``, after
-            it what :func:`tandem_cuda.freeze` takes. It may have branches. The result of :func:`tandem_cuda.convert`
-            works, too.
+            ``TandemGate``, ``SpikeCat``, ``SpikeRearrange``, pooling of spikes, flattening, dropout and ``Decode``,
+            after it what :func:`tandem_cuda.freeze` takes. It may have branches. The result of
+            :func:`tandem_cuda.convert` works, too.
         sample: an input of the model, a Tensor or SpikeTrain [N, ...], which defines the shapes and T.
         path: the HDF5 file to write the graph to; by default none is written.
         dt: duration of a time step in seconds. snnTorch and SpikingJelly assume 1e-4.
