@@ -73,7 +73,7 @@ GROUPS = {
         "csrc/cuda/** tests/cpp/*.h tests/cpp/cuda_host/** tests/host_programs.py tests/ptx.py tests/product_calls.py",
         ON_THE_HOST,
     ),
-    # What shows that these programs would find faults, and trained networks: an hour for an edit of any kernel.
+    # What shows that these programs would find faults, and trained networks. Too long for every edit of a kernel.
     "CUDA programs under sanitizers": Group(
         named("tests/test_cuda_host.py", SANITIZED_ON_THE_HOST)
         + named("tests/test_cuda_ptx.py", "trained_networks bug_in_ptx_is_found access_out_of_bounds_is_found")

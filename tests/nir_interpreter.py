@@ -67,7 +67,8 @@ def _extension(node, inputs: list[Tensor], steps: int) -> list[Tensor]:
             if not isinstance(x, dict):
                 return x
             ((form, content),) = x.items()
-            return {"input": inputs.__getitem__, "tensor": tensors.get, "tuple": argument}[form](content)
+            forms = {"input": inputs.__getitem__, "tensor": tensors.get, "tuple": argument}
+            return slice(*content) if form == "slice" else forms[form](content)
 
         named = {name: argument(x) for name, x in settings["kwargs"].items()}
         value = getattr(place, last)(*argument(settings["args"]), **named)

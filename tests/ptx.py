@@ -3,7 +3,6 @@
 Every entry becomes a function of one thread: registers are its variables, and branches are jumps. What an instruction
 means is said in the tables below and in tests/cpp/cuda_host/ptx.h. Whatever is in no table (a directive, an
 instruction, a modifier, a type, a special register) is an error, and so is an operand of another width than its type.
-tests/test_cuda_ptx.py runs the translated programs; that every entry runs is asked whenever a kernel has changed.
 """
 
 import re

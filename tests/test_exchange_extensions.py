@@ -17,6 +17,7 @@ pytest.importorskip("nirtorch", reason="pip install tandem_cuda[nir]")
 
 from nir_interpreter import executed  # noqa: E402 (only where the extra is there)
 from tandem_cuda.exchange import from_nir, to_nir  # noqa: E402
+from tandem_cuda.exchange.nir_extension import computed  # noqa: E402
 from test_exchange_graphs import filled, steps_of  # noqa: E402
 from test_exchange_layers import IMAGES, Net, made  # noqa: E402
 
@@ -156,6 +157,24 @@ def test_what_is_no_function_of_one_sample_is_refused(name):
 
     with pytest.raises(ValueError, match=REFUSED[name][1]):
         to_nir(headed(Head()), IMAGES)
+
+
+def test_statistics_of_a_batch_are_refused():
+    """Also where a batch that holds every sample twice has the same statistics."""
+    x = torch.rand(2, 4)
+    for call in (lambda x: x - x.mean(0), lambda x: x / x.amax(0), lambda x: x.softmax(0)):
+        with pytest.raises(ValueError, match="must not depend on the other samples"):
+            computed(call, [x])
+    assert torch.equal(computed(torch.exp, [x]), x.exp())
+
+
+class Broadcast(nn.Module):
+    def forward(self, x):
+        return x + x[:, :1]
+
+
+def test_a_sum_of_different_shapes(tmp_path):
+    assert of(compared(headed(Broadcast()), tmp_path), "TandemFunction")
 
 
 def test_functions_of_spikes_and_of_the_input_are_refused():

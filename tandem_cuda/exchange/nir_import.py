@@ -289,10 +289,11 @@ class _Import:
             (x,) = inputs
             if x.weights is None:
                 raise ValueError("there must be weights before it")
-            layer, more = x.weights.layer(neuron, gain, self.steps), getattr(x.weights, "more", ())
-            call = self._called(x.weights.name, layer, x.call, *more)
-            if isinstance(x.weights, Gate) and x.weights.signed:
-                call = self._called(x.weights.name, SpikeRearrange("pairs", 0), call)
+            gate = x.weights if isinstance(x.weights, Gate) else None
+            layer = x.weights.layer(neuron, gain, self.steps)
+            call = self._called(x.weights.name, layer, x.call, *(() if gate is None else gate.more))
+            if gate is not None and gate.signed:
+                call = self._called(gate.name, SpikeRearrange("pairs", 0), call)
             return _NodeOutput(call, "spikes", shape)
         return _NodeOutput(self._joined(name, neuron, gain, inputs), "spikes", shape)
 

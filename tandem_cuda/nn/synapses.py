@@ -157,9 +157,8 @@ class Synapses(ABC):
     def _counted(self, x: SpikeTrain, weights: SpikingWeights, **neurons: Any) -> Tensor:
         image, where = self._as_image(x)
         count = ops.count_linear if self.is_linear else ops.count_conv2d
-        options: dict[str, Any] = {**where, **weights.operands(), "engine": self.engine, **neurons}
-        if not neurons:
-            options["count"] = image.carried_value
+        options: dict[str, Any] = {**where, **weights.operands(), **neurons}
+        options |= {"count": image.carried_value, "engine": self.engine}
         if x.code.radix:
             options["radix"] = x.time_steps
         return self.to_output(count.trusted(image.bits, weights.kernel.weight, weights.bias, **options), x.shape)

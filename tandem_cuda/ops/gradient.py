@@ -23,6 +23,14 @@ def refuse_tangent(name: str, x: torch.Tensor) -> None:
         )
 
 
+def refuse_tangents(name: str, operands: Sequence[torch.Tensor | None]) -> None:
+    """Do so for an operator without a gradient, of whose operands forward mode may differentiate any."""
+    if not torch.compiler.is_compiling() and _forward_ad._current_level >= 0:
+        for x in operands:
+            if x is not None:
+                refuse_tangent(name, x)
+
+
 def register_gradient(name: str, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
     """Register a gradient that also works under ``torch.func``.
 

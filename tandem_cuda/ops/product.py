@@ -11,6 +11,7 @@ from torch import Tensor
 from ..neuron import Neuron, RadixIF
 from . import autocast, checks
 from .geometry import Geometry, check_fit, check_geometry, out_size
+from .gradient import refuse_tangents
 from .integrate_and_fire import check_whole, discharge, total_bias
 from .pack_weight import check_packed
 
@@ -75,6 +76,7 @@ def count_product(
     options = ENGINES.index(engine), terms_of(operands[2])
     if neuron is None:
         return torch.ops.tandem_cuda.count_product(*_as_cast(operands), *geometry, *options, master, unit, radix)
+    refuse_tangents("count_linear" if operands[2].dim() == 2 else "count_conv2d", operands)
     bits, _, *constants = _as_cast(operands)
     if torch.is_grad_enabled():
         constants = [None if x is None else x.detach() for x in constants]
