@@ -2,7 +2,6 @@
 
 import json
 
-import h5py
 import numpy as np
 import pytest
 import torch
@@ -14,6 +13,7 @@ from tandem_cuda.nn import SpikeCat, TandemGate
 
 nir = pytest.importorskip("nir", reason="pip install tandem_cuda[nir]")
 pytest.importorskip("nirtorch", reason="pip install tandem_cuda[nir]")
+h5py = pytest.importorskip("h5py", reason="pip install tandem_cuda[nir]")
 
 from nir_interpreter import executed  # noqa: E402 (only where the extra is there)
 from tandem_cuda.exchange import from_nir, to_nir  # noqa: E402

@@ -19,6 +19,7 @@ pytest.importorskip("nirtorch", reason="pip install tandem_cuda[nir]")
 
 from nir_networks import IMAGES, network, randomised  # noqa: E402
 from tandem_cuda.exchange import to_nir  # noqa: E402 (only where the extra is there)
+from tandem_cuda.exchange.nir_extension import TandemFunction, TandemGate  # noqa: E402
 
 # Both take NIR's v_reset for a hard reset, the only one they know from it, so the scripts say "subtract" to their
 # neurons; everything else comes from the file.
@@ -197,8 +198,8 @@ def test_spikingjelly_runs_what_every_rule_makes(simulators: Path, tmp_path: Pat
         net, x = made(name)
         stem = name.replace(" ", "_")
         graph = to_nir(net, x, tmp_path / f"{stem}.nir", groups=False)
-        if any(isinstance(node, nir.Threshold) for node in graph.nodes.values()):
-            (tmp_path / f"{stem}.nir").unlink()  # max pooling: SpikingJelly has no such nodes
+        if any(isinstance(node, nir.Threshold | TandemFunction | TandemGate) for node in graph.nodes.values()):
+            (tmp_path / f"{stem}.nir").unlink()  # max pooling, functions and gates: SpikingJelly has no such nodes
             continue
         if not typed(tmp_path / f"{stem}.nir"):
             untyped.append(stem)

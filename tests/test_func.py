@@ -17,10 +17,12 @@ from neurons import every_kind
 from tandem_cuda import (
     Decode,
     Encode,
+    RadixIF,
     SpikeTrain,
     SpikingMaxPool2d,
     TandemLinear,
     freeze,
+    ops,
 )
 from tensors import generator, normal, planes
 
@@ -91,6 +93,18 @@ def test_forward_mode_is_refused(name, differentiate):
         differentiate(f)(x)
     with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError, match=operator):
         f(torch.autograd.forward_ad.make_dual(x.clone(), torch.ones_like(x)))
+
+
+@pytest.mark.parametrize("name", ["weight", "bias", "count"])
+def test_forward_mode_is_refused_where_radix_neurons_fire(name):
+    """Where radix neurons fire, no gradient leaves the product."""
+    bits = planes(4, 2, 3, 5, 5, seed=0)
+    named = {"weight": torch.ones(2, 3, 3, 3), "bias": torch.ones(2), "count": bits[0].float()}
+    forward = torch.autograd.forward_ad
+    with forward.dual_level():
+        named[name] = forward.make_dual(named[name], torch.ones_like(named[name]))
+        with pytest.raises(NotImplementedError, match="count_conv2d: forward-mode gradients"):
+            ops.count_conv2d(bits, **named, radix=4, neuron=RadixIF(8.0), time_steps=4)
 
 
 @pytest.mark.parametrize("mode", ["constant", "impulse"])
