@@ -2,16 +2,19 @@
 
 import copy
 import dataclasses
+import functools
+import importlib
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from anns import Residual, cnn, inputs, per_layer, whole
 from exact import same
 from pairwise import each
-from tandem_cuda import IF, SpikingMaxPool2d, TandemAdd, convert, freeze, quantise, synops
+from tandem_cuda import IF, RadixIF, SpikingMaxPool2d, TandemAdd, convert, freeze, quantise, synops
 from tandem_cuda.convert import Calibration
 from test_convert_layers import LEVELS, NETS, NEURONS, SHUFFLED, converted, made
 
@@ -181,6 +184,50 @@ def test_corrections_of_several_batches():
     one, many = (convert(ann, 4, calibrate=data, neuron=TWO, **BOTH) for data in (x, x.split(4)))
     for name, correction in one.calibration.corrections.items():
         torch.testing.assert_close(many.calibration.corrections[name], correction)
+
+
+class Stems(TorchDispatchMode):
+    """Collects the numbers of images that the first convolution of Residual is called with."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.convolution.default and args[1].shape[:2] == (6, 2):
+            self.sizes.append(len(args[0]))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("weights", [None, "int8"])
+def test_the_ann_sees_each_batch_once(weights):
+    """Besides the first one, which is also compared; integers may be rounded differently once levels are known."""
+    ann, x = trained()
+    with Stems() as stems:
+        convert(ann.float(), 4, calibrate=[x[:5].float(), x[5:].float()], weights=weights)
+    assert stems.sizes.count(len(x) - 5) == (1 if weights is None else 2)
+
+
+@each(
+    name=["residual without ReLU", "PReLU of a sum", "blurred", "flat without ReLU"],
+    neuron=[RadixIF(), TWO],
+    learn=[False, True],
+)
+def test_corrections_are_those_of_whole_forward_passes(name, neuron, learn, monkeypatch):
+    """Neurons that integrate all input before they fire need one product for all steps of a correction."""
+    calibrate = importlib.import_module("tandem_cuda.convert.calibrate")
+    found = []
+    for whole_passes in (False, True):
+        if whole_passes:
+            monkeypatch.setattr(
+                calibrate, "_result", lambda module, holder, run, node: functools.partial(run.run_node, node)
+            )
+        snn = converted(name, *made(name)[:1], 3, calibrate=made(name)[1], neuron=neuron, learn_thresholds=learn)
+        found.append(snn.calibration.corrections)
+    assert found[0].keys() == found[1].keys()
+    for one, other in zip(*(x.values() for x in found), strict=True):
+        torch.testing.assert_close(one, other)
+    assert any(correction.any() for correction in found[0].values())
 
 
 def test_a_sum_of_spikes_has_no_correction():

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx
@@ -121,31 +121,43 @@ def _of_json(x: Any) -> Level:
     return torch.tensor(x, dtype=torch.float64) if isinstance(x, list) else float(x)
 
 
-class CalibrationData:
-    """The ANN's activations on calibration data."""
+class Measure(Protocol):
+    """What is measured of the ANN's activations, for each of some layers."""
 
-    def __init__(self, trace: Traced, batches: Sequence[Batch]) -> None:
-        self.root, self.graph, self.batches = trace.root, trace.graph, batches
+    layers: Sequence[SpikingLayer]
 
-    def observe(self, layers: Sequence[SpikingLayer], see: Callable[[SpikingLayer, Tensor], None]) -> None:
-        """Run the ANN on each batch, and show the values of the layers' activations to a function."""
-        of_node: dict[fx.Node, list[SpikingLayer]] = {}
-        for layer in layers:
-            of_node.setdefault(layer.node, []).append(layer)
+    def add(self, layer: SpikingLayer, values: Tensor, share: float) -> None:
+        """Add the activations of a batch, [C, M], which has ``share`` of all samples."""
 
-        def show(node: fx.Node, value: Any) -> None:
-            for layer in of_node.get(node, []):
-                if not value.isfinite().all():
-                    raise ValueError(
-                        f"convert: activations of the ANN must be finite, got NaN or infinity after {layer.name}"
-                    )
-                if value.numel():
-                    see(layer, layer.activation(value))
 
-        ann = Showing(self.root, self.graph, show)
-        with evaluating(self.root), torch.no_grad():
-            for batch in progress(self.batches, "convert: calibrating"):
-                ann.run(*copied(batch))
+def observe(trace: Traced, batches: Sequence[Batch], *measures: Measure) -> None:
+    """Run the ANN on each batch once, and show its activations to all measures.
+
+    Raises:
+        ValueError: an activation is not finite.
+    """
+    seen: dict[fx.Node, list[tuple[SpikingLayer, Measure]]] = {}
+    for measure in measures:
+        for layer in measure.layers:
+            seen.setdefault(layer.node, []).append((layer, measure))
+    share = 0.0
+
+    def show(node: fx.Node, value: Any) -> None:
+        if node not in seen or not value.numel():
+            return
+        if not (value.sum().isfinite() or value.isfinite().all()):  # finite numbers may have an infinite sum
+            raise ValueError(
+                f"convert: activations of the ANN must be finite, got NaN or infinity after {seen[node][0][0].name}"
+            )
+        for layer, measure in seen[node]:
+            measure.add(layer, layer.by_channel(layer.activation(value)), share)
+
+    samples = sum(len(batch[0]) for batch in batches)
+    ann = Showing(trace.root, trace.graph, show)
+    with evaluating(trace.root), torch.no_grad():
+        for batch in progress(batches, "convert: calibrating"):
+            share = len(batch[0]) / max(samples, 1)
+            ann.run(*copied(batch))
 
 
 def checked_levels(names: Mapping[str, int | None], pools: list[str], levels: Mapping[str, Any]) -> dict[str, Level]:
@@ -179,67 +191,86 @@ def _checked_level(name: str, level: Any, channels: int | None) -> Level:
     return torch.as_tensor(level, dtype=torch.float64).expand(channels)
 
 
-def percentiles(data: CalibrationData, layers: Sequence[SpikingLayer], percentile: float) -> dict[str, Level]:
-    """Return a percentile of each activation, averaged over the batches (Rueckauer et al. 2017)."""
-    totals = _zeros(layers)
+class Percentiles:
+    """Levels that are a percentile of each activation, averaged over the batches (Rueckauer et al. 2017)."""
 
-    def add(layer: SpikingLayer, value: Tensor) -> None:
-        values = layer.by_channel(value.abs())
-        rank = max(1, math.ceil(percentile / 100 * values.shape[1]))
+    def __init__(self, layers: Sequence[SpikingLayer], percentile: float) -> None:
+        self.layers, self.percentile = layers, percentile
+        self.found: dict[str, list[Tensor]] = {layer.name: [] for layer in layers}
+
+    def add(self, layer: SpikingLayer, values: Tensor, share: float) -> None:
+        """Add the activations of a batch, [C, M]."""
+        values = values.abs()
+        rank = max(1, math.ceil(self.percentile / 100 * values.shape[1]))
         level = values.kthvalue(rank, 1).values
         level = torch.where(level > 0, level, values.amax(1))  # the percentile is 0 where few neurons are active
-        totals[layer.name] += level.double().cpu() / len(data.batches)
+        self.found[layer.name].append(level.double().cpu())
 
-    data.observe(layers, add)
-    return _positive(layers, totals)
+    def levels(self) -> dict[str, Level]:
+        """Return the level of each layer."""
+        none = torch.zeros(1)
+        found = {name: torch.stack(levels).mean(0) if levels else none for name, levels in self.found.items()}
+        return _positive(self.layers, found)
 
 
-def least_errors(
-    data: CalibrationData, layers: Sequence[SpikingLayer], time_steps: int, neuron: Neuron
-) -> dict[str, Level]:
-    """Return the levels at which the neurons' answers differ least from the activations.
+class LeastErrors:
+    """Levels at which the neurons' answers differ least from the activations.
 
     The level L minimises the sum over activations a of (a - theta * clip(floor(a / theta + initial), 0, T))^2, theta =
     L / T: the error of rounding to whole spikes and the error of clipping at T spikes. Of radix spikes, the largest
-    value is 2^T - 1 and theta is L / 2^T. Candidates are the largest
-    activation times 2^(-k / 12), k = 0..83. The sum is taken over a sample of the activations, which is drawn alike in
-    every call.
+    value is 2^T - 1 and theta is L / 2^T. Candidates are the largest activation times 2^(-k / 12), k = 0..83. The sum
+    is taken over a sample of the activations, which is drawn alike in every call.
     """
-    largest = _zeros(layers)
-    errors: dict[str, Tensor] = {}
-    factors = [2 ** (-k / 12) for k in range(84)]
-    parts, most, initial = 2**time_steps if neuron.radix else time_steps, neuron.levels(time_steps), neuron.initial
 
-    def find_largest(layer: SpikingLayer, value: Tensor) -> None:
-        values = layer.by_channel(value.abs()).amax(1).double().cpu()
-        largest[layer.name] = torch.maximum(largest[layer.name], values)
+    def __init__(self, layers: Sequence[SpikingLayer], time_steps: int, neuron: Neuron) -> None:
+        self.layers = layers
+        self.parts = 2**time_steps if neuron.radix else time_steps
+        self.most, self.initial = neuron.levels(time_steps), neuron.initial
+        self.largest = {layer.name: torch.zeros(layer.channels or 1, dtype=torch.float64) for layer in layers}
+        self.samples: dict[str, list[Tensor]] = {layer.name: [] for layer in layers}
 
-    def add_errors(layer: SpikingLayer, value: Tensor) -> None:
-        values = _sample(layer.by_channel(value.abs()))
-        top = largest[layer.name].to(values).unsqueeze(1)
-        top = torch.where(top > 0, top, 1)
-        sums = []
-        for factor in factors:
-            threshold = top * (factor / parts)
-            count = (values / threshold + initial).floor_().clamp_(0, most)
-            sums.append((values - count.mul_(threshold)).square_().sum(1, dtype=torch.float64).cpu())
-        errors[layer.name] = errors.get(layer.name, 0) + torch.stack(sums)
+    def add(self, layer: SpikingLayer, values: Tensor, share: float) -> None:
+        """Add the activations of a batch, [C, M]."""
+        values = values.abs()
+        self.largest[layer.name] = torch.maximum(self.largest[layer.name], values.amax(1).double().cpu())
+        self.samples[layer.name].append(_sample(values, share))
 
-    data.observe(layers, find_largest)
-    _positive(layers, largest)
-    data.observe(layers, add_errors)
-    scale = torch.tensor(factors, dtype=torch.float64)
-    return _positive(layers, {name: largest[name] * scale[error.argmin(0)] for name, error in errors.items()})
+    def levels(self) -> dict[str, Level]:
+        """Return the level of each layer."""
+        _positive(self.layers, self.largest)
+        found = {}
+        for name, samples in self.samples.items():
+            largest = self.largest[name].to(samples[0]).unsqueeze(1)
+            factor = self._best_factor(torch.cat(samples, 1), torch.where(largest > 0, largest, 1))
+            found[name] = self.largest[name] * factor
+        return _positive(self.layers, found)
+
+    def _best_factor(self, values: Tensor, largest: Tensor) -> Tensor:
+        """Return the factor of the largest activation [C, 1] with the least error for values [C, M], [C] in float64."""
+        least = torch.full([len(values)], math.inf, dtype=torch.float64, device=values.device)
+        best = torch.ones_like(least)
+        for k in range(84):
+            factor = 2 ** (-k / 12)
+            threshold = largest * (factor / self.parts)
+            # Smaller levels clip more. Where clipping alone costs more than the best level, no smaller one is better.
+            if k % 4 == 3 and (_total((values - self.most * threshold).relu_()) > least).all():
+                break
+            count = (values / threshold + self.initial).floor_().clamp_(0, self.most)
+            error = _total(count.mul_(threshold).sub_(values))
+            best = torch.where(error < least, factor, best)
+            least = torch.minimum(error, least)
+        return best.cpu()
 
 
-def _zeros(layers: Sequence[SpikingLayer]) -> dict[str, Tensor]:
-    return {each.name: torch.zeros(each.channels or 1, dtype=torch.float64) for each in layers}
+def _total(errors: Tensor) -> Tensor:
+    """Return the sum of squares of each row; the errors are overwritten."""
+    return errors.square_().sum(1, dtype=torch.float64)
 
 
-def _sample(values: Tensor) -> Tensor:
-    """Return up to about 2^18 of the values [C, M], at the same positions in each channel."""
+def _sample(values: Tensor, share: float) -> Tensor:
+    """Return up to about 2^18 times ``share`` of the values [C, M], at the same positions in each channel."""
     channels, number = values.shape
-    size = max(2**18 // channels, 512)
+    size = math.ceil(max(2**18 // channels, 512) * share)
     if number <= size:
         return values
     positions = torch.randint(number, (size,), generator=torch.Generator().manual_seed(0))
@@ -281,22 +312,28 @@ def set_correction(layer: TandemLayer, correction: Tensor, signed: bool) -> None
     layer.correction = correction.to(layer.weights.stored())
 
 
-def find_corrections(data: CalibrationData, snn: fx.GraphModule, layers: Sequence[SpikingLayer]) -> dict[str, Tensor]:
+class Means:
+    """The mean of each channel's activation."""
+
+    def __init__(self, layers: Sequence[SpikingLayer]) -> None:
+        self.layers = layers
+        self.of: dict[str, _Mean] = {}
+
+    def add(self, layer: SpikingLayer, values: Tensor, share: float) -> None:
+        """Add the activations of a batch, [C, M]."""
+        self.of.setdefault(layer.name, _Mean()).add(values)
+
+
+def find_corrections(means: Means, batches: Sequence[Batch], snn: fx.GraphModule) -> dict[str, Tensor]:
     """Correct the biases of the spiking network, layer by layer, and return the corrections.
 
     A layer's correction shifts its pre-activations so that each channel's decoded activation has the mean of the ANN's
     activation, given the corrected layers before it (Li et al., "A Free Lunch From ANN: Towards Efficient, Accurate
     Spiking Neural Networks Calibration", 2021, arXiv:2106.06984).
     """
-    means: dict[str, _Mean] = {}
-
-    def add(layer: SpikingLayer, value: Tensor) -> None:
-        means.setdefault(layer.name, _Mean()).add(layer.by_channel(value))
-
-    data.observe(layers, add)
-    uncorrected = {layer.name: layer for layer in layers if layer.name in means}
+    uncorrected = {layer.name: layer for layer in means.layers if layer.name in means.of}
     corrections: dict[str, Tensor] = {}
-    runs = [_started(snn, batch) for batch in data.batches]
+    runs = [_started(snn, batch) for batch in batches]
     with evaluating(snn), torch.no_grad():
         for node in snn.graph.nodes:
             if not uncorrected:
@@ -305,8 +342,8 @@ def find_corrections(data: CalibrationData, snn: fx.GraphModule, layers: Sequenc
             if layer is not None:
                 holder = weight_layer(snn.get_submodule(layer.name))
                 assert holder is not None
-                results = [functools.partial(run.run_node, node) for run in runs]
-                corrections[layer.name] = _correct(holder, layer, means[layer.name].value, results)
+                results = [_result(snn.get_submodule(layer.name), holder, run, node) for run in runs]
+                corrections[layer.name] = _correct(holder, layer, means.of[layer.name].value, results)
             for run in runs:
                 run.env[node] = run.run_node(node)
                 for dead in run.user_to_last_uses.get(node, []):
@@ -337,6 +374,32 @@ def _started(snn: fx.GraphModule, batch: Batch) -> fx.Interpreter:
     run = fx.Interpreter(snn)
     run.args_iter = iter(copied(batch))
     return run
+
+
+def _result(module: Any, holder: TandemLayer, run: fx.Interpreter, node: fx.Node) -> Callable[[], SpikeTrain]:
+    """Return a function that returns the spikes of a layer that has no correction yet, with its present correction."""
+    inputs, _ = run.fetch_args_kwargs_from_env(node)
+    if not (module.neuron.two_phase and all(isinstance(x, SpikeTrain) for x in inputs)):
+        return functools.partial(run.run_node, node)
+    # Such neurons fire once they have integrated all input. A correction is added to that, so one product will do.
+    v, scale = module.integrated(*inputs), module.current_scale() if isinstance(module, TandemAdd) else None
+    bias = _bias(holder, scale, v)
+
+    def result() -> SpikeTrain:
+        fired: SpikeTrain = module.discharged(v + (_bias(holder, scale, v) - bias), *inputs)
+        return fired
+
+    return result
+
+
+def _bias(holder: TandemLayer, scale: Tensor | None, v: Tensor) -> Tensor:
+    """Return what a layer adds to v [N, O, ...], with as many dimensions."""
+    bias = holder.drive.affine().bias
+    if bias is None:
+        return v.new_zeros(())
+    shape = [1] * v.dim()
+    shape[holder.synapses.features] = -1
+    return (bias if scale is None else bias * scale).view(shape)
 
 
 def _correct(

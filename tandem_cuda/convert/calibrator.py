@@ -17,12 +17,12 @@ from ..ops import checks
 from .batches import Batch
 from .calibrate import (
     Calibration,
-    CalibrationData,
-    Level,
+    LeastErrors,
+    Means,
+    Percentiles,
     checked_levels,
     find_corrections,
-    least_errors,
-    percentiles,
+    observe,
     weight_layer,
 )
 from .conversion import Conversion
@@ -117,6 +117,10 @@ class CalibrationSettings:
         return [name for name, differs in worse.items() if differs]
 
 
+_CHECKED = 4
+"""Samples on which the trace is compared with the ANN, besides the example's."""
+
+
 class Calibrator:
     """Finds the levels and the corrections for the layers of a conversion.
 
@@ -129,22 +133,28 @@ class Calibrator:
     def __init__(self, conversion: Conversion, snn: fx.GraphModule, settings: CalibrationSettings) -> None:
         self.trace, self.writer = conversion.trace, conversion.writer
         self.options, self.snn, self.settings = conversion.writer.options, snn, settings
+        self.means: Means | None = None
 
-    def levels(self, batches: Sequence[Batch]) -> dict[str, Level]:
-        """Measure the level of each spiking layer, and of average poolings with neurons."""
+    def calibration(self, batches: Sequence[Batch]) -> Calibration:
+        """Measure the level of each spiking layer, and of average poolings with neurons.
+
+        The same runs of the ANN measure what :meth:`corrections` needs.
+        """
         root, graph = self.trace.root, self.trace.graph
         with evaluating(root), torch.no_grad():
-            check_traced(root, graph, *batches[0], root=root)
+            check_traced(root, graph, *(x[:_CHECKED] for x in batches[0]), root=root)
         unknown = [layer for layer in self.writer.layers if layer.level is None]
         layers = [self._measured(layer, self._has_level_of_channels(layer)) for layer in unknown]
         # Signed poolings cannot be measured: the ANN never computes the average of the positive part alone.
         layers += [pool for pool, _ in self.writer.pools if not pool.signed]
-        data = CalibrationData(self.trace, batches)
+        measure: Percentiles | LeastErrors
         if self.settings.percentile is not None:
-            found = percentiles(data, layers, self.settings.percentile)
+            measure = Percentiles(layers, self.settings.percentile)
         else:
-            found = least_errors(data, layers, self.options.time_steps, self.options.neuron)
-        return dict(self.fitting(Calibration(self.options.time_steps, found)).levels)
+            measure = LeastErrors(layers, self.options.time_steps, self.options.neuron)
+        self.means = None if self.settings.correct_bias is False else self._means()
+        observe(self.trace, batches, measure, *() if self.means is None else [self.means])
+        return self.fitting(Calibration(self.options.time_steps, measure.levels()))
 
     def fitting(self, earlier: Calibration) -> Calibration:
         """Return the part of an earlier calibration that is for the layers of this network, and their own levels.
@@ -169,10 +179,19 @@ class Calibrator:
         return replace(earlier, levels=levels, corrections=corrections, neuron=self.options.neuron)
 
     def corrections(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
-        """Correct the biases of the spiking twin, and return the corrections."""
-        layers = [layer for layer in self.writer.layers if self._holder(layer) is not None]
-        data = CalibrationData(self.trace, batches)
-        return find_corrections(data, self.snn, [self._measured(layer, True) for layer in layers])
+        """Correct the biases of the spiking twin, which has its levels, and return the corrections."""
+        if self.means is None or self._rounds():  # the levels may change how the ANN's weights are rounded
+            self.means = self._means()
+            observe(self.trace, batches, self.means)
+        return find_corrections(self.means, batches, self.snn)
+
+    def _means(self) -> Means:
+        corrected = [layer for layer in self.writer.layers if self._holder(layer) is not None]
+        return Means([self._measured(layer, True) for layer in corrected])
+
+    def _rounds(self) -> bool:
+        holders = [self._holder(layer) for layer in self.writer.layers]
+        return any(holder is not None and holder.weights.quantiser is not None for holder in holders)
 
     def _holder(self, layer: SpikingLayer) -> TandemLayer | None:
         return weight_layer(self.snn.get_submodule(layer.name))

@@ -129,6 +129,8 @@ class Sums:
     """The sum of the absolute values of the ANN."""
     misfit: bool = False
     """Whether spikes and the ANN's values differ in number."""
+    costs: bool = True
+    """Whether to count operations and MACs."""
     count_operations: Operations = field(default_factory=Operations)
 
     def add(self, module: Any, inputs: tuple[Any, ...], train: SpikeTrain) -> None:
@@ -141,7 +143,8 @@ class Sums:
         self.spikes += float(count.sum(dtype=torch.float64))
         self.saturated += int((train.value >= largest).sum())
         self.fired = self.fired | (count > 0).any(0)
-        for i, (synapses, x) in enumerate(zip(synapses_by_input(module), inputs, strict=False)):  # a gate is no spikes
+        reading = synapses_by_input(module) if self.costs else []
+        for i, (synapses, x) in enumerate(zip(reading, inputs, strict=False)):  # a gate is no spikes
             self.macs = (self.macs if i else 0) + ann_macs(synapses, x, train)
             if isinstance(x, SpikeTrain):
                 self.operations += float(self.count_operations(i, synapses, x.count.sum(0, dtype=torch.float64)))
@@ -155,13 +158,13 @@ class Sums:
             weights: a further factor of each channel or feature, or None.
             activation: of the ANN, with as many elements; its shape may lack dimensions of size 1.
         """
-        value = train.value.double()
+        value = train.value
         pair_dim = 1 if origin.signed and train.pair_dim is None else train.pair_dim
         if pair_dim is not None:
             positive, negative = signs(value, pair_dim)
             value = positive - negative
         number = value.shape[-1 if origin.features else 1]
-        amplitude = torch.full([number], train.amplitude, dtype=torch.float64, device=value.device)
+        amplitude = torch.full([number], train.amplitude, dtype=value.dtype, device=value.device)
         if weights is not None and origin.features:  # flattened rows have all features of each row
             amplitude = amplitude * weights.to(amplitude).repeat(number // len(weights))
         elif weights is not None:  # flattened channels have as many features as pixels
@@ -170,12 +173,12 @@ class Sums:
         if value.numel() != activation.numel():
             self.misfit = True
             return
-        wanted = activation.double().reshape(value.shape)
-        error = (value * amplitude - wanted).abs()
+        wanted = activation.to(value).reshape(value.shape)
+        error = (value * amplitude).sub_(wanted).abs_()
         self.values += wanted.numel()
-        self.error += float(error.sum())
-        self.error_in_spikes += float((error / amplitude).sum())
-        self.size += float(wanted.abs().sum())
+        self.error += float(error.sum(dtype=torch.float64))
+        self.error_in_spikes += float(error.div_(amplitude).sum(dtype=torch.float64))
+        self.size += float(wanted.abs().sum(dtype=torch.float64))
 
 
 class SpikingRun(fx.Interpreter):

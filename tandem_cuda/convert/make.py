@@ -208,7 +208,7 @@ def convert(
             if earlier is not None:
                 calibration = calibrator.fitting(earlier)
             elif calibrated:
-                calibration = Calibration(time_steps, calibrator.levels(batches), neuron=neuron)
+                calibration = calibrator.calibration(batches)
             users = conversion.writer.level_users()
             network = TandemNetwork(snn, ann, time_steps, calibration, users, record, trace)
             if calibration is not None and batches and mode != "spikes":  # for counts do not tell when the spikes come
@@ -310,7 +310,7 @@ def _warn_if_unlike(network: TandemNetwork, trace: Traced, changed: Sequence[str
     ``changed``: the arguments that make the network less accurate than the defaults.
     """
     assert network._record is not None
-    report = report_on(network, network._record, None, trace)
+    report = report_on(network, network._record, None, trace, costs=False)
     if not report.is_unlike:
         return
     remedies = [f"leave out {' and '.join(changed)}, since the defaults are better"] if changed else []

@@ -186,10 +186,17 @@ def _row(layer: ConvertedLayer) -> list[str]:
     return [layer.name, layer.ann, of_snn, threshold, *cells, spikes, *operations]
 
 
-def report_on(network: Converted, record: Record, inputs: Any, trace: Traced | None = None) -> ConversionReport:
+def report_on(
+    network: Converted, record: Record, inputs: Any, trace: Traced | None = None, *, costs: bool = True
+) -> ConversionReport:
     """Return the report of a converted network. ``TandemNetwork.report`` documents arguments and errors.
 
-    ``trace``: the trace of the ANN; by default it is traced again.
+    Args:
+        network: the network.
+        record: what its conversion knows.
+        inputs: the samples; None for the record's.
+        trace: the trace of the ANN; by default it is traced again.
+        costs: whether the report has operations and MACs.
     """
     calibrated, snn = network.levels is not None, network.snn
     batches = inputs_of(network, record, inputs)
@@ -198,7 +205,7 @@ def report_on(network: Converted, record: Record, inputs: Any, trace: Traced | N
     own = {id(vars(module)) for module in network.ann().modules()}
     unchanged = [name for name in called if id(vars(snn.get_submodule(name))) in own]
     layers = [name for name in called if name in origins and name not in unchanged]
-    sums = {name: Sums() for name in layers if isinstance(snn.get_submodule(name), _WITH_NEURONS)}
+    sums = {name: Sums(costs=costs) for name in layers if isinstance(snn.get_submodule(name), _WITH_NEURONS)}
     answers = run_both(network, record, batches, sums, trace)
     time_steps = next((x.time_steps for x in batches if isinstance(x, SpikeTrain)), network.time_steps)
     converted = [_layer(network, origins[name], sums.get(name)) for name in layers]
@@ -232,7 +239,7 @@ def _layer(network: Converted, origin: Origin, sums: Sums | None) -> ConvertedLa
             "saturation": sums.saturated / pairs,
             "dead": 1 - float(sums.fired.double().mean()),
         }
-        if synapses_by_input(module):
+        if sums.costs and synapses_by_input(module):
             known |= {"synops": sums.operations / sums.samples, "macs": sums.macs}
         if sums.values:
             known["error"] = sums.error / sums.size if sums.size else math.inf if sums.error else 0.0

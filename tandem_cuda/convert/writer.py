@@ -56,7 +56,9 @@ class Writer:
         """The nodes that compute a gate from spikes and stay as they are, each with the product that applies it."""
         self.graph = fx.Graph()
         self.modules: dict[str, Any] = {}
-        self.names = {name for name, _ in self.ann.named_modules()}
+        self.name_of_module = {id(vars(module)): name for name, module in self.ann.named_modules()}
+        """By what a module shares with modules that have its state."""
+        self.names = {*self.name_of_module.values()}
         self.encoded: dict[fx.Node, fx.Node] = {}
         """Real values, and their spikes."""
         self.real: dict[fx.Node, fx.Node] = {}
@@ -265,10 +267,12 @@ class Writer:
 
         ``bare``: there is no activation.
         """
-        words, names, known = [], [], list(self.ann.named_modules())
+        words, names = [], []
         for branch in x.branches:
             modules = [module for module in (branch.layer, branch.norm) if module is not None]
-            names += [name for module in modules for name, other in known if vars(other) is vars(module)]
+            names += [
+                self.name_of_module[id(vars(module))] for module in modules if id(vars(module)) in self.name_of_module
+            ]
             parts = [kind_of(module).__name__ for module in modules]
             parts += described(branch)
             words.append(", ".join(parts or ["spikes"]))

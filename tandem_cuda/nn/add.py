@@ -23,7 +23,7 @@ from .frozen import Span, State, class_of
 from .leak import check_two_phase, folded
 from .nir import NirWriter, Signal
 from .schema import Settings, Tensors
-from .sizes import SPIKES, Size, Value
+from .sizes import SPIKES, Value, agreed
 from .spiking import KINDS, Spiking
 from .synapses import Synapses
 from .tandem import TandemLayer
@@ -126,7 +126,7 @@ class TandemAdd(Spiking):
         self._check_shapes(pairs)
         v, kernels = None, None
         if self._needs_pre_activation(inputs):
-            kernels = [branch.weights.packed() if isinstance(branch, TandemLayer) else None for branch in self.branches]
+            kernels = self._kernels()
             v = self._pre_activation(pairs, kernels)
             if self.log_threshold is not None:
                 levels = self.neuron.levels(steps)
@@ -136,9 +136,28 @@ class TandemAdd(Spiking):
                 bits, _ = _first_two(discharge(v, steps, self.neuron, False, False))
             else:
                 bits, _ = self.spikes(pairs, steps, kernels=kernels)
-        dtype, pair_dim = self.dtype_of(inputs), self._sum_pair_dim(inputs)
-        fired = coupled(self.neuron, bits, v, steps, dtype)
+        return self._coupled(inputs, bits, v)
+
+    def integrated(self, *inputs: SpikeTrain) -> Tensor:
+        """Return what two-phase neurons integrate before they fire, up to rounding, in eval mode without a gradient."""
+        v, scale = (
+            self._pre_activation(list(zip(self.branches, inputs, strict=True)), self._kernels()),
+            self.current_scale(),
+        )
+        return v if scale is None else v * scale
+
+    def discharged(self, v: Tensor, *inputs: SpikeTrain) -> SpikeTrain:
+        """Return what two-phase neurons fire that have integrated v from these inputs, without a gradient."""
+        bits, _ = _first_two(discharge(v, inputs[0].time_steps, self.neuron, False, False))
+        return self._coupled(inputs, bits, None)
+
+    def _coupled(self, inputs: Sequence[SpikeTrain], bits: Tensor, v: Tensor | None) -> SpikeTrain:
+        pair_dim = self._sum_pair_dim(inputs)
+        fired = coupled(self.neuron, bits, v, inputs[0].time_steps, self.dtype_of(inputs))
         return fired if pair_dim is None else self.with_pairs(fired.replace_unchecked(pair_dim=pair_dim))
+
+    def _kernels(self) -> list[Kernel | None]:
+        return [branch.weights.packed() if isinstance(branch, TandemLayer) else None for branch in self.branches]
 
     def with_pairs(self, fired: SpikeTrain) -> SpikeTrain:
         """Return paired spikes, folded (:func:`.leak.folded`) as the slopes of the branches say."""
@@ -388,7 +407,7 @@ class TandemAdd(Spiking):
             if x.radix:
                 check_reads_radix(self.neuron)
             y = branch.synapses.out_size(x) if isinstance(branch, TandemLayer) else x
-            joined = y if joined is None else _agreed(i, joined, y)
+            joined = y if joined is None else agreed(i, joined, y)
         assert joined is not None
         return joined._replace(kind=SPIKES, pair_dim=self._sum_pair_dim(inputs), radix=self.neuron.radix)
 
@@ -456,28 +475,6 @@ class TandemAdd(Spiking):
     def arity(self) -> int:
         """The number of inputs."""
         return len(self.branches)
-
-
-def _agreed(branch: int, a: Value, b: Value) -> Value:
-    """Combine what two branches say about the same value."""
-    if a.shape is None or b.shape is None:
-        return b if a.shape is None else a
-    known = a.source is not None and a.source == b.source
-    pairs = list(zip(a.shape, b.shape, strict=False))
-    if len(a.shape) != len(b.shape) or not all(_may_agree(*pair, known) for pair in pairs):
-        raise ValueError(f"branches must agree in shape, got {a} and, for branch {branch}, {b}")
-    shape = tuple(one if one.exact or one.least >= other.least else other for one, other in pairs)
-    return Value(a.kind, shape, a.source if known else None)
-
-
-def _may_agree(one: Size, other: Size, same_source: bool) -> bool:
-    """Whether two sizes can be equal, given what is known about them."""
-    if one.exact or other.exact:
-        exact, rest = (one, other) if one.exact else (other, one)
-        return rest.least == exact.least if rest.exact else rest.least <= exact.least
-    if same_source and one.regular and other.regular and one.slope == other.slope:
-        return abs(one.offset - other.offset) < one.slope
-    return True
 
 
 def _scaled(weights: SpikingWeights, scale: Tensor | None) -> SpikingWeights:

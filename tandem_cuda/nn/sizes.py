@@ -129,3 +129,25 @@ def check_count(what: str, sizes: Sequence[int]) -> None:
     """Raise a ValueError if one sample would have more than LARGEST values."""
     if math.prod(sizes) > LARGEST:
         raise ValueError(f"{what} must be at most {LARGEST} values, got {' x '.join(map(str, sizes))}")
+
+
+def agreed(branch: int, a: Value, b: Value) -> Value:
+    """Combine what two branches say about the same value."""
+    if a.shape is None or b.shape is None:
+        return b if a.shape is None else a
+    known = a.source is not None and a.source == b.source
+    pairs = list(zip(a.shape, b.shape, strict=False))
+    if len(a.shape) != len(b.shape) or not all(_may_agree(*pair, known) for pair in pairs):
+        raise ValueError(f"branches must agree in shape, got {a} and, for branch {branch}, {b}")
+    shape = tuple(one if one.exact or one.least >= other.least else other for one, other in pairs)
+    return Value(a.kind, shape, a.source if known else None)
+
+
+def _may_agree(one: Size, other: Size, same_source: bool) -> bool:
+    """Whether two sizes can be equal, given what is known about them."""
+    if one.exact or other.exact:
+        exact, rest = (one, other) if one.exact else (other, one)
+        return rest.least == exact.least if rest.exact else rest.least <= exact.least
+    if same_source and one.regular and other.regular and one.slope == other.slope:
+        return abs(one.offset - other.offset) < one.slope
+    return True

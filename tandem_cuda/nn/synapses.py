@@ -216,9 +216,13 @@ class Synapses(ABC):
         check_whole(self.name, state)
         bias = weights.bias if neuron.radix else total_bias(weights.bias, x.time_steps)
         v = self.count_product(x, weights._replace(bias=bias))
+        return self.discharged(v, x.time_steps, neuron, want_state)
+
+    def discharged(self, v: Tensor, steps: int, neuron: Neuron, want_state: bool = False) -> Fired:
+        """Return what two-phase neurons fire that have integrated v, [N, O, ...]. The sum is v."""
         flat = self.features == -1 and v.dim() > 2  # the operator wants the neurons behind N
         current = v.flatten(0, -2) if flat else v
-        bits, _, after = discharge(current, x.time_steps, neuron, False, want_state)
+        bits, _, after = discharge(current, steps, neuron, False, want_state)
         if flat:
             bits, after = bits.view(len(bits), *v.shape), after.view(len(after), *v.shape) if want_state else after
         return Fired(bits, v, after)

@@ -94,6 +94,16 @@ class TandemLayer(SpikingTwin):
         v = drive.learning(fired.sum, steps) if learns else None
         return coupled(self.neuron, fired.bits, v, steps, dtype)
 
+    def integrated(self, x: SpikeTrain) -> Tensor:
+        """Return what two-phase neurons integrate before they fire, in eval mode without a gradient."""
+        weights = self.weights
+        return weights.synapses.count_product(x.detach(), self.drive.spiking_weights(weights, 1, x.amplitude))
+
+    def discharged(self, v: Tensor, x: SpikeTrain) -> SpikeTrain:
+        """Return what two-phase neurons fire that have integrated v from this input, without a gradient."""
+        bits = self.synapses.discharged(v, x.time_steps, self.neuron).bits
+        return self.with_pairs(coupled(self.neuron, bits, None, x.time_steps, v.dtype))
+
     def _check_norm(self, x: Any, synapses: Synapses) -> None:
         """Raise ValueError where batch norm of the ANN normalises another dimension than the features."""
         if self.wiring is None or synapses.features == 1:
