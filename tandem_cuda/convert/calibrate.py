@@ -379,7 +379,7 @@ def _started(snn: fx.GraphModule, batch: Batch) -> fx.Interpreter:
 def _result(module: Any, holder: TandemLayer, run: fx.Interpreter, node: fx.Node) -> Callable[[], SpikeTrain]:
     """Return a function that returns the spikes of a layer that has no correction yet, with its present correction."""
     inputs, _ = run.fetch_args_kwargs_from_env(node)
-    if not (module.neuron.two_phase and all(isinstance(x, SpikeTrain) for x in inputs)):
+    if not module.neuron.two_phase:
         return functools.partial(run.run_node, node)
     # Such neurons fire once they have integrated all input. A correction is added to that, so one product will do.
     v, scale = module.integrated(*inputs), module.current_scale() if isinstance(module, TandemAdd) else None

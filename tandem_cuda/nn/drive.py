@@ -99,6 +99,12 @@ class Drive:
             whole = whole.times(learned_threshold.inverse_threshold(self.log_threshold).repeat(self.synapses.outputs))
         return whole
 
+    def of_sums(self, sums: Tensor, unit: Tensor | None) -> Tensor:
+        """Return v for sums [N, O, ...] of integers that stand for ``unit``, or of floats."""
+        gain, bias = self.affine().of_integers(unit)
+        v = sums if gain is None else sums * self._over(sums, gain)
+        return v if bias is None else v + self._over(v, bias)
+
     def bias(self) -> Tensor | None:
         """Return the bias [O] that is added before batch norm; without batch norm, the bias with its correction."""
         bias: Tensor | None = self._own_bias

@@ -94,12 +94,16 @@ class TandemLayer(SpikingTwin):
         v = drive.learning(fired.sum, steps) if learns else None
         return coupled(self.neuron, fired.bits, v, steps, dtype)
 
-    def integrated(self, x: SpikeTrain) -> Tensor:
-        """Return what two-phase neurons integrate before they fire, in eval mode without a gradient."""
-        weights = self.weights
-        return weights.synapses.count_product(x.detach(), self.drive.spiking_weights(weights, 1, x.amplitude))
+    def integrated(self, x: SpikeTrain | EncodedInput) -> Tensor:
+        """Return what two-phase neurons integrate before they fire, up to rounding, in eval mode without a gradient."""
+        weights, drive = self.weights, self.drive
+        if isinstance(x, SpikeTrain):
+            return drive.synapses.count_product(x.detach(), drive.spiking_weights(weights, 1, x.amplitude))
+        kernel = weights.for_values()
+        sums = drive.synapses.value_product(x.value, kernel)
+        return drive.of_sums(sums * x.time_steps if x.mode == "constant" else sums, kernel.unit)
 
-    def discharged(self, v: Tensor, x: SpikeTrain) -> SpikeTrain:
+    def discharged(self, v: Tensor, x: SpikeTrain | EncodedInput) -> SpikeTrain:
         """Return what two-phase neurons fire that have integrated v from this input, without a gradient."""
         bits = self.synapses.discharged(v, x.time_steps, self.neuron).bits
         return self.with_pairs(coupled(self.neuron, bits, None, x.time_steps, v.dtype))
