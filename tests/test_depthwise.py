@@ -21,7 +21,7 @@ from exact import (
     same,
 )
 from pairwise import pairs
-from tandem_cuda import IF, LIF, ops
+from tandem_cuda import IF, LIF, RadixIF, ops
 from tandem_cuda import reference as ref
 
 every_product = pytest.mark.parametrize("product", ["spiking_conv2d", "count_conv2d"])
@@ -114,6 +114,29 @@ def test_int8_values_at_the_limit_of_float32(kernel, value):
     want = scale.view(-1, 1, 1) * sums.float()
     for engine in ENGINES:
         everywhere(want, ops.count_conv2d, bits, weight, scale=scale, groups=3, engine=engine, radix=8)
+
+
+@pytest.mark.parametrize("level", [1.0, 0.75])
+@pytest.mark.parametrize("last", [25, 26])
+@pytest.mark.parametrize("channels", [31, 32, 33, 64, 65, 100])
+def test_int8_values_at_the_limit_of_16_bits(channels, last, level):
+    """18 taps of weights that are 2184 in all, times 15 the most that 16 bits hold, and one more; with neurons, too."""
+    bits = torch.randint(0, 16, (1, 2, channels, 5, 12), dtype=torch.uint8, generator=generator(0))
+    bits[:, :, -2:, :3] = 15
+    weight = torch.randint(-5, 6, (channels, 1, 2, 9), dtype=torch.int8, generator=generator(1))
+    weight[-2:] = 127
+    weight[-2:, 0, 1, 8] = last
+    weight[-1] = -weight[-1]
+    scale, bias = dyadic(channels, seed=2).abs() / 2**14 + 2**-12, dyadic(channels, seed=3)
+    sums = F.conv2d(bits[0].double(), weight.double(), groups=channels).float()
+    assert sums.abs().max() == 15 * (17 * 127 + last)
+    want = scale.view(-1, 1, 1) * sums + bias.view(-1, 1, 1)
+    named = {"scale": scale, "bias": bias, "groups": channels, "radix": 4}
+    everywhere(want, ops.count_conv2d, bits, weight, **named)
+    neuron = RadixIF(level)
+    fired = ref.radix_spikes(want, 4, neuron)
+    assert len(fired.unique()) > 8
+    everywhere(fired, ops.count_conv2d, bits, weight, **named, neuron=neuron, time_steps=4)
 
 
 @pytest.mark.parametrize("size", [362, 363])

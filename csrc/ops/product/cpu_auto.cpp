@@ -267,9 +267,7 @@ Tensor counted(const char* op, const ProductArguments& arguments, const ConvGeom
     run_count_dense(op, plan_dense(op, plan), all);
     fire_sums(op, plan, all);
   } else if (depthwise && engine != Engine::kDense) {
-    add_sums(op, plan);
     run_count_depthwise(op, plan);
-    fire_sums(op, plan, all);
   } else {
     check_32_bits(op, plan);
     const BinaryCounts counts(op, plan);

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
+#include <limits>
 #include <type_traits>
 #include <vector>
 
@@ -9,6 +11,7 @@
 #include "cpu/parallel.h"
 #include "ops/product/cpu_depthwise_kernels.h"
 #include "ops/product/cpu_pack_weight.h"
+#include "ops/radix_spikes/cpu_fire.h"
 
 namespace tandem {
 
@@ -30,6 +33,43 @@ std::vector<T> taps_first(const Tensor& weight, const ConvGeometry& g, int64_t s
   return out;
 }
 
+// The weights [taps, stride], if sums of 16 bits hold any numbers up to the plan's largest times these; else none.
+template <class T>
+std::vector<int16_t> short_weights(const ProductPlan& plan, const std::vector<T>& weight, int64_t stride) {
+  const ConvGeometry& g = plan.geometry;
+  const bool fits = plan.weight.scalar_type() == ScalarType::Char && plan.radix > 0 && g.group_out() == 1 &&
+                    g.out_channels >= kDepthwiseShorts;
+  if (!fits) return {};
+  for (int64_t o = 0; o < g.out_channels; ++o) {
+    int64_t most = 0;
+    for (int64_t tap = 0; tap < g.taps(); ++tap) most += std::abs(static_cast<int64_t>(weight[tap * stride + o]));
+    if (most * largest_input(plan) > std::numeric_limits<int16_t>::max()) return {};
+  }
+  return {weight.begin(), weight.end()};
+}
+
+// The kernel for the pixels begin..end-1; sums that drive neurons are not kept.
+template <class T>
+void run_pixels(const DepthwiseArgs<T>& args, const ProductPlan& plan, int64_t begin, int64_t end) {
+  const int64_t channels = args.geometry->out_channels;
+  DepthwiseArgs<T> range = args;
+  std::vector<DepthwiseTap> scratch(static_cast<size_t>(kDepthwisePixels * args.geometry->taps()));
+  range.scratch = scratch.data();
+  const auto& kernel = kernels<DepthwiseKernels>().depthwise;
+  if (!plan.radix_neurons) return kernel(range, begin, end);
+  // As many pixels at once as the first level of the cache holds.
+  const int64_t pixels = std::max<int64_t>(kDepthwisePixels, 4096 / channels);
+  std::vector<T> sums(static_cast<size_t>(std::min(pixels, end - begin) * channels));
+  range.sum = sums.data();
+  for (int64_t pixel = begin; pixel < end; pixel += pixels) {
+    const int64_t next = std::min(pixel + pixels, end);
+    range.sum_pixel = pixel;
+    kernel(range, pixel, next);
+    uint8_t* const bits = output<uint8_t>(plan.out_bits) + pixel * channels;
+    fire_radix<T>(*plan.radix_neurons, sums.data(), (next - pixel) * channels, bits);
+  }
+}
+
 // args carries time steps and neuron; a count product has out_bits null.
 template <class E, class T>
 void run(const char* op, const ProductPlan& plan, DepthwiseArgs<T> args) {
@@ -48,14 +88,13 @@ void run(const char* op, const ProductPlan& plan, DepthwiseArgs<T> args) {
   args.planes = plan.bits.size(0);
   args.values = plan.radix > 0;
   args.weight = weight.data();
+  const std::vector<int16_t> shorts = short_weights(plan, weight, args.weight_stride);
+  args.short_weight = shorts.empty() ? nullptr : shorts.data();
   args.scale = data_or_null<T>(plan.scale);
   args.bias = data_or_null<T>(plan.bias);
   args.sum = plan.out_sum.numel() ? static_cast<T*>(plan.out_sum.mutable_data_ptr()) : nullptr;
   parallel_ranges(g.pixels_out(), std::max<int64_t>(1, 4096 / g.out_channels), [&](int64_t begin, int64_t end) {
-    std::vector<DepthwiseTap> scratch(static_cast<size_t>(kDepthwisePixels * g.taps()));
-    DepthwiseArgs<T> range = args;
-    range.scratch = scratch.data();
-    kernels<DepthwiseKernels>().depthwise(range, begin, end);
+    run_pixels(args, plan, begin, end);
   });
 }
 

@@ -11,7 +11,7 @@ bool is_depthwise(const ProductPlan& plan, int64_t largest_input);
 
 // Fills plan.out_bits, out_sum and out_state.
 void run_spiking_depthwise(const char* op, const ProductPlan& plan, int64_t time_steps);
-// Fills plan.out_sum.
+// Fills plan.out_sum, or the bits of the neurons that the sums drive.
 void run_count_depthwise(const char* op, const ProductPlan& plan);
 
 }  // namespace tandem

@@ -13,6 +13,8 @@ namespace tandem {
 
 // Output pixels that the depthwise kernel handles at once.
 constexpr int64_t kDepthwisePixels = 4;
+// The fewest channels whose sums may have 16 bits: as many as fill a vector of any instruction set.
+constexpr int64_t kDepthwiseShorts = 32;
 
 // Where a tap of an output pixel finds the first channel's bits and the first channel's weight.
 struct DepthwiseTap {
@@ -28,11 +30,14 @@ struct DepthwiseArgs {
   bool values;             // of a count product: the bytes are numbers, and no spikes to count
   const T* weight;         // [taps, weight_stride]
   int64_t weight_stride;   // out_channels, but at least a vector of any instruction set
+  // The same weights, of one output channel a group, where all sums of values times weights fit 16 bits; or null.
+  const int16_t* short_weight;
   const T* scale;          // [out_channels] of the weights, or null
   const T* bias;           // [out_channels] or null
   State<const T> initial;  // [kStates, pixels_out, out_channels] or null: the model's start
   uint8_t* out_bits;       // neuron loop: [planes, pixels_out, out_channels]; null for a count product
   T* sum;                  // sum of currents or the count product [pixels_out, out_channels]; or null
+  int64_t sum_pixel;       // the pixel that sum begins with
   State<T> state;          // [kStates, pixels_out, out_channels] or null
   Joined<T> joined;
   int64_t time_steps;

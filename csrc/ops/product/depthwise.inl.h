@@ -187,7 +187,56 @@ void depthwise_count(const DepthwiseArgs<T>& a, const DepthwiseLanes<T>& lanes, 
   }
   if (a.scale) total *= load(a.scale + lanes.first, n);
   if (a.bias) total += load(a.bias + lanes.first, n);
-  store(a.sum + pixel * a.geometry->out_channels + lanes.first, total, n);
+  store(a.sum + (pixel - a.sum_pixel) * a.geometry->out_channels + lanes.first, total, n);
+}
+
+// The numbers of half a vector of 16 bits.
+TANDEM_HOST Vec<float> widen_shorts(const int16_t* p) {
+#if defined(__AVX512BW__)
+  return _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+#elif defined(__AVX2__)
+  return _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#elif defined(TANDEM_NEON)
+  return reinterpret_cast<Vec<float>>(vcvtq_f32_s32(vmovl_s16(vld1_s16(p))));
+#else
+  typename Simd<float>::Int32 wide;
+  for (int i = 0; i < kLanes<float>; ++i) wide[i] = p[i];
+  return __builtin_convertvector(wide, Vec<float>);
+#endif
+}
+
+// A pixel's sums of values times weights, for some vectors of channels: in 16 bits, and so with no order to keep.
+template <int kVectors>
+TANDEM_HOST void depthwise_shorts(const DepthwiseArgs<float>& a, TapList taps, int64_t first, float* out) {
+  constexpr int kShorts = kLanes<int16_t>;
+  Vec<int16_t> sum[kVectors] = {};
+  for (const DepthwiseTap* tap = taps.begin; tap != taps.end; ++tap) {
+    unrolled<kVectors>([&](int i) TANDEM_INLINE {
+      Simd<int16_t>::Bytes values;
+      std::memcpy(&values, a.bits + tap->input + first + i * kShorts, sizeof(values));
+      const Vec<int16_t> weight = load(a.short_weight + tap->weight + first + i * kShorts, kShorts);
+      sum[i] += __builtin_convertvector(values, Vec<int16_t>) * weight;
+    });
+  }
+  int16_t sums[kVectors * kShorts];
+  std::memcpy(sums, sum, sizeof(sums));
+  for (int i = 0; i < kVectors * kShorts; i += kLanes<float>) {
+    const Vec<float> scale = a.scale ? load(a.scale + first + i, kLanes<float>) : Vec<float>{};
+    const Vec<float> bias = a.bias ? load(a.bias + first + i, kLanes<float>) : Vec<float>{};
+    const Vec<float> total = current_of(widen_shorts(sums + i), a.scale != nullptr, scale, a.bias != nullptr, bias);
+    store(out + first + i, total, kLanes<float>);
+  }
+}
+
+// All channels of a pixel.
+template <int kVectors>
+void depthwise_pixel(const DepthwiseArgs<float>& a, TapList taps, int64_t pixel) {
+  constexpr int64_t kAll = kVectors * kLanes<int16_t>;
+  const int64_t channels = a.geometry->out_channels;
+  float* out = a.sum + (pixel - a.sum_pixel) * channels;
+  for (int64_t c = 0; c < channels; c += kAll) {
+    depthwise_shorts<kVectors>(a, taps, c + kAll <= channels ? c : channels - kAll, out);
+  }
 }
 
 // All output channels of at most kDepthwisePixels pixels.
@@ -249,6 +298,15 @@ void depthwise(const DepthwiseArgs<T>& a, int64_t begin, int64_t end) {
       if (++column == g.out_width) {
         column = 0;
         if (++row == g.out_height) row = 0, image += g.height;
+      }
+    }
+    if constexpr (sizeof(T) == 4) {
+      if (a.short_weight) {
+        constexpr int64_t kTwo = 2 * kLanes<int16_t>;
+        for (int64_t i = 0; i < pixels; ++i) {
+          (g.out_channels < kTwo ? depthwise_pixel<1> : depthwise_pixel<2>)(a, taps[i], pixel + i);
+        }
+        continue;
       }
     }
     (moved ? depthwise_pixels<T, true> : depthwise_pixels<T, false>)(a, taps, pixel, pixels);

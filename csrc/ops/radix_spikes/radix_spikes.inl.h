@@ -2,6 +2,8 @@
 // it: several vectors at once hide that.
 #pragma once
 
+#include <cmath>
+
 #include "cpu/simd.inl.h"
 #include "neuron/neuron.h"
 #include "ops/radix_spikes/cpu_kernels.h"
@@ -38,9 +40,46 @@ struct RadixWord<T, false> {
   }
 };
 
+// 1 / threshold where the steps of a neuron leave floor(u / threshold), capped: for a power of two, as calibration and
+// batch norm leave, neither the steps nor the quotient are rounded. 0 for other thresholds, and for doubles, which most
+// instruction sets cannot convert to integers.
+template <class T>
+TANDEM_HOST T exact_inverse(const RadixSpikesArgs<T>& a) {
+  int exponent = 0;
+  const bool exact = sizeof(T) == 4 && a.state == nullptr && std::frexp(a.threshold, &exponent) == T(0.5);
+  return exact && exponent > -100 && exponent < 100 ? 1 / a.threshold : 0;
+}
+
+// Stores floor(quotient) in n bytes: 0 where it is negative or a NaN, at most `most`, which is less than 256.
+TANDEM_HOST void store_floors(const Vec<float> (&quotient)[kSpikeVectors], float most, uint8_t* p, int64_t n) {
+#if defined(__SSE2__)
+  // The smaller of most and a NaN is the NaN, which becomes the least integer. Saturation makes zeros of all negative
+  // ones.
+#if defined(__AVX512BW__)
+  const auto whole = [&](int j) { return _mm512_cvttps_epi32(_mm512_min_ps(broadcast(most), quotient[j])); };
+  const __m512i all =
+      _mm512_packus_epi16(_mm512_packs_epi32(whole(0), whole(1)), _mm512_packs_epi32(whole(2), whole(3)));
+#elif defined(__AVX2__)
+  const auto whole = [&](int j) { return _mm256_cvttps_epi32(_mm256_min_ps(broadcast(most), quotient[j])); };
+  const __m256i all =
+      _mm256_packus_epi16(_mm256_packs_epi32(whole(0), whole(1)), _mm256_packs_epi32(whole(2), whole(3)));
+#else
+  const auto whole = [&](int j) { return _mm_cvttps_epi32(_mm_min_ps(broadcast(most), quotient[j])); };
+  const __m128i all = _mm_packus_epi16(_mm_packs_epi32(whole(0), whole(1)), _mm_packs_epi32(whole(2), whole(3)));
+#endif
+  store_word<float>(p, unpermute<float>(reinterpret_cast<Simd<float>::Word>(all)), n);
+#else
+  for (int64_t j = 0; j < kSpikeVectors; ++j) {
+    const Vec<float> positive = quotient[j] > 0 ? quotient[j] : Vec<float>{};
+    const Vec<float> value = positive < most ? positive : broadcast(most);
+    store_bytes<float>(p + j * kLanes<float>, __builtin_convertvector(value, Simd<float>::Mask), n - j * kLanes<float>);
+  }
+#endif
+}
+
 // Neurons at..at+n-1, a whole block or fewer; the first one's channel is `channel`.
 template <class T>
-TANDEM_HOST void radix_block(const RadixSpikesArgs<T>& a, int64_t at, int64_t channel, int64_t n) {
+TANDEM_HOST void radix_block(const RadixSpikesArgs<T>& a, T inverse, int64_t at, int64_t channel, int64_t n) {
   static_assert(kRadixNeurons<T> <= kRadixBlock);
   Vec<T> u[kRadixGroups][kSpikeVectors];
   RadixWord<T> words[kRadixGroups];
@@ -53,8 +92,20 @@ TANDEM_HOST void radix_block(const RadixSpikesArgs<T>& a, int64_t at, int64_t ch
     const Vec<T> scale = a.scale ? load(a.scale + channel + i, n - i) : Vec<T>{};
     const Vec<T> bias = a.bias ? load(a.bias + channel + i, n - i) : Vec<T>{};
     const Vec<T> v = current_of(load(a.current + at + i, n - i), a.scale != nullptr, scale, a.bias != nullptr, bias);
-    u[g][j] = RadixWord<T>::potential(v + a.start);
+    u[g][j] = v + a.start;
   });
+  if constexpr (sizeof(T) == 4) {
+    if (inverse != 0) {
+      const auto most = static_cast<float>((1 << a.time_steps) - 1);
+      each([&](int g, int j, int64_t) TANDEM_INLINE { u[g][j] *= inverse; });
+      unrolled<kRadixGroups>([&](int g) TANDEM_INLINE {
+        const int64_t i = g * kSpikeVectors * kLanes<T>;
+        store_floors(u[g], most, a.bits + at + i, n - i);
+      });
+      return;
+    }
+  }
+  each([&](int g, int j, int64_t) TANDEM_INLINE { u[g][j] = RadixWord<T>::potential(u[g][j]); });
   T threshold = a.threshold * static_cast<T>(1 << (a.time_steps - 1));
   for (int bit = a.time_steps - 1; bit >= 0; --bit) {
     unrolled<kRadixGroups>([&](int g) TANDEM_INLINE { words[g].step(u[g], broadcast(threshold), bit); });
@@ -70,14 +121,15 @@ TANDEM_HOST void radix_block(const RadixSpikesArgs<T>& a, int64_t at, int64_t ch
 template <class T>
 void radix_spikes(const RadixSpikesArgs<T>& args, int64_t begin, int64_t end) {
   const RadixSpikesArgs<T> a = args;  // a copy, which the stores cannot change
+  const T inverse = exact_inverse(a);
   const int64_t whole = end - (end - begin) % kRadixNeurons<T>, stride = kRadixNeurons<T> % a.channels;
   int64_t channel = begin % a.channels;
   for (int64_t at = begin; at < whole; at += kRadixNeurons<T>) {
-    radix_block(a, at, channel, kRadixNeurons<T>);
+    radix_block(a, inverse, at, channel, kRadixNeurons<T>);
     channel += stride;
     if (channel >= a.channels) channel -= a.channels;
   }
-  if (whole < end) radix_block(a, whole, channel, end - whole);
+  if (whole < end) radix_block(a, inverse, whole, channel, end - whole);
 }
 
 }  // namespace tandem::TANDEM_ISA
