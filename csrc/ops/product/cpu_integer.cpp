@@ -1,6 +1,7 @@
 #include "ops/product/cpu_integer.h"
 
 #include <algorithm>
+#include <cstring>
 #include <atomic>
 #include <cstdlib>
 #include <type_traits>
@@ -114,11 +115,16 @@ CountTileArgs<E> block_of_tiles(const ProductPlan& plan, const uint8_t* panels, 
   return tile;
 }
 
-// Lets the sums of a tile drive neurons, whose bits lie `stride` apart from output pixel to output pixel.
+// Lets the sums of a tile drive neurons, whose bits lie `stride` apart from output pixel to output pixel. All of them
+// fire at once, since a call for each pixel would leave most vectors part empty. scratch: for the bits.
 template <class E>
-void fire_tile(const CountTileArgs<E>& tile, const RadixNeurons& neurons, int64_t stride, uint8_t* bits) {
-  const int64_t runs = tile.valid == stride ? 1 : tile.pixels, n = tile.pixels / runs * tile.valid;
-  for (int64_t i = 0; i < runs; ++i) fire_radix<float>(neurons, tile.sum + i * n, n, bits + i * stride);
+void fire_tile(const CountTileArgs<E>& tile, const RadixNeurons& neurons, int64_t stride, uint8_t* scratch,
+               uint8_t* bits) {
+  const bool dense = tile.valid == stride;
+  fire_radix<float>(neurons, tile.sum, tile.pixels * tile.valid, dense ? bits : scratch);
+  for (int64_t i = 0; i < tile.pixels && !dense; ++i) {
+    std::memcpy(bits + i * stride, scratch + i * tile.valid, static_cast<size_t>(tile.valid));
+  }
 }
 
 // A task rearranges the inputs of some output pixels for all blocks of outputs, or for some where there are few pixels:
@@ -150,6 +156,7 @@ void run_bytes(const char* op, const ProductPlan& plan, Samples samples, const B
       const AlignedBuffer<uint8_t> scratch(
           op, matrices ? matrix_scratch_bytes<E>() : byte_scratch_bytes<E>(rows, layout.block));
       const AlignedBuffer<float> sums(op, fires ? rows * layout.block : 0);
+      const AlignedBuffer<uint8_t> bits(op, fires ? rows * layout.block : 0);
       for (int64_t task = next(); task >= 0; task = next()) {
         const int64_t split = task / tiles % splits, group = task / tiles / splits;
         const int64_t first = task % tiles * rows, last = std::min(pixels, first + rows);
@@ -168,7 +175,9 @@ void run_bytes(const char* op, const ProductPlan& plan, Samples samples, const B
           } else if constexpr (!std::is_same_v<E, float>) {
             k.byte_tile(tile);
           }
-          if (fires) fire_tile(tile, *plan.radix_neurons, g.out_channels, output<uint8_t>(plan.out_bits) + at);
+          if (fires) {
+            fire_tile(tile, *plan.radix_neurons, g.out_channels, bits.data, output<uint8_t>(plan.out_bits) + at);
+          }
         }
       }
     });
