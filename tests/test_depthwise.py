@@ -139,6 +139,32 @@ def test_int8_values_at_the_limit_of_16_bits(channels, last, level):
     everywhere(fired, ops.count_conv2d, bits, weight, **named, neuron=neuron, time_steps=4)
 
 
+@pairs(
+    weights=FLOATS,
+    outputs=[1, 2],
+    groups=[2, 3, 4, 5, 8, 9, 16, 33],
+    time_steps=[1, 4, 8, 20],
+    values=[False, True],
+    scaled=[False, True],
+)
+def test_pairs_of_inputs(weights, outputs, groups, time_steps, values, scaled):
+    """Outputs that read both signs of a value of their own pixel; also where the last pair is the last of all."""
+    steps = min(time_steps, 8) if values else time_steps
+    bits = planes(steps, 3, 2 * groups, 3, 5, seed=groups, rate=0.5)
+    variant = Variant(weights, scaled=scaled)
+    weight, scale = variant.operands(groups * outputs, 2, 1, 1, seed=1)
+    named = {"scale": scale, "bias": dyadic(groups * outputs, seed=2, dtype=variant.dtype), "groups": groups}
+    named |= {"radix": steps} if values else {}
+    want = ref.count_conv2d(bits, weight, **named)
+    everywhere(want, ops.count_conv2d, bits, weight, **named, **variant.how(weight, groups))
+    for engine in ENGINES:
+        same(ops.count_conv2d(bits, weight, **named, engine=engine), want, engine)
+    if values:
+        neuron = RadixIF(0.75)
+        fired = ref.radix_spikes(want, steps, neuron)
+        everywhere(fired, ops.count_conv2d, bits, weight, **named, neuron=neuron, time_steps=steps)
+
+
 @pytest.mark.parametrize("size", [362, 363])
 def test_int8_currents_at_the_limit_of_float32(size):
     """The most taps whose sum float32 holds exactly, and more."""

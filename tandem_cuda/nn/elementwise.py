@@ -16,6 +16,7 @@ from ..spike_train import SpikeTrain
 from . import nir, schema
 from .conv import TandemConv2d
 from .convolution import Conv2dSynapses
+from .coupling import needs_gradient
 from .firing import Fired, Firing
 from .nir import Product, Shape
 from .sizes import SPIKES, Size, Value
@@ -173,7 +174,7 @@ class ElementwiseSynapses(Conv2dSynapses):
 
     def count_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
         shape = self.output_shape(x.shape)
-        if self.inputs == self.groups:
+        if self.inputs == self.groups or self._has_kernel(x, weights):
             return super().count_product(x, weights).reshape(shape)
         # Each output reads two inputs. The operators would take them for a group of two channels, which is much slower.
         first, second = weights.kernel.weight.view(self.groups, -1, 2).unbind(2)
@@ -181,6 +182,11 @@ class ElementwiseSynapses(Conv2dSynapses):
         v = (count[..., ::2, :] * first + count[..., 1::2, :] * second).flatten(-2)
         v = v if weights.scale is None else v * weights.scale
         return (v if weights.bias is None else v + weights.bias).movedim(-1, 1)
+
+    def _has_kernel(self, x: SpikeTrain, weights: SpikingWeights) -> bool:
+        """Return whether an operator has a kernel for pairs of inputs: on the CPU, without a gradient."""
+        on_cpu = self.engine != "dense" and x.bits.device.type == "cpu"
+        return on_cpu and not needs_gradient(x.carried_value, weights.scale, weights.bias)
 
     def fire(
         self,
@@ -193,7 +199,8 @@ class ElementwiseSynapses(Conv2dSynapses):
         want_state: bool = False,
     ) -> Fired:
         shape, steps = self.output_shape(x.shape), x.time_steps
-        if self.inputs == self.groups:
+        at_once = firing.neuron.radix and not (want_sum or want_state) and self._has_kernel(x, weights)
+        if self.inputs == self.groups or at_once:
             bits, total, state = super().fire(x, weights, firing, want_sum=want_sum, state=state, want_state=want_state)
             return Fired(bits.reshape(len(bits), *shape), total.reshape(shape) if want_sum else total, state)
         if firing.neuron.two_phase:

@@ -8,7 +8,8 @@
 // dense, float       | torch's convolution             | bytes on AMX, else torch's    | -
 // dense, integer     | tables of sums                  | bytes, else tables            | -
 //
-// Counts are numbers of spikes, or the values of radix spikes.
+// Counts are numbers of spikes, or the values of radix spikes. Depthwise counts include pairs: outputs that read the two
+// signs of a value of their own pixel.
 // - Visits (event_visits.inl.h, event_rows.inl.h): lists of the inputs that spike, made once for all output channels.
 // - Lists of windows (window_lists.inl.h): made anew for each block of output channels, where the weights are few.
 // - Lists of counts (count_lists.inl.h): the inputs whose count is not zero, each with its count.
@@ -258,7 +259,7 @@ Tensor counted(const char* op, const ProductArguments& arguments, const ConvGeom
   const Samples all = {0, geometry.batch};
   const auto result = [&] { return neurons ? plan.out_bits : plan.out_sum; };
   if (geometry.pixels_out() == 0) return result();
-  const bool depthwise = is_depthwise(plan, largest_input(plan));
+  const bool depthwise = is_depthwise(plan, largest_input(plan)) || is_pairwise(plan);
   const bool integers = is_integer(plan.weight.scalar_type());
   const Engine engine = asked(plan, depthwise);
   const bool bytes = multiplies_counts(plan);

@@ -17,17 +17,18 @@ namespace tandem {
 
 namespace {
 
-// weight [O, 1, kH, kW], any strides -> [kH, kW, stride]; W: what the weight consists of.
+// weight [O, I, kH, kW], any strides -> [kH, kW, I, stride]; W: what the weight consists of.
 template <class W, class T>
 std::vector<T> taps_first(const Tensor& weight, const ConvGeometry& g, int64_t stride) {
   const W* w = static_cast<const W*>(weight.const_data_ptr());
-  const int64_t stride_o = weight.stride(0), stride_h = weight.stride(2), stride_w = weight.stride(3);
-  std::vector<T> out(static_cast<size_t>(g.taps() * stride));
-  parallel_ranges(g.taps(), std::max<int64_t>(1, 16384 / g.out_channels), [&](int64_t begin, int64_t end) {
-    for (int64_t tap = begin; tap < end; ++tap) {
-      const W* from = w + tap / g.kernel_w * stride_h + tap % g.kernel_w * stride_w;
-      T* to = out.data() + tap * stride;
-      for (int64_t o = 0; o < g.out_channels; ++o) to[o] = static_cast<T>(from[o * stride_o]);
+  const WeightView view = weight_view(weight);
+  std::vector<T> out(static_cast<size_t>(g.features() * stride));
+  parallel_ranges(g.features(), std::max<int64_t>(1, 16384 / g.out_channels), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t tap = row / g.group_in(), input = row % g.group_in();
+      const W* from = w + input * view.stride_c + tap / g.kernel_w * view.stride_h + tap % g.kernel_w * view.stride_w;
+      T* to = out.data() + row * stride;
+      for (int64_t o = 0; o < g.out_channels; ++o) to[o] = static_cast<T>(from[o * view.stride_o]);
     }
   });
   return out;
@@ -37,8 +38,8 @@ std::vector<T> taps_first(const Tensor& weight, const ConvGeometry& g, int64_t s
 template <class T>
 std::vector<int16_t> short_weights(const ProductPlan& plan, const std::vector<T>& weight, int64_t stride) {
   const ConvGeometry& g = plan.geometry;
-  const bool fits = plan.weight.scalar_type() == ScalarType::Char && plan.radix > 0 && g.group_out() == 1 &&
-                    g.out_channels >= kDepthwiseShorts;
+  const bool fits = plan.weight.scalar_type() == ScalarType::Char && plan.radix > 0 && g.group_in() == 1 &&
+                    g.group_out() == 1 && g.out_channels >= kDepthwiseShorts;
   if (!fits) return {};
   for (int64_t o = 0; o < g.out_channels; ++o) {
     int64_t most = 0;
@@ -55,7 +56,8 @@ void run_pixels(const DepthwiseArgs<T>& args, const ProductPlan& plan, int64_t b
   DepthwiseArgs<T> range = args;
   std::vector<DepthwiseTap> scratch(static_cast<size_t>(kDepthwisePixels * args.geometry->taps()));
   range.scratch = scratch.data();
-  const auto& kernel = kernels<DepthwiseKernels>().depthwise;
+  const DepthwiseKernels& k = kernels<DepthwiseKernels>();
+  const auto& kernel = args.geometry->group_in() == 2 ? k.pairs : k.depthwise;
   if (!plan.radix_neurons) return kernel(range, begin, end);
   // As many pixels at once as the first level of the cache holds.
   const int64_t pixels = std::max<int64_t>(kDepthwisePixels, 4096 / channels);
@@ -93,9 +95,8 @@ void run(const char* op, const ProductPlan& plan, DepthwiseArgs<T> args) {
   args.scale = data_or_null<T>(plan.scale);
   args.bias = data_or_null<T>(plan.bias);
   args.sum = plan.out_sum.numel() ? static_cast<T*>(plan.out_sum.mutable_data_ptr()) : nullptr;
-  parallel_ranges(g.pixels_out(), std::max<int64_t>(1, 4096 / g.out_channels), [&](int64_t begin, int64_t end) {
-    run_pixels(args, plan, begin, end);
-  });
+  parallel_ranges(g.pixels_out(), std::max<int64_t>(1, 4096 / g.out_channels),
+                  [&](int64_t begin, int64_t end) { run_pixels(args, plan, begin, end); });
 }
 
 }  // namespace
@@ -106,6 +107,12 @@ bool is_depthwise(const ProductPlan& plan, int64_t largest_input) {
   const int64_t most = (int64_t{1} << 24) / (type == ScalarType::Char ? 128 : kLargest16);
   const ConvGeometry& g = plan.geometry;
   return g.groups > 1 && g.group_in() == 1 && (!is_integer(type) || g.taps() <= most / largest_input);
+}
+
+bool is_pairwise(const ProductPlan& plan) {
+  const ConvGeometry& g = plan.geometry;
+  const bool of_pixels = g.taps() == 1 && g.stride_h * g.stride_w == 1 && g.padding_h + g.padding_w == 0;
+  return g.groups > 1 && g.group_in() == 2 && g.group_out() <= 2 && of_pixels && !is_integer(plan.weight.scalar_type());
 }
 
 void run_spiking_depthwise(const char* op, const ProductPlan& plan, int64_t time_steps) {

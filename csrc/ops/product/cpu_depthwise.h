@@ -1,4 +1,4 @@
-// Products of one input channel a group: threads and packing around the depthwise kernel.
+// Products of one input channel a group, or of one pair: threads and packing around the depthwise kernel.
 #pragma once
 
 #include "ops/product/plan.h"
@@ -8,6 +8,8 @@ namespace tandem {
 // Whether run_spiking_depthwise (largest_input: 1) or run_count_depthwise (largest_input: the largest possible count)
 // serves the product.
 bool is_depthwise(const ProductPlan& plan, int64_t largest_input);
+// Whether run_count_depthwise serves a product whose outputs read two inputs of their own pixel: a value's two signs.
+bool is_pairwise(const ProductPlan& plan);
 
 // Fills plan.out_bits, out_sum and out_state.
 void run_spiking_depthwise(const char* op, const ProductPlan& plan, int64_t time_steps);

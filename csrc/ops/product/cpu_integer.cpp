@@ -1,9 +1,9 @@
 #include "ops/product/cpu_integer.h"
 
 #include <algorithm>
-#include <cstring>
 #include <atomic>
 #include <cstdlib>
+#include <cstring>
 #include <type_traits>
 #include <vector>
 

@@ -74,13 +74,9 @@ struct DepthwiseLanes {
   uint8_t source[16];  // those of all lanes, counted from that one; 128 behind the last lane
 };
 
-// The bytes of lanes whose input channels are not one full vector of neighbours. from: the first lane's; end: of the
-// input, where reading has to stop.
-template <class T>
-TANDEM_HOST LaneBytes move_lane_bytes(const uint8_t* from, [[maybe_unused]] const uint8_t* end,
-                                      const DepthwiseLanes<T>& lanes) {
-#if defined(__AVX2__) || defined(TANDEM_NEON)
-  LaneBytes in, source;
+// 16 bytes. end: of the input, where reading has to stop; zero from there on.
+TANDEM_HOST LaneBytes load_16_bytes(const uint8_t* from, const uint8_t* end) {
+  LaneBytes in;
   if (end - from >= 16) {
     std::memcpy(&in, from, 16);
   } else {
@@ -88,6 +84,14 @@ TANDEM_HOST LaneBytes move_lane_bytes(const uint8_t* from, [[maybe_unused]] cons
     for (int64_t i = 0; i < end - from; ++i) last[i] = from[i];
     std::memcpy(&in, last, 16);
   }
+  return in;
+}
+
+// The bytes of lanes whose input channels are not one full vector of neighbours; `in` begins with the first lane's.
+template <class T>
+TANDEM_HOST LaneBytes move_lane_bytes(LaneBytes in, const DepthwiseLanes<T>& lanes) {
+#if defined(__AVX2__) || defined(TANDEM_NEON)
+  LaneBytes source;
   std::memcpy(&source, lanes.source, 16);
 #if defined(__AVX2__)
   return reinterpret_cast<LaneBytes>(
@@ -97,7 +101,8 @@ TANDEM_HOST LaneBytes move_lane_bytes(const uint8_t* from, [[maybe_unused]] cons
       vqtbl1q_u8(reinterpret_cast<uint8x16_t>(in), reinterpret_cast<uint8x16_t>(source)));
 #endif
 #else
-  uint8_t moved[16] = {};
+  uint8_t from[16], moved[16] = {};
+  std::memcpy(from, &in, 16);
   for (int64_t i = 0; i < lanes.n; ++i) moved[i] = from[lanes.source[i]];
   return load_lane_bytes<T>(moved);
 #endif
@@ -119,7 +124,7 @@ TANDEM_HOST void for_taps(const DepthwiseArgs<T>& a, const DepthwiseLanes<T>& la
   const T* weight = a.weight + lanes.first;
   for (const DepthwiseTap* tap = taps.begin; tap != taps.end; ++tap) {
     const uint8_t* from = a.bits + (first + tap->input);
-    const LaneBytes bytes = kMoved ? move_lane_bytes<T>(from, end, lanes) : load_lane_bytes<T>(from);
+    const LaneBytes bytes = kMoved ? move_lane_bytes(load_16_bytes(from, end), lanes) : load_lane_bytes<T>(from);
     if (!is_silent(bytes)) f(bytes, load(weight + tap->weight, kLanes<T>));
   }
 }
@@ -236,6 +241,44 @@ void depthwise_pixel(const DepthwiseArgs<float>& a, TapList taps, int64_t pixel)
   float* out = a.sum + (pixel - a.sum_pixel) * channels;
   for (int64_t c = 0; c < channels; c += kAll) {
     depthwise_shorts<kVectors>(a, taps, c + kAll <= channels ? c : channels - kAll, out);
+  }
+}
+
+// Count products of one pixel each, in which an output reads both inputs of its group. Output pixels begin..end-1.
+template <class T>
+void pairs(const DepthwiseArgs<T>& args, int64_t begin, int64_t end) {
+  const DepthwiseArgs<T> a = args;  // a copy, which the stores cannot change
+  const ConvGeometry& g = *a.geometry;
+  const int64_t plane = g.pixels_in() * g.in_channels;
+  const uint8_t* const last = a.bits + a.planes * plane;
+  DepthwiseLanes<T> lanes = {};
+  const int64_t most = 8 * g.group_out();  // outputs whose inputs 16 bytes hold
+  lanes.n = g.out_channels < kLanes<T> ? g.out_channels : kLanes<T>;
+  lanes.n = lanes.n < most ? lanes.n : most;
+  for (int64_t i = 0; i < 16; ++i) {
+    lanes.source[i] = static_cast<uint8_t>(i < lanes.n ? i / g.group_out() * 2 : 128);
+  }
+  for (int64_t c = 0; c < g.out_channels; c += lanes.n) {
+    // The last vector overlaps the one before it, so that it is full, too.
+    lanes.first = c + lanes.n <= g.out_channels ? c : g.out_channels - lanes.n;
+    lanes.channel = lanes.first / g.group_out() * 2;
+    const Vec<T> first = load(a.weight + lanes.first, lanes.n);
+    const Vec<T> second = load(a.weight + a.weight_stride + lanes.first, lanes.n);
+    const Vec<T> scale = a.scale ? load(a.scale + lanes.first, lanes.n) : Vec<T>{};
+    const Vec<T> bias = a.bias ? load(a.bias + lanes.first, lanes.n) : Vec<T>{};
+    for (int64_t pixel = begin; pixel < end; ++pixel) {
+      typename Simd<T>::Mask number[2] = {};
+      for (int64_t p = 0; p < a.planes; ++p) {
+        const LaneBytes in = load_16_bytes(a.bits + p * plane + pixel * g.in_channels + lanes.channel, last);
+        const LaneBytes numbers = a.values ? in : count_spiking(in);
+        number[0] += widen<T>(move_lane_bytes(numbers, lanes));
+        number[1] += widen<T>(move_lane_bytes(numbers >> 8, lanes));  // the second of a pair lies behind the first
+      }
+      Vec<T> total = first * __builtin_convertvector(number[0], Vec<T>);
+      total += second * __builtin_convertvector(number[1], Vec<T>);
+      total = current_of(total, a.scale != nullptr, scale, a.bias != nullptr, bias);
+      store(a.sum + (pixel - a.sum_pixel) * g.out_channels + lanes.first, total, lanes.n);
+    }
   }
 }
 

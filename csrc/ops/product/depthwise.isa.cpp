@@ -3,6 +3,7 @@
 
 namespace tandem::TANDEM_ISA {
 
-const DepthwiseKernels kDepthwiseKernels = {{{depthwise<float>}, {depthwise<double>}}};
+const DepthwiseKernels kDepthwiseKernels = {{{depthwise<float>}, {depthwise<double>}},
+                                            {{pairs<float>}, {pairs<double>}}};
 
 }  // namespace tandem::TANDEM_ISA
