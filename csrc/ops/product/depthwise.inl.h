@@ -213,7 +213,7 @@ TANDEM_HOST Vec<float> widen_shorts(const int16_t* p) {
 // A pixel's sums of values times weights, for some vectors of channels: in 16 bits, and so with no order to keep.
 template <int kVectors>
 TANDEM_HOST void depthwise_shorts(const DepthwiseArgs<float>& a, TapList taps, int64_t first, float* out) {
-  constexpr int kShorts = kLanes<int16_t>;
+  constexpr int64_t kShorts = kLanes<int16_t>;
   Vec<int16_t> sum[kVectors] = {};
   for (const DepthwiseTap* tap = taps.begin; tap != taps.end; ++tap) {
     unrolled<kVectors>([&](int i) TANDEM_INLINE {
@@ -225,7 +225,7 @@ TANDEM_HOST void depthwise_shorts(const DepthwiseArgs<float>& a, TapList taps, i
   }
   int16_t sums[kVectors * kShorts];
   std::memcpy(sums, sum, sizeof(sums));
-  for (int i = 0; i < kVectors * kShorts; i += kLanes<float>) {
+  for (int64_t i = 0; i < kVectors * kShorts; i += kLanes<float>) {
     const Vec<float> scale = a.scale ? load(a.scale + first + i, kLanes<float>) : Vec<float>{};
     const Vec<float> bias = a.bias ? load(a.bias + first + i, kLanes<float>) : Vec<float>{};
     const Vec<float> total = current_of(widen_shorts(sums + i), a.scale != nullptr, scale, a.bias != nullptr, bias);
@@ -236,7 +236,7 @@ TANDEM_HOST void depthwise_shorts(const DepthwiseArgs<float>& a, TapList taps, i
 // All channels of a pixel.
 template <int kVectors>
 void depthwise_pixel(const DepthwiseArgs<float>& a, TapList taps, int64_t pixel) {
-  constexpr int64_t kAll = kVectors * kLanes<int16_t>;
+  constexpr int64_t kAll = int64_t{kVectors} * kLanes<int16_t>;
   const int64_t channels = a.geometry->out_channels;
   float* out = a.sum + (pixel - a.sum_pixel) * channels;
   for (int64_t c = 0; c < channels; c += kAll) {
@@ -345,7 +345,7 @@ void depthwise(const DepthwiseArgs<T>& a, int64_t begin, int64_t end) {
     }
     if constexpr (sizeof(T) == 4) {
       if (a.short_weight) {
-        constexpr int64_t kTwo = 2 * kLanes<int16_t>;
+        constexpr int64_t kTwo = int64_t{2} * kLanes<int16_t>;
         for (int64_t i = 0; i < pixels; ++i) {
           (g.out_channels < kTwo ? depthwise_pixel<1> : depthwise_pixel<2>)(a, taps[i], pixel + i);
         }
