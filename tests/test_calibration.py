@@ -69,6 +69,43 @@ def test_levels_of_several_batches_are_those_of_all():
     torch.testing.assert_close(parts, whole_levels, rtol=0, atol=0)
 
 
+def test_small_batches_have_their_samples_in_many_places():
+    """Of images with blank borders, one in each batch."""
+    torch.manual_seed(0)
+    ann = nn.Sequential(nn.Conv2d(1, 64, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(64 * 28 * 28, 4)).eval()
+    x = F.pad(torch.rand(64, 1, 12, 12), (8, 8, 8, 8))
+    many, one = (convert(ann, 4, calibrate=data).levels["0"] for data in (x.split(1), x))
+    active = one > one.max() / 10
+    assert 0.5 < (many / one)[active].log().mean().exp() < 2
+
+
+class Rounded(nn.Module):
+    """A sum of values of both signs, of which only the weights of one summand are rounded."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.d = nn.Sequential(nn.Linear(6, 6))
+        quantise(self.d, 2)
+
+    def forward(self, x):
+        h = self.b(F.relu(self.a(x)))
+        return self.c(F.relu(h + self.d(h)))
+
+
+def test_a_partly_quantised_ann(monkeypatch):
+    """Means are those of the weights as they are rounded in the end."""
+    calibrator = importlib.import_module("tandem_cuda.convert.calibrator").Calibrator
+    found = []
+    for patched in (False, True):
+        if patched:
+            monkeypatch.setattr(calibrator, "_rounds", lambda self: True)
+        torch.manual_seed(0)
+        found.append(convert(Rounded().eval(), 4, calibrate=torch.randn(32, 6), neuron=TWO).calibration.corrections)
+    for one, other in zip(*(x.values() for x in found), strict=True):
+        same(one, other)
+
+
 def test_percentiles_of_channels():
     ann, x = small()
     snn = convert(ann, 4, calibrate=x, percentile=90, per_channel=True)
@@ -220,7 +257,7 @@ def test_corrections_are_those_of_whole_forward_passes(name, neuron, learn, monk
     for whole_passes in (False, True):
         if whole_passes:
             monkeypatch.setattr(
-                calibrate, "_result", lambda module, holder, run, node: functools.partial(run.run_node, node)
+                calibrate, "_result", lambda module, holder, run, node, most: functools.partial(run.run_node, node)
             )
         snn = converted(name, *made(name)[:1], 3, calibrate=made(name)[1], neuron=neuron, learn_thresholds=learn)
         found.append(snn.calibration.corrections)

@@ -15,6 +15,7 @@ from tandem_cuda import (
     Decode,
     Encode,
     FrozenNetwork,
+    RadixIF,
     SpikeCat,
     SpikeRearrange,
     SpikeTrain,
@@ -27,6 +28,7 @@ from tandem_cuda import (
     TandemLinear,
     freeze,
 )
+from tandem_cuda.nn import TandemElementwise
 from tandem_cuda.nn.wiring import Wiring
 
 IMAGES = torch.rand(2, 3, 6, 6, generator=torch.Generator().manual_seed(0)) - 0.5
@@ -201,3 +203,17 @@ def test_files_say_pairs_only_where_neurons_share_weights():
     for wrong in (False, 1, "yes"):
         with pytest.raises(ValueError, match="TandemConv2d: setting paired must be true beside multiplicity, got"):
             type(layer).load(TandemConv2d, settings | {"paired": wrong}, tensors)
+
+
+@pytest.mark.parametrize("neuron", [RadixIF(), IF(), IF(initial=0.5, two_phase=True)], ids=str)
+@pytest.mark.parametrize("engine", ["auto", "event", "dense"])
+def test_elementwise_layers_of_empty_batches(engine, neuron):
+    """Of features and of images, whose inputs are values of both signs, or not."""
+    torch.manual_seed(0)
+    for of_features, shape in ((True, (0, 6)), (False, (0, 6)), (False, (0, 6, 4)), (False, (0, 6, 3, 5))):
+        for inputs in (3, 6):
+            layer = TandemElementwise(inputs, 3, 3, neuron=neuron, engine=engine, of_features=of_features).eval()
+            layer.maps(0.5, 0.25, torch.empty(0))
+            x = torch.zeros(1, shape[0], inputs, *shape[2:], dtype=torch.uint8)
+            train = SpikeTrain(x, 4, radix=neuron.radix)
+            assert layer(train).shape == (0, 3, *shape[2:])

@@ -233,7 +233,8 @@ class LeastErrors:
         """Add the activations of a batch, [C, M]."""
         values = values.abs()
         self.largest[layer.name] = torch.maximum(self.largest[layer.name], values.amax(1).double().cpu())
-        self.samples[layer.name].append(_sample(values, share))
+        samples = self.samples[layer.name]
+        samples.append(_sample(values, share, seed=len(samples)))
 
     def levels(self) -> dict[str, Level]:
         """Return the level of each layer."""
@@ -252,8 +253,8 @@ class LeastErrors:
         for k in range(84):
             factor = 2 ** (-k / 12)
             threshold = largest * (factor / self.parts)
-            # Smaller levels clip more. Where clipping alone costs more than the best level, no smaller one is better.
-            if k % 4 == 3 and (_total((values - self.most * threshold).relu_()) > least).all():
+            # Smaller levels clip more. Where clipping alone costs as much as the best level, no smaller one is better.
+            if k % 4 == 3 and (_total((values - self.most * threshold).relu_()) >= least).all():
                 break
             count = (values / threshold + self.initial).floor_().clamp_(0, self.most)
             error = _total(count.mul_(threshold).sub_(values))
@@ -267,13 +268,16 @@ def _total(errors: Tensor) -> Tensor:
     return errors.square_().sum(1, dtype=torch.float64)
 
 
-def _sample(values: Tensor, share: float) -> Tensor:
-    """Return up to about 2^18 times ``share`` of the values [C, M], at the same positions in each channel."""
+def _sample(values: Tensor, share: float, seed: int) -> Tensor:
+    """Return up to about 2^18 times ``share`` of the values [C, M], at the same positions in each channel.
+
+    Batches must have different seeds, lest all have their samples in the same places of their images.
+    """
     channels, number = values.shape
     size = math.ceil(max(2**18 // channels, 512) * share)
     if number <= size:
         return values
-    positions = torch.randint(number, (size,), generator=torch.Generator().manual_seed(0))
+    positions = torch.randint(number, (size,), generator=torch.Generator().manual_seed(seed))
     return values[:, positions.to(values.device)]
 
 
@@ -296,6 +300,8 @@ def _positive(layers: Sequence[SpikingLayer], measured: Mapping[str, Tensor]) ->
 
 _PASSES = 4
 """A correction changes which neurons fire, so it is found in several steps."""
+_MOST_KEPT = 2**26
+"""Numbers that are kept from step to step, in all batches."""
 
 
 def weight_layer(layer: Any) -> TandemLayer | None:
@@ -342,7 +348,8 @@ def find_corrections(means: Means, batches: Sequence[Batch], snn: fx.GraphModule
             if layer is not None:
                 holder = weight_layer(snn.get_submodule(layer.name))
                 assert holder is not None
-                results = [_result(snn.get_submodule(layer.name), holder, run, node) for run in runs]
+                module, most = snn.get_submodule(layer.name), _MOST_KEPT // len(runs)
+                results = [_result(module, holder, run, node, most) for run in runs]
                 corrections[layer.name] = _correct(holder, layer, means.of[layer.name].value, results)
             for run in runs:
                 run.env[node] = run.run_node(node)
@@ -376,13 +383,20 @@ def _started(snn: fx.GraphModule, batch: Batch) -> fx.Interpreter:
     return run
 
 
-def _result(module: Any, holder: TandemLayer, run: fx.Interpreter, node: fx.Node) -> Callable[[], SpikeTrain]:
-    """Return a function that returns the spikes of a layer that has no correction yet, with its present correction."""
+def _result(
+    module: Any, holder: TandemLayer, run: fx.Interpreter, node: fx.Node, most: int
+) -> Callable[[], SpikeTrain]:
+    """Return a function that returns the spikes of a layer that has no correction yet, with its present correction.
+
+    It keeps up to ``most`` numbers; of more, it computes the layer anew in each call.
+    """
     inputs, _ = run.fetch_args_kwargs_from_env(node)
     if not module.neuron.two_phase:
         return functools.partial(run.run_node, node)
     # Such neurons fire once they have integrated all input. A correction is added to that, so one product will do.
     v, scale = module.integrated(*inputs), module.current_scale() if isinstance(module, TandemAdd) else None
+    if v.numel() > most:
+        return functools.partial(run.run_node, node)
     bias = _bias(holder, scale, v)
 
     def result() -> SpikeTrain:

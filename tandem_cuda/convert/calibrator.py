@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from ..neuron import IF, Neuron, RadixIF, check_neuron
 from ..neuron.radix_if import MOST_STEPS
 from ..nn.modes import evaluating
+from ..nn.quantiser import WeightQuantiser
 from ..nn.tandem import TandemLayer
 from ..ops import checks
 from .batches import Batch
@@ -152,7 +153,8 @@ class Calibrator:
             measure = Percentiles(layers, self.settings.percentile)
         else:
             measure = LeastErrors(layers, self.options.time_steps, self.options.neuron)
-        self.means = None if self.settings.correct_bias is False else self._means()
+        corrects = self.settings.correct_bias is not False and self.options.mode != "spikes"
+        self.means = self._means() if corrects else None
         observe(self.trace, batches, measure, *() if self.means is None else [self.means])
         return self.fitting(Calibration(self.options.time_steps, measure.levels()))
 
@@ -190,8 +192,7 @@ class Calibrator:
         return Means([self._measured(layer, True) for layer in corrected])
 
     def _rounds(self) -> bool:
-        holders = [self._holder(layer) for layer in self.writer.layers]
-        return any(holder is not None and holder.weights.quantiser is not None for holder in holders)
+        return any(isinstance(module, WeightQuantiser) for module in self.snn.modules())
 
     def _holder(self, layer: SpikingLayer) -> TandemLayer | None:
         return weight_layer(self.snn.get_submodule(layer.name))

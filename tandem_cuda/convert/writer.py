@@ -270,9 +270,8 @@ class Writer:
         words, names = [], []
         for branch in x.branches:
             modules = [module for module in (branch.layer, branch.norm) if module is not None]
-            names += [
-                self.name_of_module[id(vars(module))] for module in modules if id(vars(module)) in self.name_of_module
-            ]
+            found = (self.name_of_module.get(id(vars(module))) for module in modules)
+            names += [name for name in found if name is not None]
             parts = [kind_of(module).__name__ for module in modules]
             parts += described(branch)
             words.append(", ".join(parts or ["spikes"]))

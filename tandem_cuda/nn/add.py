@@ -140,14 +140,12 @@ class TandemAdd(Spiking):
 
     def integrated(self, *inputs: SpikeTrain) -> Tensor:
         """Return what two-phase neurons integrate before they fire, up to rounding, in eval mode without a gradient."""
-        v, scale = (
-            self._pre_activation(list(zip(self.branches, inputs, strict=True)), self._kernels()),
-            self.current_scale(),
-        )
+        v = self._pre_activation(list(zip(self.branches, inputs, strict=True)), self._kernels())
+        scale = self.current_scale()
         return v if scale is None else v * scale
 
     def discharged(self, v: Tensor, *inputs: SpikeTrain) -> SpikeTrain:
-        """Return what two-phase neurons fire that have integrated v from these inputs, without a gradient."""
+        """Return the spikes of two-phase neurons that have integrated v from these inputs, without a gradient."""
         bits, _ = _first_two(discharge(v, inputs[0].time_steps, self.neuron, False, False))
         return self._coupled(inputs, bits, None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -163,7 +164,9 @@ class ElementwiseSynapses(Conv2dSynapses):
         return self.to_image, Geometry((1, 1), (0, 0), (1, 1))
 
     def to_image(self, y: Tensor) -> Tensor:
-        return y if y.dim() == 5 else y.reshape(*y.shape[:3], -1, 1)
+        return (
+            y if y.dim() == 5 else y.reshape(*y.shape[:3], math.prod(y.shape[3:]), 1)
+        )  # -1 has no size in an empty batch
 
     def dense_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         y = super().dense_product(x.reshape(*x.shape[:2], -1, 1), weight, bias)
@@ -176,7 +179,7 @@ class ElementwiseSynapses(Conv2dSynapses):
         shape = self.output_shape(x.shape)
         if self.inputs == self.groups or self._has_kernel(x, weights):
             return super().count_product(x, weights).reshape(shape)
-        # Each output reads two inputs. The operators would take them for a group of two channels, which is much slower.
+        # Elsewhere, operators take the two inputs of an output for a group of two channels, which is much slower.
         first, second = weights.kernel.weight.view(self.groups, -1, 2).unbind(2)
         count = x.value.movedim(1, -1).unsqueeze(-1)  # channels are innermost in memory
         v = (count[..., ::2, :] * first + count[..., 1::2, :] * second).flatten(-2)

@@ -219,7 +219,7 @@ class Synapses(ABC):
         return self.discharged(v, x.time_steps, neuron, want_state)
 
     def discharged(self, v: Tensor, steps: int, neuron: Neuron, want_state: bool = False) -> Fired:
-        """Return what two-phase neurons fire that have integrated v, [N, O, ...]. The sum is v."""
+        """Return the spikes of two-phase neurons that have integrated v, [N, O, ...]. The sum is v."""
         flat = self.features == -1 and v.dim() > 2  # the operator wants the neurons behind N
         current = v.flatten(0, -2) if flat else v
         bits, _, after = discharge(current, steps, neuron, False, want_state)

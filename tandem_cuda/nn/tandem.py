@@ -104,7 +104,7 @@ class TandemLayer(SpikingTwin):
         return drive.of_sums(sums * x.time_steps if x.mode == "constant" else sums, kernel.unit)
 
     def discharged(self, v: Tensor, x: SpikeTrain | EncodedInput) -> SpikeTrain:
-        """Return what two-phase neurons fire that have integrated v from this input, without a gradient."""
+        """Return the spikes of two-phase neurons that have integrated v from this input, without a gradient."""
         bits = self.synapses.discharged(v, x.time_steps, self.neuron).bits
         return self.with_pairs(coupled(self.neuron, bits, None, x.time_steps, v.dtype))
 
