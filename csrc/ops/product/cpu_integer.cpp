@@ -116,7 +116,7 @@ CountTileArgs<E> block_of_tiles(const ProductPlan& plan, const uint8_t* panels, 
 }
 
 // Lets the sums of a tile drive neurons, whose bits lie `stride` apart from output pixel to output pixel. All of them
-// fire at once, since a call for each pixel would leave most vectors part empty. scratch: for the bits.
+// fire at once, since a call for each pixel would leave most vectors partly empty. scratch: for the bits.
 template <class E>
 void fire_tile(const CountTileArgs<E>& tile, const RadixNeurons& neurons, int64_t stride, uint8_t* scratch,
                uint8_t* bits) {
