@@ -179,7 +179,7 @@ BUGS = [
     Bug("level of least error without the initial potential", "convert/calibrate.py",
         "count = (values / threshold + self.initial).floor_()", "count = (values / threshold).floor_()",
         "test_calibration.py::test_levels_have_the_least_error"),
-    Bug("correction with the wrong sign", "convert/calibrate.py",
+    Bug("correction with the wrong sign", "convert/corrections.py",
         "correction = correction + mean - ", "correction = correction - mean + ",
         "test_calibration.py::test_corrections_match_means_and_leave_the_ann_alone"),
     Bug("states of samples that have stopped stay", "freeze/stream.py",

@@ -19,7 +19,7 @@ pytest.importorskip("nirtorch", reason="pip install tandem_cuda[nir]")
 
 from nir_networks import IMAGES, network, randomised  # noqa: E402
 from tandem_cuda.exchange import to_nir  # noqa: E402 (only where the extra is there)
-from tandem_cuda.exchange.nir_extension import TandemFunction, TandemGate  # noqa: E402
+from tandem_cuda.exchange.nir_extension import TandemFunction, TandemGate  # noqa: E402 (as above)
 
 # Both take NIR's v_reset for a hard reset, the only one they know from it, so the scripts say "subtract" to their
 # neurons; everything else comes from the file.

@@ -1,11 +1,10 @@
-"""Calibrate a converted network: find the levels of its layers, and the corrections of their biases."""
+"""Calibrate a converted network: find the levels of its layers."""
 
 from __future__ import annotations
 
-import functools
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -14,12 +13,8 @@ from torch import Tensor, fx
 
 from .._progress import progress
 from ..neuron import Neuron, of_settings
-from ..nn import TandemAdd
 from ..nn.modes import evaluating
-from ..nn.tandem import TandemLayer
-from ..nn.wiring import paired
 from ..ops import checks
-from ..spike_train import SpikeTrain
 from .batches import Batch, copied
 from .trace import Showing, Traced
 from .values import SpikingLayer
@@ -294,158 +289,3 @@ def _positive(layers: Sequence[SpikingLayer], measured: Mapping[str, Tensor]) ->
         level = torch.where(level > 0, level, level.max())
         levels[layer.name] = float(level) if layer.channels is None else level
     return levels
-
-
-# -- corrections of biases
-
-_PASSES = 4
-"""A correction changes which neurons fire, so it is found in several steps."""
-_MOST_KEPT = 2**26
-"""Numbers that are kept from step to step, in all batches."""
-
-
-def weight_layer(layer: Any) -> TandemLayer | None:
-    """Return the tandem layer that holds the correction of a spiking layer; None if there is none that could."""
-    if isinstance(layer, TandemAdd):
-        return next((branch for branch in layer.branches if isinstance(branch, TandemLayer)), None)
-    return layer if isinstance(layer, TandemLayer) else None
-
-
-def set_correction(layer: TandemLayer, correction: Tensor, signed: bool) -> None:
-    """Add [C] to the pre-activations of a layer."""
-    if signed:
-        correction = paired(correction)
-    layer.correction = correction.to(layer.weights.stored())
-
-
-class Means:
-    """The mean of each channel's activation."""
-
-    def __init__(self, layers: Sequence[SpikingLayer]) -> None:
-        self.layers = layers
-        self.of: dict[str, _Mean] = {}
-
-    def add(self, layer: SpikingLayer, values: Tensor, share: float) -> None:
-        """Add the activations of a batch, [C, M]."""
-        self.of.setdefault(layer.name, _Mean()).add(values)
-
-
-def find_corrections(means: Means, batches: Sequence[Batch], snn: fx.GraphModule) -> dict[str, Tensor]:
-    """Correct the biases of the spiking network, layer by layer, and return the corrections.
-
-    A layer's correction shifts its pre-activations so that each channel's decoded activation has the mean of the ANN's
-    activation, given the corrected layers before it (Li et al., "A Free Lunch From ANN: Towards Efficient, Accurate
-    Spiking Neural Networks Calibration", 2021, arXiv:2106.06984).
-    """
-    uncorrected = {layer.name: layer for layer in means.layers if layer.name in means.of}
-    corrections: dict[str, Tensor] = {}
-    runs = [_started(snn, batch) for batch in batches]
-    with evaluating(snn), torch.no_grad():
-        for node in snn.graph.nodes:
-            if not uncorrected:
-                break
-            layer = uncorrected.pop(str(node.target), None) if node.op == "call_module" else None
-            if layer is not None:
-                holder = weight_layer(snn.get_submodule(layer.name))
-                assert holder is not None
-                module, most = snn.get_submodule(layer.name), _MOST_KEPT // len(runs)
-                results = [_result(module, holder, run, node, most) for run in runs]
-                corrections[layer.name] = _correct(holder, layer, means.of[layer.name].value, results)
-            for run in runs:
-                run.env[node] = run.run_node(node)
-                for dead in run.user_to_last_uses.get(node, []):
-                    del run.env[dead]
-    return corrections
-
-
-class _Mean:
-    """The mean over the values of each channel."""
-
-    def __init__(self) -> None:
-        self.total: Any = 0
-        self.number = 0
-
-    def add(self, values: Tensor) -> None:
-        """Add values [C, M]."""
-        self.total = self.total + values.sum(1, dtype=torch.float64).cpu()
-        self.number += values.shape[1]
-
-    @property
-    def value(self) -> Tensor:
-        """The mean, [C]."""
-        mean: Tensor = self.total / self.number
-        return mean
-
-
-def _started(snn: fx.GraphModule, batch: Batch) -> fx.Interpreter:
-    run = fx.Interpreter(snn)
-    run.args_iter = iter(copied(batch))
-    return run
-
-
-def _result(
-    module: Any, holder: TandemLayer, run: fx.Interpreter, node: fx.Node, most: int
-) -> Callable[[], SpikeTrain]:
-    """Return a function that returns the spikes of a layer that has no correction yet, with its present correction.
-
-    It keeps up to ``most`` numbers; of more, it computes the layer anew in each call.
-    """
-    inputs, _ = run.fetch_args_kwargs_from_env(node)
-    if not module.neuron.two_phase:
-        return functools.partial(run.run_node, node)
-    # Such neurons fire once they have integrated all input. A correction is added to that, so one product will do.
-    v, scale = module.integrated(*inputs), module.current_scale() if isinstance(module, TandemAdd) else None
-    if v.numel() > most:
-        return functools.partial(run.run_node, node)
-    bias = _bias(holder, scale, v)
-
-    def result() -> SpikeTrain:
-        fired: SpikeTrain = module.discharged(v + (_bias(holder, scale, v) - bias), *inputs)
-        return fired
-
-    return result
-
-
-def _bias(holder: TandemLayer, scale: Tensor | None, v: Tensor) -> Tensor:
-    """Return what a layer adds to v [N, O, ...], with as many dimensions."""
-    bias = holder.drive.affine().bias
-    if bias is None:
-        return v.new_zeros(())
-    shape = [1] * v.dim()
-    shape[holder.synapses.features] = -1
-    return (bias if scale is None else bias * scale).view(shape)
-
-
-def _correct(
-    holder: TandemLayer, layer: SpikingLayer, mean: Tensor, results: Sequence[Callable[[], SpikeTrain]]
-) -> Tensor:
-    """Correct the bias of one layer, and return the correction.
-
-    Args:
-        holder: the tandem layer that holds the correction.
-        layer: the spiking layer.
-        mean: the mean of the ANN's activation, [C].
-        results: runs the spiking layer, for each batch.
-    """
-    correction = torch.zeros_like(mean)
-    for _ in range(_PASSES):
-        set_correction(holder, correction, layer.signed)
-        decoded = _Mean()
-        for result in results:
-            decoded.add(layer.by_channel(_decoded(holder, result(), layer)))
-        correction = correction + mean - decoded.value
-    set_correction(holder, correction, layer.signed)
-    return correction
-
-
-def _decoded(holder: TandemLayer, train: SpikeTrain, layer: SpikingLayer) -> Tensor:
-    """Return the values that the spikes of a layer stand for."""
-    value = train.value * train.amplitude
-    if holder.thresholds is not None:  # all branches have equal thresholds
-        shape = [1] * value.dim()
-        shape[layer.dim] = -1
-        value = value * holder.thresholds.view(shape)
-    if layer.signed:
-        value = value.movedim(layer.dim, -1)
-        value = (value[..., ::2] - value[..., 1::2]).movedim(-1, layer.dim)
-    return value

@@ -16,17 +16,9 @@ from ..nn.quantiser import WeightQuantiser
 from ..nn.tandem import TandemLayer
 from ..ops import checks
 from .batches import Batch
-from .calibrate import (
-    Calibration,
-    LeastErrors,
-    Means,
-    Percentiles,
-    checked_levels,
-    find_corrections,
-    observe,
-    weight_layer,
-)
+from .calibrate import Calibration, LeastErrors, Percentiles, checked_levels, observe
 from .conversion import Conversion
+from .corrections import Means, find_corrections, weight_layer
 from .trace import check_traced
 from .values import SpikingLayer
 

@@ -13,7 +13,8 @@ from ..nn.encode import Decode, Encode
 from ..ops import checks
 from ..spike_train import SpikeTrain
 from .arguments import arguments_of
-from .calibrate import EXTRA_STATE, Calibration, Level, set_correction, weight_layer
+from .calibrate import EXTRA_STATE, Calibration, Level
+from .corrections import set_correction, weight_layer
 from .nodes import owner_of, same_modules, unite
 from .record import Record
 from .report import ConversionReport, report_on

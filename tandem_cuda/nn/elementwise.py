@@ -164,9 +164,8 @@ class ElementwiseSynapses(Conv2dSynapses):
         return self.to_image, Geometry((1, 1), (0, 0), (1, 1))
 
     def to_image(self, y: Tensor) -> Tensor:
-        return (
-            y if y.dim() == 5 else y.reshape(*y.shape[:3], math.prod(y.shape[3:]), 1)
-        )  # -1 has no size in an empty batch
+        size = math.prod(y.shape[3:])  # -1 has none in an empty batch
+        return y if y.dim() == 5 else y.reshape(*y.shape[:3], size, 1)
 
     def dense_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         y = super().dense_product(x.reshape(*x.shape[:2], -1, 1), weight, bias)
