@@ -258,7 +258,7 @@ def concatenation(net):
 def with_silent(values):
     """Channels with a silent negative part each."""
     pairs = np.stack([values, np.zeros_like(values)], 3)
-    return pairs.reshape(*values.shape[:2], -1, *values.shape[3:])
+    return pairs.reshape(*values.shape[:2], 2 * values.shape[2], *values.shape[3:])
 
 
 def gate(net):
@@ -275,7 +275,7 @@ def gate(net):
         net.add(getattr(nn, f"AdaptiveMaxPool{dims}d")(1), Real(factor))
     v = value * factor
     if x.paired:
-        v = np.stack([v, -v], 2).reshape(v.shape[0], -1, *v.shape[2:])
+        v = np.stack([v, -v], 2).reshape(v.shape[0], 2 * v.shape[1], *v.shape[2:])
     neuron = net.suited(RadixIF(draw.one((1.0, 8.0, 300.0)), initial=draw.one((0.0, 0.5))), v)
     fired = net.fired(v, neuron)._replace(paired=x.paired)
     net.add(tandem.TandemGate(neuron), fired, source, len(net.outputs) - 1)
@@ -286,7 +286,7 @@ def flatten(net):
     lead = x.values.ndim - len(x.shape)
     values, shape = x.values, x.values.shape[:lead]
     if getattr(x, "paired", False):  # pairs stay side by side
-        parts = [values[:, :, i::2].reshape(*shape, -1) for i in range(2)]
+        parts = [values[:, :, i::2].reshape(*shape, math.prod(x.shape) // 2) for i in range(2)]
         values = np.stack(parts, -1).reshape(*shape, math.prod(x.shape))
     else:
         values = values.reshape(*shape, math.prod(x.shape))
