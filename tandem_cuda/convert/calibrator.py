@@ -110,8 +110,8 @@ class CalibrationSettings:
         return [name for name, differs in worse.items() if differs]
 
 
-_CHECKED = 4
-"""Samples on which the trace is compared with the ANN, besides the example's."""
+_CHECKED = 2
+"""Samples on which the graph is compared with the ANN, besides the example's, once its sizes are numbers."""
 
 
 class Calibrator:

@@ -23,7 +23,8 @@ from .values import SpikeSource
 from .weight_rules import RULES
 
 _CHUNK = 16  # samples at a time: the spike trains of all layers are kept for the comparison
-_ONE_CLASS, _ANN_CLASS, FEW = 0.9, 0.75, 8  # a class of most samples, but not the ANN's; not judged on fewer samples
+_ONE_CLASS, _ANN_CLASS, _FEW = 0.9, 0.75, 8  # a class of most samples, but not the ANN's; not judged on fewer samples
+_AGREEING, _OUTPUT_ERROR = 0.9, 0.5  # an SNN is said to be unlike its ANN below this agreement, or above this error
 
 
 class Converted(Protocol):
@@ -129,8 +130,6 @@ class Sums:
     """The sum of the absolute values of the ANN."""
     misfit: bool = False
     """Whether spikes and the ANN's values differ in number."""
-    costs: bool = True
-    """Whether to count operations and MACs."""
     count_operations: Operations = field(default_factory=Operations)
 
     def add(self, module: Any, inputs: tuple[Any, ...], train: SpikeTrain) -> None:
@@ -143,8 +142,7 @@ class Sums:
         self.spikes += float(count.sum(dtype=torch.float64))
         self.saturated += int((train.value >= largest).sum())
         self.fired = self.fired | (count > 0).any(0)
-        reading = synapses_by_input(module) if self.costs else []
-        for i, (synapses, x) in enumerate(zip(reading, inputs, strict=False)):  # a gate is no spikes
+        for i, (synapses, x) in enumerate(zip(synapses_by_input(module), inputs, strict=False)):  # a gate is no spikes
             self.macs = (self.macs if i else 0) + ann_macs(synapses, x, train)
             if isinstance(x, SpikeTrain):
                 self.operations += float(self.count_operations(i, synapses, x.count.sum(0, dtype=torch.float64)))
@@ -219,6 +217,34 @@ def _comparing(root: nn.Module, graph: fx.Graph, spiking: SpikingRun) -> Showing
     return Showing(root, graph, compare)
 
 
+@dataclass(frozen=True)
+class Likeness:
+    """How near the outputs of a network are to the outputs of its ANN."""
+
+    samples: int
+    agreement: float | None
+    """Share of samples with the same class, for outputs [N, classes]; the smallest if there are several."""
+    output_error: float | None
+    """Norm of the difference of the outputs, relative to the norm of the ANN's; the largest if there are several."""
+
+    @property
+    def is_unlike(self) -> bool:
+        """Whether the network does not compute what its ANN does, by at least 8 samples."""
+        if self.samples < _FEW:
+            return False
+        if self.agreement is not None:
+            return self.agreement < _AGREEING
+        return self.output_error is not None and self.output_error > _OUTPUT_ERROR
+
+    def __str__(self) -> str:
+        parts = []
+        if self.agreement is not None:
+            parts += [f"the network gives the class of its ANN for {self.agreement:.1%} of {self.samples} samples"]
+        if self.output_error is not None:
+            parts += [f"the outputs differ from the ANN's by {self.output_error:.1%}"]
+        return ", ".join(parts)
+
+
 class OutputComparison:
     """The classes that both networks choose, for each output [N, classes], and the sizes of the outputs."""
 
@@ -237,13 +263,15 @@ class OutputComparison:
             if isinstance(mine, Tensor) and mine.is_floating_point() and mine.dim() == 2 and mine.shape[1] > 1:
                 self.chosen.setdefault(i, []).append(torch.stack([mine.argmax(1), theirs.argmax(1)]).cpu())
 
-    def agreement(self) -> float | None:
-        """Return the share of samples on which they agree; None if there are no classes."""
+    def likeness(self) -> Likeness:
+        """Return how near both networks are."""
+        return Likeness(self.samples, self._agreement(), self._error())
+
+    def _agreement(self) -> float | None:
         every = [torch.cat(parts, 1) for parts in self.chosen.values()]
         return min((float((mine == theirs).double().mean()) for mine, theirs in every), default=None)
 
-    def error(self) -> float | None:
-        """Return the relative error of the output with the largest; None if there are no outputs."""
+    def _error(self) -> float | None:
         errors = [(of[0] / of[1]).sqrt().nan_to_num(0.0).item() for of in self.squares.values()]
         return max(errors, default=None)
 
@@ -254,7 +282,7 @@ class OutputComparison:
             mine, theirs = torch.cat(parts, 1)
             top = int(mine.mode().values)
             share, of_ann = (float((x == x.mode().values).double().mean()) for x in (mine, theirs))
-            if len(mine) >= FEW and share >= _ONE_CLASS and of_ann <= _ANN_CLASS:
+            if len(mine) >= _FEW and share >= _ONE_CLASS and of_ann <= _ANN_CLASS:
                 where = f" of output {i}" if len(self.chosen) > 1 else ""
                 warnings.append(
                     f"the network answers class {top}{where} for {share:.1%} of the samples, the ANN no class for more "
@@ -272,13 +300,13 @@ def run_both(
         network: the network.
         record: what its conversion knows.
         batches: the batches.
-        sums: the sums of each layer with neurons, to be added to.
+        sums: the sums of layers with neurons, to be added to.
         trace: the trace of the ANN; by default it is traced again.
     """
     ann, snn, answers = network.ann(), network.snn, OutputComparison()
     origins = {origin.name: origin for origin in record.origins}
     nodes = {str(node.target): node for node in snn.graph.nodes if node.op == "call_module"}
-    compared = {origins[name].node for name in sums} if network.levels is not None and batches else None
+    compared = {origins[name].node for name in sums} if network.levels is not None and batches and sums else None
     with (
         _traced_again(ann, record, compared, trace) as graph,
         evaluating(ann),
@@ -292,3 +320,8 @@ def run_both(
             answers.add(outputs, run(*(_numbers_of(x) for x in copied(chunk))))
             answers.samples += len(chunk[0])
     return answers
+
+
+def likeness(network: Converted, record: Record) -> Likeness:
+    """Return how near a network is to its ANN, on the samples of its conversion."""
+    return run_both(network, record, inputs_of(network, record, None), {}, None).likeness()

@@ -70,8 +70,8 @@ def find_corrections(means: Means, batches: Sequence[Batch], snn: fx.GraphModule
                 module, most = snn.get_submodule(layer.name), _MOST_KEPT // len(runs)
                 results = [_result(module, holder, run, node, most) for run in runs]
                 corrections[layer.name] = _correct(holder, layer, means.of[layer.name].value, results)
-            for run in runs:
-                run.env[node] = run.run_node(node)
+            for i, run in enumerate(runs):
+                run.env[node] = run.run_node(node) if layer is None else results[i]()
                 for dead in run.user_to_last_uses.get(node, []):
                     del run.env[dead]
     return corrections
@@ -105,7 +105,7 @@ def _started(snn: fx.GraphModule, batch: Batch) -> fx.Interpreter:
 def _result(
     module: Any, holder: TandemLayer, run: fx.Interpreter, node: fx.Node, most: int
 ) -> Callable[[], SpikeTrain]:
-    """Return a function that returns the spikes of a layer that has no correction yet, with its present correction.
+    """Return a function that returns the spikes of a layer with its present correction; now it has none.
 
     It keeps up to ``most`` numbers; of more, it computes the layer anew in each call.
     """
@@ -149,22 +149,26 @@ def _correct(
     correction = torch.zeros_like(mean)
     for _ in range(_PASSES):
         set_correction(holder, correction, layer.signed)
-        decoded = _Mean()
-        for result in results:
-            decoded.add(layer.by_channel(_decoded(holder, result(), layer)))
-        correction = correction + mean - decoded.value
+        decoded = _decoded(holder, [result() for result in results], layer)
+        correction = correction + mean - decoded
     set_correction(holder, correction, layer.signed)
     return correction
 
 
-def _decoded(holder: TandemLayer, train: SpikeTrain, layer: SpikingLayer) -> Tensor:
-    """Return the values that the spikes of a layer stand for."""
-    value = train.value * train.amplitude
+def _decoded(holder: TandemLayer, trains: Sequence[SpikeTrain], layer: SpikingLayer) -> Tensor:
+    """Return the mean of the values that the spikes of a layer stand for, [C]."""
+    total = torch.stack([_total(train.value, layer.dim) for train in trains]).sum(0)
+    number = sum(train.value.numel() for train in trains) / len(total)
+    mean: Tensor = total * trains[0].amplitude / number
     if holder.thresholds is not None:  # all branches have equal thresholds
-        shape = [1] * value.dim()
-        shape[layer.dim] = -1
-        value = value * holder.thresholds.view(shape)
+        mean = mean * holder.thresholds.double().cpu()
     if layer.signed:
-        value = value.movedim(layer.dim, -1)
-        value = (value[..., ::2] - value[..., 1::2]).movedim(-1, layer.dim)
-    return value
+        mean = mean[::2] - mean[1::2]
+    return mean.mean(0, keepdim=True) if layer.channels is None else mean
+
+
+def _total(values: Tensor, dim: int) -> Tensor:
+    """Return the sum over all dimensions but one. Values are whole numbers, whose sums in one sample are near exact."""
+    pixels = [d for d in range(1, values.dim()) if d != dim % values.dim()]
+    of_samples = values.sum(pixels) if pixels else values
+    return of_samples.sum(0, dtype=torch.float64).cpu()

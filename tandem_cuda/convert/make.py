@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace as replaced_fields
 from typing import Any
@@ -21,6 +21,7 @@ from .advice import Problem, refusal
 from .batches import calibration_batches
 from .calibrate import Calibration, Level
 from .calibrator import CalibrationSettings, Calibrator
+from .comparison import likeness
 from .conversion import Conversion, cut
 from .guess import guessed_example
 from .means import replacing
@@ -185,7 +186,7 @@ def convert(
     check_quantisable("convert", "ann", weight_layers(ann) if weights else [])
     batches = calibration_batches(ann, calibrate) if settings.on_data else []
     if example is None and batches and inputs_of(ann) is not None:
-        example = tuple(x[:1] for x in batches[0])
+        example = tuple(x[:3] for x in batches[0])
     calibrated, earlier = calibrate is not None, settings.earlier(time_steps)
     replace = {} if replace is None else replace
     check_replacements(replace, ann)
@@ -194,7 +195,8 @@ def convert(
         corrects = correct_bias is not False
         names, effect = undone_on_error.enter_context(replacing(ann, replace, batches, corrects))
         wanted = options, settings.channels(earlier), spiking_layers
-        trace = _traced(ann, example, *wanted)
+        # Calibration compares the trace with the ANN on two samples.
+        trace = _traced(ann, example, (3,) if batches else (2, 3), *wanted)
         check_found(replace, ann, names, trace.replaced, trace.graph)
         conversion, per_layer = _converted(trace, *wanted)
         if conversion.problems and example is None:
@@ -224,7 +226,12 @@ def convert(
 
 
 def _traced(
-    ann: nn.Module, example: Any, options: Options, per_channel: bool | None, spiking_layers: int | None
+    ann: nn.Module,
+    example: Any,
+    samples: Collection[int],
+    options: Options,
+    per_channel: bool | None,
+    spiking_layers: int | None,
 ) -> Traced:
     """Trace the ANN.
 
@@ -232,7 +239,7 @@ def _traced(
         ValueError: it cannot be traced; the message lists everything that would keep it from being converted then.
     """
     try:
-        return traced(ann, RULES, example)
+        return traced(ann, RULES, example, samples=samples)
     except Untraceable as error:
         problem = _in_forward(ann, error)
         found = _with_guess(ann, [problem], options, per_channel, spiking_layers)
@@ -255,7 +262,7 @@ def _with_guess(
     if example is None:
         return problems
     try:
-        trace = traced(ann, RULES, example, check=False).fix_sizes()
+        trace = traced(ann, RULES, example, samples=()).fix_sizes()
     except Untraceable as error:  # also with an example
         return [_in_forward(ann, error)]
     except ValueError:
@@ -309,10 +316,11 @@ def _warn_if_unlike(network: TandemNetwork, trace: Traced, changed: Sequence[str
 
     ``changed``: the arguments that make the network less accurate than the defaults.
     """
-    assert network._record is not None
-    report = report_on(network, network._record, None, trace, costs=False)
-    if not report.is_unlike:
+    record = network._record
+    assert record is not None
+    if not likeness(network, record).is_unlike:
         return
+    report = report_on(network, record, None, trace)
     remedies = [f"leave out {' and '.join(changed)}, since the defaults are better"] if changed else []
     if not (neuron.radix and network.time_steps == MOST_STEPS):
         remedies.append(f"use more time steps than {network.time_steps}")

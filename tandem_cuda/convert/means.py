@@ -111,7 +111,8 @@ def _effect(before: Sequence[Any], after: Sequence[Any], corrected: bool) -> str
     answers = OutputComparison()
     for old, new in zip(before, after, strict=True):
         answers.add(new, old)
-    error, agreement = answers.error(), answers.agreement()
+    found = answers.likeness()
+    error, agreement = found.output_error, found.agreement
     parts = [] if error is None else [f"its outputs differ from before by {error:.1%}"]
     parts += [] if agreement is None else [f"it gives the class as before for {agreement:.1%} of the samples"]
     how = ", with biases that keep the means of its layers" if corrected else ""

@@ -45,7 +45,13 @@ _STOCHASTIC_DEPTH = (("torchvision.ops", "StochasticDepth"), ("timm.layers", "Dr
 def is_of_class(module: nn.Module, package: str, name: str) -> bool:
     """Whether the module is of a class of another package, which need not be installed."""
     kind = getattr(sys.modules.get(package), name, None)
-    return kind is not None and parametrize.type_before_parametrizations(module) is kind
+    return kind is not None and _own_class(module) is kind
+
+
+def _own_class(module: nn.Module) -> type[nn.Module]:
+    """Return the module's class, ignoring parametrizations, which change it."""
+    # Read from _modules: while torch.fx traces, getattr of a module is slow.
+    return parametrize.type_before_parametrizations(module) if "parametrizations" in module._modules else type(module)
 
 
 def kept(node: fx.Node) -> fx.Node:
@@ -174,7 +180,12 @@ def dropout_of(node: fx.Node) -> nn.Module | None:
 
 def module_of(root: nn.Module, node: fx.Node) -> Any:
     """Return the module that a node calls; None for a node that calls no module."""
-    return root.get_submodule(str(node.target)) if node.op == "call_module" else None
+    if node.op != "call_module":
+        return None
+    module: Any = root
+    for key in str(node.target).split("."):  # as get_submodule does, whose checks take most of its time
+        module = module._modules[key] if key in module._modules else getattr(module, key)
+    return module
 
 
 def asks_for_size(node: fx.Node) -> bool:
@@ -252,7 +263,7 @@ def kind_of(module: nn.Module) -> type[nn.Module]:
     """
     if any(is_of_class(module, *name) for name in _STOCHASTIC_DEPTH):
         return StochasticDepth
-    return torch_class(parametrize.type_before_parametrizations(module), RULES)
+    return torch_class(_own_class(module), RULES)
 
 
 def some(names: Sequence[str], most: int) -> str:

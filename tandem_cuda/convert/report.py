@@ -15,7 +15,7 @@ from ..nn.average_pool import SpikingAverage
 from ..nn.operations import synapses_by_input
 from ..nn.tandem import TandemLayer
 from ..spike_train import SpikeTrain
-from .comparison import FEW, Converted, Sums, inputs_of, run_both
+from .comparison import Converted, Likeness, Sums, inputs_of, run_both
 from .nodes import kind_of, name_in_ann, some
 from .record import Origin, Record
 from .trace import Traced
@@ -23,7 +23,6 @@ from .trace import Traced
 _WITH_NEURONS = (TandemLayer, TandemAdd, TandemGate, SpikingAverage)
 _SATURATED = 0.05  # share of neurons from which on a layer is said to saturate
 _MOST = 6  # names in a list
-_AGREEING, _OUTPUT_ERROR = 0.9, 0.5  # an SNN is said to be unlike its ANN below this agreement, or above this error
 
 
 @dataclass(frozen=True)
@@ -137,22 +136,18 @@ class ConversionReport:
 
         It then gives another class for more than 10 % of them or, without classes, ``output_error`` exceeds 1/2.
         """
-        if self.samples < FEW:
-            return False
-        if self.agreement is not None:
-            return self.agreement < _AGREEING
-        return self.output_error is not None and self.output_error > _OUTPUT_ERROR
+        return self._likeness.is_unlike
+
+    @property
+    def _likeness(self) -> Likeness:
+        return Likeness(self.samples, self.agreement, self.output_error)
 
     @property
     def verdict(self) -> str:
         """How near the network is to its ANN, in a sentence; "" if it is not known."""
         if self.output_error is None:
             return ""
-        parts = [f"the outputs differ from the ANN's by {self.output_error:.1%}"]
-        if self.agreement is not None:
-            parts.insert(
-                0, f"the network gives the class of its ANN for {self.agreement:.1%} of {self.samples} samples"
-            )
+        parts = [str(self._likeness)]
         if self.saturated:
             number = len(self.saturated)
             parts.append("a layer is saturated" if number == 1 else f"{number} layers are saturated")
@@ -186,9 +181,7 @@ def _row(layer: ConvertedLayer) -> list[str]:
     return [layer.name, layer.ann, of_snn, threshold, *cells, spikes, *operations]
 
 
-def report_on(
-    network: Converted, record: Record, inputs: Any, trace: Traced | None = None, *, costs: bool = True
-) -> ConversionReport:
+def report_on(network: Converted, record: Record, inputs: Any, trace: Traced | None = None) -> ConversionReport:
     """Return the report of a converted network. ``TandemNetwork.report`` documents arguments and errors.
 
     Args:
@@ -196,7 +189,6 @@ def report_on(
         record: what its conversion knows.
         inputs: the samples; None for the record's.
         trace: the trace of the ANN; by default it is traced again.
-        costs: whether the report has operations and MACs.
     """
     calibrated, snn = network.levels is not None, network.snn
     batches = inputs_of(network, record, inputs)
@@ -205,8 +197,9 @@ def report_on(
     own = {id(vars(module)) for module in network.ann().modules()}
     unchanged = [name for name in called if id(vars(snn.get_submodule(name))) in own]
     layers = [name for name in called if name in origins and name not in unchanged]
-    sums = {name: Sums(costs=costs) for name in layers if isinstance(snn.get_submodule(name), _WITH_NEURONS)}
+    sums = {name: Sums() for name in layers if isinstance(snn.get_submodule(name), _WITH_NEURONS)}
     answers = run_both(network, record, batches, sums, trace)
+    found = answers.likeness() if calibrated else Likeness(answers.samples, None, None)
     time_steps = next((x.time_steps for x in batches if isinstance(x, SpikeTrain)), network.time_steps)
     converted = [_layer(network, origins[name], sums.get(name)) for name in layers]
     rows = tuple(replace(layer, saturates=_saturates(network, layer, time_steps)) for layer in converted)
@@ -214,13 +207,13 @@ def report_on(
         ann=type(network.ann()).__name__,
         time_steps=time_steps,
         calibrated=calibrated,
-        samples=answers.samples,
+        samples=found.samples,
         layers=rows,
         unchanged=tuple(name for name in map(name_in_ann, unchanged) if name not in record.gates),
         gates=record.gates,
         replaced=record.replaced,
-        agreement=answers.agreement() if calibrated else None,
-        output_error=answers.error() if calibrated else None,
+        agreement=found.agreement,
+        output_error=found.output_error,
         notes=tuple(_notes(network, record, rows, sums, answers.samples)),
         warnings=(),
     )
@@ -239,7 +232,7 @@ def _layer(network: Converted, origin: Origin, sums: Sums | None) -> ConvertedLa
             "saturation": sums.saturated / pairs,
             "dead": 1 - float(sums.fired.double().mean()),
         }
-        if sums.costs and synapses_by_input(module):
+        if synapses_by_input(module):
             known |= {"synops": sums.operations / sums.samples, "macs": sums.macs}
         if sums.values:
             known["error"] = sums.error / sums.size if sums.size else math.inf if sums.error else 0.0

@@ -100,6 +100,7 @@ class _Tracer(fx.Tracer):
         """The torch.nn layers that layers of other libraries contain, by target."""
         self.failures: dict[str, str] = {}
         """The modules that cannot be traced and become one call, and why."""
+        self.names = {id(x): name for name, x in ann.named_parameters()}
         self.example = None if example is None else Example(ann, example)
         self.answering = False
 
@@ -110,7 +111,14 @@ class _Tracer(fx.Tracer):
         return is_leaf and kind not in _PARALLEL
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        return attr_val if self.answering else super().getattr(attr, attr_val, parameter_proxy_cache)
+        if self.answering or not isinstance(attr_val, nn.Parameter):
+            return attr_val
+        name = self.names.get(id(attr_val))  # torch.fx would look through all parameters
+        if name is None:
+            return attr_val
+        if name not in parameter_proxy_cache:
+            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+        return parameter_proxy_cache[name]
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if self.answering:  # a part of a leaf
@@ -224,7 +232,7 @@ def retraced(ann: nn.Module, known: Collection[Any], example: Sequence[Tensor] |
     """Trace a converted ANN once more, without running it, and leave nothing behind. See :func:`traced`."""
     before = {*vars(ann)}
     try:
-        yield traced(ann, known, example, check=False)
+        yield traced(ann, known, example, samples=())
     finally:
         for name in {*vars(ann)} - before:  # constants that torch.fx has added
             delattr(ann, name)
@@ -266,14 +274,18 @@ class Traced:
 
 
 def traced(
-    ann: nn.Module, known: Collection[Any], example: Tensor | Sequence[Tensor] | None = None, *, check: bool = True
+    ann: nn.Module,
+    known: Collection[Any],
+    example: Tensor | Sequence[Tensor] | None = None,
+    *,
+    samples: Collection[int] = (2, 3),
 ) -> Traced:
     """Trace forward in eval mode, or in training if it returns more there and computes the same besides.
 
     Each call of a module whose class is ``known``, or of a ``known`` function, is one node. For dropout functions,
     ``meta["drops"]`` tells whether they drop in eval mode and in training. Layers of timm that contain a layer of
-    torch.nn, such as batch norm with activation, are several nodes. ``check``: compare the graph with the ANN on the
-    example, and refuse random numbers.
+    torch.nn, such as batch norm with activation, are several nodes. The graph is compared with the ANN on these numbers
+    of ``samples`` of the example. Without any, random numbers are not refused either.
 
     Raises:
         TypeError: ``example`` is neither a Tensor nor several.
@@ -291,30 +303,29 @@ def traced(
     if inputs is not None:
         _check_example(ann, inputs)
     before = all_settings(ann)
-    with evaluating(ann), refusing_random_numbers(ann) if check else nullcontext():
-        tracers = [_Tracer(known, ann, inputs) for _ in range(3)]
+    with evaluating(ann), refusing_random_numbers(ann) if samples else nullcontext():
         try:
             with answering_for_types(ann):
-                modes = (False, True, False)
-                graphs = [tracer.trace(ann.train(mode)) for tracer, mode in zip(tracers, modes, strict=True)]
+                tracers = [_in_mode(mode, ann, known, inputs) for mode in (False, True)]
+                volatile = _changed(ann, before)
+                # Forward that leaves no trace and does the same in both modes does so in every call.
+                if volatile or _difference(ann, *(tracer.graph for tracer in tracers)):
+                    tracers.append(_in_mode(False, ann, known, inputs))
+                    volatile = _changed(ann, before)
         except Exception as error:  # a user's forward may raise anything when it meets a proxy
             if inputs is not None:
                 with evaluating(ann), torch.no_grad():
                     _outputs(ann, inputs)  # raises an error of its own if the example is no input
             raise Untraceable(ann, error) from error
-    volatile = frozenset(key for key, x in all_settings(ann).items() if key not in before or before[key] != x)
-    for tracer in tracers:
-        if tracer.example is not None:
-            tracer.example.dropped(tracer.graph)
-    tracer = tracers[_check_repeats(ann, *graphs)]
+    tracer = tracers[_check_repeats(ann, *(tracer.graph for tracer in tracers))]
     graph = tracer.graph
     root = _with_parts(ann, tracer.parts) if tracer.parts else ann
-    replaced = swap(graph, root, inputs is not None or not check)
+    replaced = swap(graph, root, inputs is not None or not samples)
     description, sizes = described(graph, ann), {}
     if inputs is not None and tracer.example is not None:
         tracer.example.guard(graph, root)
         with evaluating(ann), torch.no_grad():
-            for n in (2, 3) if check and not tracer.failures else ():  # the graph must not depend on it
+            for n in () if tracer.failures else samples:  # the graph must not depend on it
                 batch = [x[torch.arange(n, device=x.device) % len(x)] for x in inputs]
                 sizes = check_traced(ann, graph, *batch, root=root)
     facts = volatile, tracer.example, tracer.failures, tracer.parts, replaced
@@ -350,7 +361,21 @@ def _with_parts(ann: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
     return root
 
 
-def _check_repeats(ann: nn.Module, once: fx.Graph, training: fx.Graph, again: fx.Graph) -> int:
+def _in_mode(training: bool, ann: nn.Module, known: Collection[Any], inputs: tuple[Tensor, ...] | None) -> _Tracer:
+    """Trace forward in training or in eval mode."""
+    tracer = _Tracer(known, ann, inputs)
+    tracer.trace(ann.train(training))
+    if tracer.example is not None:
+        tracer.example.dropped(tracer.graph)
+    return tracer
+
+
+def _changed(ann: nn.Module, before: Mapping[tuple[str, str], Any]) -> frozenset[tuple[str, str]]:
+    """Return the settings that are no longer as they were: the names of module and attribute."""
+    return frozenset(key for key, x in all_settings(ann).items() if key not in before or before[key] != x)
+
+
+def _check_repeats(ann: nn.Module, once: fx.Graph, training: fx.Graph, again: fx.Graph | None = None) -> int:
     """Raise a ValueError if the graphs of eval mode, of training and of another call in eval mode differ.
 
     In training, forward may return more, computed from the same values. ``training`` then returns both results.
@@ -358,7 +383,7 @@ def _check_repeats(ann: nn.Module, once: fx.Graph, training: fx.Graph, again: fx
     Returns:
         The number of the graph to convert.
     """
-    if got := _difference(ann, once, again):
+    if again is not None and (got := _difference(ann, once, again)):
         raise ValueError(
             f"convert: ann must do the same in every call, got {got} (does a forward change attributes that it reads?)"
         )
