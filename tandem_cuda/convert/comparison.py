@@ -18,7 +18,7 @@ from ..nn.tandem import TandemLayer
 from ..spike_train import SpikeTrain, signs
 from .batches import copied
 from .record import Origin, Record
-from .trace import Showing, Traced, retraced
+from .trace import Showing, retraced
 from .values import SpikeSource
 from .weight_rules import RULES
 
@@ -86,7 +86,7 @@ def _numbers_of(x: Any) -> Any:
 
 @contextmanager
 def _traced_again(
-    ann: nn.Module, record: Record, wanted: Collection[str] | None, trace: Traced | None
+    ann: nn.Module, record: Record, wanted: Collection[str] | None
 ) -> Iterator[tuple[nn.Module, fx.Graph] | None]:
     """Yield the ANN's graph as it was in the conversion, which has the ``wanted`` nodes, and the module that it calls.
 
@@ -96,9 +96,6 @@ def _traced_again(
     """
     if wanted is None:
         yield None
-        return
-    if trace is not None:
-        yield trace.root, trace.graph
         return
     with retraced(ann, RULES, record.example(ann)) as found:
         if missing := sorted({*wanted} - {node.name for node in found.graph.nodes}):
@@ -292,7 +289,7 @@ class OutputComparison:
 
 
 def run_both(
-    network: Converted, record: Record, batches: tuple[Any, ...], sums: Mapping[str, Sums], trace: Traced | None
+    network: Converted, record: Record, batches: tuple[Any, ...], sums: Mapping[str, Sums]
 ) -> OutputComparison:
     """Run the network and its ANN on a batch for each input, and return the answers of both.
 
@@ -301,14 +298,13 @@ def run_both(
         record: what its conversion knows.
         batches: the batches.
         sums: the sums of layers with neurons, to be added to.
-        trace: the trace of the ANN; by default it is traced again.
     """
     ann, snn, answers = network.ann(), network.snn, OutputComparison()
     origins = {origin.name: origin for origin in record.origins}
     nodes = {str(node.target): node for node in snn.graph.nodes if node.op == "call_module"}
     compared = {origins[name].node for name in sums} if network.levels is not None and batches and sums else None
     with (
-        _traced_again(ann, record, compared, trace) as graph,
+        _traced_again(ann, record, compared) as graph,
         evaluating(ann),
         evaluating(snn),
         torch.no_grad(),
@@ -324,4 +320,4 @@ def run_both(
 
 def likeness(network: Converted, record: Record) -> Likeness:
     """Return how near a network is to its ANN, on the samples of its conversion."""
-    return run_both(network, record, inputs_of(network, record, None), {}, None).likeness()
+    return run_both(network, record, inputs_of(network, record, None), {}).likeness()

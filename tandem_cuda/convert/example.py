@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
+from ..nn.classes import is_of_torch
 from ..nn.modes import evaluating
 from .nodes import asks_for_size, closure, kept, leading_to, module_of, owner_of, word_of
 from .trace_errors import ON_BATCH, ON_VALUES, Unanswered
@@ -36,6 +37,8 @@ class Example:
     def __init__(self, root: nn.Module, inputs: Sequence[Tensor]) -> None:
         self.root, self.inputs = root, inputs
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.fakes: dict[int, Any] = {}
+        """The fake tensors of parameters and buffers, by the identity of the real ones."""
         self.values: dict[fx.Node, tuple[Any, ...]] = {}
         """The values of each node, for each batch size."""
         self.placeholders: list[fx.Node] = []
@@ -97,9 +100,28 @@ class Example:
             return getattr(*owner_of(self.root, target))
         if node.op == "call_module":
             module = parts[target] if target in parts else self.root.get_submodule(target)
-            with evaluating(module):
+            with evaluating(module), self._faked(module):
                 return module.forward(*args, **kwargs)
         return target(*args, **kwargs) if node.op == "call_function" else getattr(args[0], target)(*args[1:], **kwargs)
+
+    @contextmanager
+    def _faked(self, module: nn.Module) -> Iterator[None]:
+        """Let a layer of torch hold fake tensors: real ones would be made fake anew by every call.
+
+        The sizes of its results depend on sizes alone. Modules of other libraries may read values.
+        """
+        each = module.modules() if is_of_torch(type(module)) else ()
+        tensors = [held for x in each for held in (x._parameters, x._buffers)]
+        real = [(held, name, x) for held in tensors for name, x in held.items() if x is not None]
+        for held, name, x in real:
+            if id(x) not in self.fakes:
+                self.fakes[id(x)] = self.mode.from_tensor(x)
+            held[name] = self.fakes[id(x)]
+        try:
+            yield
+        finally:
+            for held, name, x in real:
+                held[name] = x
 
     def _note_sizes(self, nodes: Collection[fx.Node]) -> None:
         """Note which sizes these nodes read. Sizes of intermediate tensors may depend on all sizes of all inputs."""

@@ -31,7 +31,6 @@ from .options import Options
 from .quantised_ann import refuse_quantised
 from .record import Sample
 from .replace import check_found, check_replacements, warn_of
-from .report import report_on
 from .rules import RULES
 from .trace import Traced, traced
 from .trace_errors import Untraceable
@@ -220,7 +219,7 @@ def convert(
             network.split()
             if record.sample.inputs:
                 has_levels = any(layer.level is not None for layer in conversion.writer.layers)
-                _warn_if_unlike(network, trace, [] if has_levels else changed, neuron)
+                _warn_if_unlike(network, [] if has_levels else changed, neuron)
             warn_of(names, trace.replaced if replace else (), effect)
             return network
 
@@ -311,22 +310,22 @@ def _sizes(example: Tensor | Sequence[Tensor]) -> tuple[tuple[torch.Size, torch.
     return tuple((torch.Size([1, *x.shape[1:]]), x.dtype) for x in inputs)
 
 
-def _warn_if_unlike(network: TandemNetwork, trace: Traced, changed: Sequence[str], neuron: Neuron) -> None:
+def _warn_if_unlike(network: TandemNetwork, changed: Sequence[str], neuron: Neuron) -> None:
     """Warn if a calibrated network does not compute what its ANN does, and say what to change.
 
     ``changed``: the arguments that make the network less accurate than the defaults.
     """
-    record = network._record
-    assert record is not None
-    if not likeness(network, record).is_unlike:
+    assert network._record is not None
+    found = likeness(network, network._record)
+    if not found.is_unlike:
         return
-    report = report_on(network, record, None, trace)
     remedies = [f"leave out {' and '.join(changed)}, since the defaults are better"] if changed else []
     if not (neuron.radix and network.time_steps == MOST_STEPS):
         remedies.append(f"use more time steps than {network.time_steps}")
     remedies.append(f"{'or ' if remedies else ''}train the network further")
     warnings.warn(
-        f"convert: {report.verdict}. To change that: {'; '.join(remedies)}. print(snn.report()) shows all layers",
+        f"convert: {found}. To change that: {'; '.join(remedies)}. print(snn.report()) names the layer where the error "
+        "starts",
         stacklevel=3,
     )
 

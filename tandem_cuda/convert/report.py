@@ -18,7 +18,6 @@ from ..spike_train import SpikeTrain
 from .comparison import Converted, Likeness, Sums, inputs_of, run_both
 from .nodes import kind_of, name_in_ann, some
 from .record import Origin, Record
-from .trace import Traced
 
 _WITH_NEURONS = (TandemLayer, TandemAdd, TandemGate, SpikingAverage)
 _SATURATED = 0.05  # share of neurons from which on a layer is said to saturate
@@ -181,14 +180,13 @@ def _row(layer: ConvertedLayer) -> list[str]:
     return [layer.name, layer.ann, of_snn, threshold, *cells, spikes, *operations]
 
 
-def report_on(network: Converted, record: Record, inputs: Any, trace: Traced | None = None) -> ConversionReport:
+def report_on(network: Converted, record: Record, inputs: Any) -> ConversionReport:
     """Return the report of a converted network. ``TandemNetwork.report`` documents arguments and errors.
 
     Args:
         network: the network.
         record: what its conversion knows.
         inputs: the samples; None for the record's.
-        trace: the trace of the ANN; by default it is traced again.
     """
     calibrated, snn = network.levels is not None, network.snn
     batches = inputs_of(network, record, inputs)
@@ -198,7 +196,7 @@ def report_on(network: Converted, record: Record, inputs: Any, trace: Traced | N
     unchanged = [name for name in called if id(vars(snn.get_submodule(name))) in own]
     layers = [name for name in called if name in origins and name not in unchanged]
     sums = {name: Sums() for name in layers if isinstance(snn.get_submodule(name), _WITH_NEURONS)}
-    answers = run_both(network, record, batches, sums, trace)
+    answers = run_both(network, record, batches, sums)
     found = answers.likeness() if calibrated else Likeness(answers.samples, None, None)
     time_steps = next((x.time_steps for x in batches if isinstance(x, SpikeTrain)), network.time_steps)
     converted = [_layer(network, origins[name], sums.get(name)) for name in layers]
