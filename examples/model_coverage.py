@@ -1,6 +1,6 @@
 """Convert networks drawn from torchvision and timm, and write docs/coverage.md's table.
 
-    python examples/model_coverage.py                          # the draw of the page: 20 minutes on one core
+    python examples/model_coverage.py                          # the draw of the page: a quarter of an hour
     python examples/model_coverage.py --count 12               # fewer networks on the page
     python examples/model_coverage.py --seed 7                 # another draw; leaves the page as it is
     python examples/model_coverage.py --only resnet18 vgg11    # some networks by name; leaves the page as it is
@@ -460,7 +460,8 @@ def write_page(path: Path, rows: Sequence[Sequence[str]], seed: int) -> None:
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "torchvision", "timm"))
     sentences = [f"- {sentence}" for sentence in summary(rows)]
     parts = [
-        f"Seed {seed}, {len(rows)} families; T = {TIME_STEPS}, {BATCH} images; {versions}.",
+        f"Seed {seed}, {len(rows)} families; T = {TIME_STEPS}, {BATCH} images; {versions}; {torch.get_num_threads()} "
+        "threads.",
         "\n".join(sentences),
         "\n".join(table(("what stops conversion", "networks"), causes(rows))),
         "\n".join(table(HEADER, rows)),
@@ -473,7 +474,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=SEED, help=f"of the draw (default: {SEED}, the page's)")
     parser.add_argument("--count", type=int, help="the number of networks (default: one of each family)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="networks of these names instead")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default: torch's)")
     return parser.parse_args(argv)
 
 

@@ -111,7 +111,7 @@ class Example:
         The sizes of its results depend on sizes alone. Modules of other libraries may read values.
         """
         each = module.modules() if is_of_torch(type(module)) else ()
-        tensors = [held for x in each for held in (x._parameters, x._buffers)]
+        tensors: list[dict[str, Any]] = [held for x in each for held in (vars(x)["_parameters"], x._buffers)]
         real = [(held, name, x) for held in tensors for name, x in held.items() if x is not None]
         for held, name, x in real:
             if id(x) not in self.fakes:
