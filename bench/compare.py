@@ -52,7 +52,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="PyTorch's threads")
     parser.add_argument("--repeats", type=int, default=9, help="rounds at least, whose medians are compared")
     parser.add_argument("--quick", action="store_true", help="3 rounds: a test of this program, not a measurement")
-    parser.add_argument("--without-peers", action="store_true", help="leave SpikingJelly and snnTorch out")
+    parser.add_argument(
+        "--without-peers", action="store_true", help="leave SpikingJelly, snnTorch and ONNX Runtime out"
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the results")
     chosen = parser.parse_args()
     if unknown := set(chosen.only.split(",")) - set(SECTIONS):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import ann
 import mnist_digits
+import onnx_runtime
 import tandem_cuda as tc
 from layer_sections import check_activity, quantised_sides
 from network_sections import ann_sides, check_ann, check_learning, inference, input_scale, with_neurons
@@ -338,16 +339,22 @@ def radix(run: Run) -> list[Figure]:
 def radix_figures(
     run: Run, name: str, made: Networks, x: Tensor, bounds: Bounds, int8_ann: bool = True
 ) -> list[Figure]:
-    """Over PyTorch's int8, or over the ANN in float32 where int8 changes its outputs by too much."""
+    """Over the ANN in float32 and in int8: PyTorch's and ONNX Runtime's, unless it changes the outputs by too much."""
     _, integer, twin, _ = made
     name = f"{name}, radix spikes, T = {RADIX_STEPS}, frozen, int8, batch {len(x)}"
     run.tell(f"{name}: activity", activity(integer, x, 0.005, 0.6))
-    anns = ann.float_sides(twin, x) | (ann.int8_sides(twin, x) if int8_ann else {})
+    anns = ann.float_sides(twin, x)
+    over = {"ANN": ("the ANN's", FREE if int8_ann else bounds)}
+    if int8_ann:
+        anns |= ann.int8_sides(twin, x)
+        over["PyTorch int8"] = "PyTorch's int8", bounds
+    if int8_ann and run.peers:
+        anns |= onnx_runtime.int8_sides(twin, x)
+        over["ONNX Runtime int8"] = "ONNX Runtime's int8", FREE
     medians = run.time(name, {"kernel, int8": frozen(integer, x), **anns})
-    over = [("the ANN's", "ANN")] + [("PyTorch's int8", "PyTorch int8")] * int8_ann
     return [
-        ratio(f"{name}: time over {whose}", medians, "kernel, int8", side, bounds if whose == over[-1][0] else FREE)
-        for whose, side in over
+        ratio(f"{name}: time over {whose}", medians, "kernel, int8", side, bounds)
+        for side, (whose, bounds) in over.items()
     ]
 
 

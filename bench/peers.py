@@ -13,7 +13,7 @@ from importlib import metadata
 import torch
 from torch import Tensor, nn
 
-VERSIONS = {"spikingjelly": "2.0.0", "snntorch": "1.0.0"}
+VERSIONS = {"spikingjelly": "2.0.0", "snntorch": "1.0.0", "onnxruntime": "1.32.0"}
 
 
 def require(*names: str) -> None:

@@ -270,3 +270,13 @@ def test_ann_sides(bench):
     assert list(ann.float_sides(net, x)) == ["ANN", "ANN, channels last", "ANN, compiled"]
     sides = ann.int8_sides(net, x)
     assert list(sides) == [*(f"PyTorch int8, {engine}" for engine in ann.engines()), "PyTorch int8, compiled"]
+
+
+@pytest.mark.slow
+def test_onnx_runtime_side(bench):
+    """Its int8 computes what the ANN does, to a quarter of the outputs' norm: the function checks it."""
+    pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(576, 10)).eval()
+    sides = bench("onnx_runtime").int8_sides(net, torch.rand(4, 3, 8, 8))
+    assert sides["ONNX Runtime int8"]().shape == (4, 10)
