@@ -340,9 +340,17 @@ def toggled(net):
     return net.calls % 4 == 3
 
 
-def test_a_forward_that_changes_from_call_to_call_is_refused():
+def toggled_by_buffer(net):
+    net.count += 1
+    return net.count % 4 == 3
+
+
+@pytest.mark.parametrize("skip", [toggled, toggled_by_buffer])
+def test_a_forward_that_changes_from_call_to_call_is_refused(skip):
+    net = Unsteady(skip)
+    net.register_buffer("count", torch.tensor(0))
     with pytest.raises(ValueError, match=r"must do the same in every call, got .*attributes that it reads"):
-        convert(Unsteady(toggled), 8)
+        convert(net, 8)
 
 
 # -- sums that broadcast

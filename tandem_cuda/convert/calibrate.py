@@ -16,7 +16,8 @@ from ..neuron import Neuron, of_settings
 from ..nn.modes import evaluating
 from ..ops import checks
 from .batches import Batch, copied
-from .trace import Showing, Traced
+from .run_graph import Showing
+from .trace import Traced
 from .values import SpikingLayer
 
 Level = float | Tensor

@@ -19,7 +19,7 @@ from .batches import Batch
 from .calibrate import Calibration, LeastErrors, Percentiles, checked_levels, observe
 from .conversion import Conversion
 from .corrections import Means, find_corrections, weight_layer
-from .trace import check_traced
+from .run_graph import check_traced
 from .values import SpikingLayer
 
 COUNTING = IF(initial=0.5, two_phase=True)

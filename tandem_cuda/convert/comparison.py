@@ -18,7 +18,8 @@ from ..nn.tandem import TandemLayer
 from ..spike_train import SpikeTrain, signs
 from .batches import copied
 from .record import Origin, Record
-from .trace import Showing, retraced
+from .run_graph import Showing
+from .trace import retraced
 from .values import SpikeSource
 from .weight_rules import RULES
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
 
 from ..nn.batch_norm import HOOKS
 from ..nn.classes import is_of_torch
 from ..nn.modes import evaluating
+from .constants import writes
 from .example import Example
 from .foreign import forward_of
 from .nodes import (
@@ -43,8 +43,9 @@ from .nodes import (
 from .proxy_types import CLASS_OF_ATTRIBUTE, answering_for_types, class_of
 from .randomness import refusing_random_numbers
 from .replace import swap
+from .run_graph import check_traced, outputs_of
 from .trace_errors import ON_SIZES, ON_VALUES, Unanswered, Untraceable, reason
-from .training_outputs import found_in, return_both, returns_both, writes_to
+from .training_outputs import found_in, return_both, writes_to
 
 _TUPLES = (nn.RNN, nn.LSTM, nn.GRU, nn.MultiheadAttention)
 """Modules that return tuples."""
@@ -302,7 +303,7 @@ def traced(
     inputs = None if example is None else tuple(example) if isinstance(example, (tuple, list)) else (example,)
     if inputs is not None:
         _check_example(ann, inputs)
-    before = all_settings(ann)
+    before = _noted(ann)
     with evaluating(ann), refusing_random_numbers(ann) if samples else nullcontext():
         try:
             with answering_for_types(ann):
@@ -315,7 +316,7 @@ def traced(
         except Exception as error:  # a user's forward may raise anything when it meets a proxy
             if inputs is not None:
                 with evaluating(ann), torch.no_grad():
-                    _outputs(ann, inputs)  # raises an error of its own if the example is no input
+                    outputs_of(ann, inputs)  # raises an error of its own if the example is no input
             raise Untraceable(ann, error) from error
     tracer = tracers[_check_repeats(ann, *(tracer.graph for tracer in tracers))]
     graph = tracer.graph
@@ -370,9 +371,14 @@ def _in_mode(training: bool, ann: nn.Module, known: Collection[Any], inputs: tup
     return tracer
 
 
+def _noted(ann: nn.Module) -> dict[tuple[str, str], Any]:
+    """Return the settings of all modules, and how often buffers have been written to."""
+    return all_settings(ann) | {(name, ""): writes(x) for name, x in ann.named_buffers()}
+
+
 def _changed(ann: nn.Module, before: Mapping[tuple[str, str], Any]) -> frozenset[tuple[str, str]]:
-    """Return the settings that are no longer as they were: the names of module and attribute."""
-    return frozenset(key for key, x in all_settings(ann).items() if key not in before or before[key] != x)
+    """Return what is no longer as it was noted: the names of module and attribute, or of a buffer."""
+    return frozenset(key for key, x in _noted(ann).items() if key not in before or before[key] != x)
 
 
 def _check_repeats(ann: nn.Module, once: fx.Graph, training: fx.Graph, again: fx.Graph | None = None) -> int:
@@ -435,62 +441,3 @@ def described(graph: fx.Graph, ann: nn.Module) -> tuple[str, ...]:
     order = {node: i for i, node in enumerate(graph.nodes)}
     address = re.compile(r" at 0x[0-9a-f]+")  # of functions
     return tuple(address.sub("", str(_operation(node, order, ann))) for node in graph.nodes)
-
-
-def _outputs(run: Callable[..., Any], inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Run the ANN, or its graph, on copies of the inputs."""
-    try:
-        out = run(*(x.clone() for x in inputs))
-    except Exception as error:  # a user's forward may raise anything
-        got = " and ".join(str([*x.shape]) for x in inputs)
-        raise ValueError(
-            f"convert: ann must take inputs of the example's sizes, with any number of samples, but for {got} its "
-            f"forward raises {type(error).__name__}: {error}"
-        ) from error
-    return [y for y in tree_leaves(out) if isinstance(y, Tensor)]
-
-
-def check_traced(
-    ann: nn.Module, graph: fx.Graph, *inputs: Tensor, root: nn.Module | None = None
-) -> dict[fx.Node, torch.Size]:
-    """Raise a ValueError if the graph does not compute what the ANN does: torch.fx does not see aliases in Python.
-
-    Returns the sizes of all tensors.
-    """
-    sizes: dict[fx.Node, torch.Size] = {}
-
-    def note(node: fx.Node, value: Any) -> None:
-        if isinstance(value, Tensor):
-            sizes[node] = value.shape
-
-    def alike(one: list[Tensor], other: list[Tensor]) -> bool:
-        if [y.shape for y in one] != [y.shape for y in other]:
-            return False
-        pairs = [(a.double(), b.double()) for a, b in zip(one, other, strict=True)]
-        return all(bool((a - b).norm() <= 1e-3 * b.norm()) for a, b in pairs)
-
-    want, got = _outputs(ann, inputs), _outputs(Showing(root or ann, graph, note).run, inputs)
-    if not alike(got, want) and alike(
-        _outputs(ann, inputs), want
-    ):  # an ANN that draws random numbers differs from itself
-        raise ValueError(
-            "convert: ann must compute the same as its torch.fx trace, got different outputs (does a forward write to "
-            "a tensor that has another name, as in y = x; x += z, or use a context manager such as autocast?)"
-        )
-    return sizes
-
-
-class Showing(fx.Interpreter):
-    """Runs a graph and shows the result of each node to a function: at once, for a later node may overwrite it.
-
-    It returns what forward returns in eval mode.
-    """
-
-    def __init__(self, root: nn.Module, graph: fx.Graph, show: Callable[[fx.Node, Any], None]) -> None:
-        super().__init__(root, graph=graph)
-        self.show = show
-
-    def run_node(self, n: fx.Node) -> Any:
-        out = super().run_node(n)
-        self.show(n, out)
-        return out[0] if returns_both(n) else out
