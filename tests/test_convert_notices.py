@@ -345,7 +345,12 @@ def toggled_by_buffer(net):
     return net.count % 4 == 3
 
 
-@pytest.mark.parametrize("skip", [toggled, toggled_by_buffer])
+def toggled_by_new_buffer(net):
+    net.count = net.count + 1
+    return net.count % 4 == 3
+
+
+@pytest.mark.parametrize("skip", [toggled, toggled_by_buffer, toggled_by_new_buffer])
 def test_a_forward_that_changes_from_call_to_call_is_refused(skip):
     net = Unsteady(skip)
     net.register_buffer("count", torch.tensor(0))
@@ -683,7 +688,7 @@ def test_the_plain_call_where_radix_spikes_are_impossible(T, how):
 )
 def test_a_conversion_that_went_badly_warns(how, said):
     ann, x = deep()
-    with pytest.warns(UserWarning, match=r"for \d+.\d% of 64 samples, .*names the layer where the error") as warned:
+    with pytest.warns(UserWarning, match=r"for \d+.\d% of 64 samples, .*shows the error of each layer") as warned:
         snn = convert(ann, 2, calibrate=x, **how)
     text = str(warned[0].message)
     assert said in text

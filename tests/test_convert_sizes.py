@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.fx import symbolic_trace
+from torch.nn.utils import parametrize
 
 from exact import generator, same
 from tandem_cuda import SpikeTrain, convert, freeze
@@ -341,3 +342,58 @@ def test_long_chains_of_functions():
     graph = symbolic_trace(Chain(None))
     product = [node for node in graph.graph.nodes if node.target is operator.add][-1]
     assert class_of(product) is torch.Tensor
+
+
+# -- what answering for sizes leaves behind
+
+
+class Asking(nn.Module):
+    """Reads a size behind its first layer, and keeps the number of samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc, self.last = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(64, 5), None
+
+    def forward(self, x):
+        self.last = x.shape[0]
+        y = F.relu(self.conv(x))
+        _, _, h, w = y.shape
+        return self.fc(F.adaptive_avg_pool2d(y, (h // 2, w // 2)).flatten(1))
+
+
+@pytest.mark.parametrize("how", ["example", "calibrate"])
+def test_a_layer_keeps_its_tensors_where_one_has_no_fake(how):
+    ann, x = Asking(), torch.rand(12, 3, 8, 8)
+    ann.fc.register_buffer("codes", torch.quantize_per_tensor(torch.rand(3), 0.1, 0, torch.qint8))
+    before = [*ann.parameters()]
+    snn = convert(ann, 8, **{how: x})
+    assert all(a is b for a, b in zip(before, ann.parameters(), strict=True))
+    assert type(snn(x)) is torch.Tensor
+
+
+class Permuted(nn.Module):
+    """A parametrization that reads values."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("order", torch.tensor([2, 0, 1]))
+
+    def forward(self, weight):
+        return weight[:, self.order.tolist()]
+
+
+def test_a_parametrization_may_read_values_where_forward_asks_for_sizes():
+    ann, x = Asking(), torch.rand(12, 3, 8, 8)
+    parametrize.register_parametrization(ann.conv, "weight", Permuted())
+    convert(ann, 8, calibrate=x)
+
+
+def test_a_forward_that_notes_the_number_of_samples_is_not_traced_again():
+    ann, x = Asking(), torch.rand(16, 3, 8, 8)
+    convert(ann, 8, calibrate=x)(x)
+    assert type(ann.last) is int
+
+
+def test_lazy_layers():
+    ann = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.ReLU(), nn.Flatten(), nn.LazyLinear(5))
+    convert(ann, 8, calibrate=torch.rand(12, 3, 8, 8))

@@ -111,7 +111,7 @@ class CalibrationSettings:
 
 
 _CHECKED = 2
-"""Samples on which the graph is compared with the ANN, besides the example's, once its sizes are numbers."""
+"""Samples on which the graph is compared with the ANN, besides the example's."""
 
 
 class Calibrator:

@@ -19,7 +19,7 @@ from ..spike_train import SpikeTrain, signs
 from .batches import copied
 from .record import Origin, Record
 from .run_graph import Showing
-from .trace import retraced
+from .trace import Traced, retraced
 from .values import SpikeSource
 from .weight_rules import RULES
 
@@ -87,7 +87,7 @@ def _numbers_of(x: Any) -> Any:
 
 @contextmanager
 def _traced_again(
-    ann: nn.Module, record: Record, wanted: Collection[str] | None
+    ann: nn.Module, record: Record, wanted: Collection[str] | None, trace: Traced | None
 ) -> Iterator[tuple[nn.Module, fx.Graph] | None]:
     """Yield the ANN's graph as it was in the conversion, which has the ``wanted`` nodes, and the module that it calls.
 
@@ -97,6 +97,9 @@ def _traced_again(
     """
     if wanted is None:
         yield None
+        return
+    if trace is not None:
+        yield trace.root, trace.graph
         return
     with retraced(ann, RULES, record.example(ann)) as found:
         if missing := sorted({*wanted} - {node.name for node in found.graph.nodes}):
@@ -290,7 +293,7 @@ class OutputComparison:
 
 
 def run_both(
-    network: Converted, record: Record, batches: tuple[Any, ...], sums: Mapping[str, Sums]
+    network: Converted, record: Record, batches: tuple[Any, ...], sums: Mapping[str, Sums], trace: Traced | None
 ) -> OutputComparison:
     """Run the network and its ANN on a batch for each input, and return the answers of both.
 
@@ -299,13 +302,14 @@ def run_both(
         record: what its conversion knows.
         batches: the batches.
         sums: the sums of layers with neurons, to be added to.
+        trace: the trace of the ANN; by default it is traced again.
     """
     ann, snn, answers = network.ann(), network.snn, OutputComparison()
     origins = {origin.name: origin for origin in record.origins}
     nodes = {str(node.target): node for node in snn.graph.nodes if node.op == "call_module"}
-    compared = {origins[name].node for name in sums} if network.levels is not None and batches and sums else None
+    compared = {origins[name].node for name in sums} if network.levels is not None and batches else None
     with (
-        _traced_again(ann, record, compared) as graph,
+        _traced_again(ann, record, compared, trace) as graph,
         evaluating(ann),
         evaluating(snn),
         torch.no_grad(),
@@ -319,6 +323,6 @@ def run_both(
     return answers
 
 
-def likeness(network: Converted, record: Record) -> Likeness:
+def likeness(network: Converted, record: Record, trace: Traced) -> Likeness:
     """Return how near a network is to its ANN, on the samples of its conversion."""
-    return run_both(network, record, inputs_of(network, record, None), {}).likeness()
+    return run_both(network, record, inputs_of(network, record, None), {}, trace).likeness()

@@ -90,7 +90,7 @@ class Snapshot:
     def __init__(self, ann: nn.Module, names: tuple[str, ...]) -> None:
         held = {name: _held(ann, name) for name in names}
         self.values = {name: x.detach().clone() for name, x in held.items()}
-        self.seen = {name: (x, writes(x)) for name, x in held.items()}
+        self.seen = {name: (x, _writes(x)) for name, x in held.items()}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "seen": {}}
@@ -100,7 +100,7 @@ class Snapshot:
         changed = []
         for name, before in self.values.items():
             now = _held(ann, name)
-            version = writes(now)
+            version = _writes(now)
             seen, number = self.seen.get(name, (None, None))
             if seen is now and version is not None and number == version:
                 continue
@@ -111,7 +111,7 @@ class Snapshot:
         return changed
 
 
-def writes(x: Tensor) -> int | None:
+def _writes(x: Tensor) -> int | None:
     """Return how many times a tensor has been written to; None for tensors of inference mode, which do not count."""
     return None if x.is_inference() else x._version
 

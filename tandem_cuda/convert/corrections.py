@@ -149,17 +149,20 @@ def _correct(
     correction = torch.zeros_like(mean)
     for _ in range(_PASSES):
         set_correction(holder, correction, layer.signed)
-        decoded = _decoded(holder, [result() for result in results], layer)
-        correction = correction + mean - decoded
+        correction = correction + mean - _decoded(holder, results, layer)
     set_correction(holder, correction, layer.signed)
     return correction
 
 
-def _decoded(holder: TandemLayer, trains: Sequence[SpikeTrain], layer: SpikingLayer) -> Tensor:
+def _decoded(holder: TandemLayer, results: Sequence[Callable[[], SpikeTrain]], layer: SpikingLayer) -> Tensor:
     """Return the mean of the values that the spikes of a layer stand for, [C]."""
-    total = torch.stack([_total(train.value, layer.dim) for train in trains]).sum(0)
-    number = sum(train.value.numel() for train in trains) / len(total)
-    mean: Tensor = total * trains[0].amplitude / number
+    total: Any = 0
+    neurons = 0
+    for result in results:  # one batch at a time: the values of all would take much memory
+        train = result()
+        total = total + _total(train.value, layer.dim) * train.amplitude
+        neurons += train.value.numel()
+    mean: Tensor = total / (neurons / len(total))
     if holder.thresholds is not None:  # all branches have equal thresholds
         mean = mean * holder.thresholds.double().cpu()
     if layer.signed:

@@ -37,8 +37,8 @@ class Example:
     def __init__(self, root: nn.Module, inputs: Sequence[Tensor]) -> None:
         self.root, self.inputs = root, inputs
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
-        self.fakes: dict[int, Any] = {}
-        """The fake tensors of parameters and buffers, by the identity of the real ones."""
+        self.fakes: dict[int, tuple[Any, Any]] = {}
+        """Parameters and buffers with their fake tensors, by the identity of the real ones."""
         self.values: dict[fx.Node, tuple[Any, ...]] = {}
         """The values of each node, for each batch size."""
         self.placeholders: list[fx.Node] = []
@@ -110,18 +110,27 @@ class Example:
 
         The sizes of its results depend on sizes alone. Modules of other libraries may read values.
         """
-        each = module.modules() if is_of_torch(type(module)) else ()
-        tensors: list[dict[str, Any]] = [held for x in each for held in (vars(x)["_parameters"], x._buffers)]
-        real = [(held, name, x) for held in tensors for name, x in held.items() if x is not None]
-        for held, name, x in real:
-            if id(x) not in self.fakes:
-                self.fakes[id(x)] = self.mode.from_tensor(x)
-            held[name] = self.fakes[id(x)]
+        modules = [*module.modules()]
+        real: list[tuple[dict[str, Any], str, Any]] = []
         try:
+            for x in modules if all(is_of_torch(type(x)) for x in modules) else ():
+                for held in (vars(x)["_parameters"], x._buffers):
+                    for name, tensor in held.items():
+                        real.append((held, name, tensor))
+                        held[name] = self._fake(tensor)
             yield
         finally:
-            for held, name, x in real:
-                held[name] = x
+            for held, name, tensor in real:
+                held[name] = tensor
+
+    def _fake(self, x: Any) -> Any:
+        """Return the fake tensor of a tensor, or the tensor itself if there is none, as of a quantised one."""
+        if id(x) not in self.fakes:
+            try:
+                self.fakes[id(x)] = x, x if x is None else self.mode.from_tensor(x)
+            except Exception:  # torch refuses tensors of many kinds, each in its own way
+                self.fakes[id(x)] = x, x
+        return self.fakes[id(x)][1]
 
     def _note_sizes(self, nodes: Collection[fx.Node]) -> None:
         """Note which sizes these nodes read. Sizes of intermediate tensors may depend on all sizes of all inputs."""

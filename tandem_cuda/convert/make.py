@@ -150,7 +150,8 @@ def convert(
         example: an input of the ANN, or one for each of its inputs, of at least one sample; by default, from
             ``calibrate``. Required if control flow in forward or arguments of functions depend on the sizes of tensors,
             but not on the batch size. These sizes become numbers, and the network refuses inputs of other sizes. The
-            ANN runs on the example, with two batch sizes, to check that the trace computes what the ANN does.
+            ANN runs on two and three samples of the example, or on three and on two of the data for calibration, to
+            check that the trace computes what the ANN does.
 
     Returns:
         A TandemNetwork. ``.ann()`` is the ANN; ``print(snn.report())`` shows what became of each layer.
@@ -194,7 +195,7 @@ def convert(
         corrects = correct_bias is not False
         names, effect = undone_on_error.enter_context(replacing(ann, replace, batches, corrects))
         wanted = options, settings.channels(earlier), spiking_layers
-        # Calibration compares the trace with the ANN on two samples.
+        # Calibration compares the trace with the ANN once more, on up to two samples.
         trace = _traced(ann, example, (3,) if batches else (2, 3), *wanted)
         check_found(replace, ann, names, trace.replaced, trace.graph)
         conversion, per_layer = _converted(trace, *wanted)
@@ -219,7 +220,7 @@ def convert(
             network.split()
             if record.sample.inputs:
                 has_levels = any(layer.level is not None for layer in conversion.writer.layers)
-                _warn_if_unlike(network, [] if has_levels else changed, neuron)
+                _warn_if_unlike(network, trace, [] if has_levels else changed, neuron)
             warn_of(names, trace.replaced if replace else (), effect)
             return network
 
@@ -310,13 +311,13 @@ def _sizes(example: Tensor | Sequence[Tensor]) -> tuple[tuple[torch.Size, torch.
     return tuple((torch.Size([1, *x.shape[1:]]), x.dtype) for x in inputs)
 
 
-def _warn_if_unlike(network: TandemNetwork, changed: Sequence[str], neuron: Neuron) -> None:
+def _warn_if_unlike(network: TandemNetwork, trace: Traced, changed: Sequence[str], neuron: Neuron) -> None:
     """Warn if a calibrated network does not compute what its ANN does, and say what to change.
 
     ``changed``: the arguments that make the network less accurate than the defaults.
     """
     assert network._record is not None
-    found = likeness(network, network._record)
+    found = likeness(network, network._record, trace)
     if not found.is_unlike:
         return
     remedies = [f"leave out {' and '.join(changed)}, since the defaults are better"] if changed else []
@@ -324,8 +325,7 @@ def _warn_if_unlike(network: TandemNetwork, changed: Sequence[str], neuron: Neur
         remedies.append(f"use more time steps than {network.time_steps}")
     remedies.append(f"{'or ' if remedies else ''}train the network further")
     warnings.warn(
-        f"convert: {found}. To change that: {'; '.join(remedies)}. print(snn.report()) names the layer where the error "
-        "starts",
+        f"convert: {found}. To change that: {'; '.join(remedies)}. print(snn.report()) shows the error of each layer",
         stacklevel=3,
     )
 

@@ -196,7 +196,7 @@ def report_on(network: Converted, record: Record, inputs: Any) -> ConversionRepo
     unchanged = [name for name in called if id(vars(snn.get_submodule(name))) in own]
     layers = [name for name in called if name in origins and name not in unchanged]
     sums = {name: Sums() for name in layers if isinstance(snn.get_submodule(name), _WITH_NEURONS)}
-    answers = run_both(network, record, batches, sums)
+    answers = run_both(network, record, batches, sums, None)
     found = answers.likeness() if calibrated else Likeness(answers.samples, None, None)
     time_steps = next((x.time_steps for x in batches if isinstance(x, SpikeTrain)), network.time_steps)
     converted = [_layer(network, origins[name], sums.get(name)) for name in layers]

@@ -19,7 +19,6 @@ from torch import Tensor, fx, nn
 from ..nn.batch_norm import HOOKS
 from ..nn.classes import is_of_torch
 from ..nn.modes import evaluating
-from .constants import writes
 from .example import Example
 from .foreign import forward_of
 from .nodes import (
@@ -303,22 +302,23 @@ def traced(
     inputs = None if example is None else tuple(example) if isinstance(example, (tuple, list)) else (example,)
     if inputs is not None:
         _check_example(ann, inputs)
-    before = _noted(ann)
+    before = all_settings(ann)
     with evaluating(ann), refusing_random_numbers(ann) if samples else nullcontext():
+        tracers = [_Tracer(known, ann, inputs) for _ in range(3)]
         try:
             with answering_for_types(ann):
-                tracers = [_in_mode(mode, ann, known, inputs) for mode in (False, True)]
-                volatile = _changed(ann, before)
-                # Forward that leaves no trace and does the same in both modes does so in every call.
-                if volatile or _difference(ann, *(tracer.graph for tracer in tracers)):
-                    tracers.append(_in_mode(False, ann, known, inputs))
-                    volatile = _changed(ann, before)
+                modes = (False, True, False)
+                graphs = [tracer.trace(ann.train(mode)) for tracer, mode in zip(tracers, modes, strict=True)]
         except Exception as error:  # a user's forward may raise anything when it meets a proxy
             if inputs is not None:
                 with evaluating(ann), torch.no_grad():
                     outputs_of(ann, inputs)  # raises an error of its own if the example is no input
             raise Untraceable(ann, error) from error
-    tracer = tracers[_check_repeats(ann, *(tracer.graph for tracer in tracers))]
+    volatile = frozenset(key for key, x in all_settings(ann).items() if key not in before or before[key] != x)
+    for tracer in tracers:
+        if tracer.example is not None:
+            tracer.example.dropped(tracer.graph)
+    tracer = tracers[_check_repeats(ann, *graphs)]
     graph = tracer.graph
     root = _with_parts(ann, tracer.parts) if tracer.parts else ann
     replaced = swap(graph, root, inputs is not None or not samples)
@@ -362,26 +362,7 @@ def _with_parts(ann: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
     return root
 
 
-def _in_mode(training: bool, ann: nn.Module, known: Collection[Any], inputs: tuple[Tensor, ...] | None) -> _Tracer:
-    """Trace forward in training or in eval mode."""
-    tracer = _Tracer(known, ann, inputs)
-    tracer.trace(ann.train(training))
-    if tracer.example is not None:
-        tracer.example.dropped(tracer.graph)
-    return tracer
-
-
-def _noted(ann: nn.Module) -> dict[tuple[str, str], Any]:
-    """Return the settings of all modules, and how often buffers have been written to."""
-    return all_settings(ann) | {(name, ""): writes(x) for name, x in ann.named_buffers()}
-
-
-def _changed(ann: nn.Module, before: Mapping[tuple[str, str], Any]) -> frozenset[tuple[str, str]]:
-    """Return what is no longer as it was noted: the names of module and attribute, or of a buffer."""
-    return frozenset(key for key, x in _noted(ann).items() if key not in before or before[key] != x)
-
-
-def _check_repeats(ann: nn.Module, once: fx.Graph, training: fx.Graph, again: fx.Graph | None = None) -> int:
+def _check_repeats(ann: nn.Module, once: fx.Graph, training: fx.Graph, again: fx.Graph) -> int:
     """Raise a ValueError if the graphs of eval mode, of training and of another call in eval mode differ.
 
     In training, forward may return more, computed from the same values. ``training`` then returns both results.
@@ -389,7 +370,7 @@ def _check_repeats(ann: nn.Module, once: fx.Graph, training: fx.Graph, again: fx
     Returns:
         The number of the graph to convert.
     """
-    if again is not None and (got := _difference(ann, once, again)):
+    if got := _difference(ann, once, again):
         raise ValueError(
             f"convert: ann must do the same in every call, got {got} (does a forward change attributes that it reads?)"
         )
