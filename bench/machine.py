@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+import peers
 import tandem_cuda as tc
 
 
@@ -24,7 +25,7 @@ def describe() -> dict[str, Any]:
         "instruction set of PyTorch": torch.backends.cpu.get_cpu_capability(),
         "compiler": info["compiler"],
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in ("tandem_cuda", "torch", "numpy", "spikingjelly", "snntorch")},
+        "versions": {name: _version(name) for name in ("tandem_cuda", "torch", "numpy", *peers.VERSIONS)},
         "system": platform.platform(),
     }
 
