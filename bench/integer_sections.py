@@ -353,8 +353,8 @@ def radix_figures(
         over["ONNX Runtime int8"] = "ONNX Runtime's int8", FREE
     medians = run.time(name, {"kernel, int8": frozen(integer, x), **anns})
     return [
-        ratio(f"{name}: time over {whose}", medians, "kernel, int8", side, bounds)
-        for side, (whose, bounds) in over.items()
+        ratio(f"{name}: time over {whose}", medians, "kernel, int8", side, limits)
+        for side, (whose, limits) in over.items()
     ]
 
 

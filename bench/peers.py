@@ -13,6 +13,7 @@ from importlib import metadata
 import torch
 from torch import Tensor, nn
 
+# ONNX Runtime, which runs the ANN in int8, is in onnx_runtime.py.
 VERSIONS = {"spikingjelly": "2.0.0", "snntorch": "1.0.0", "onnxruntime": "1.32.0"}
 
 

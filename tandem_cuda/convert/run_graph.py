@@ -13,7 +13,7 @@ from .training_outputs import returns_both
 
 
 def outputs_of(run: Callable[..., Any], inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Run the ANN, or its graph, on copies of the inputs."""
+    """Run the ANN, or its graph, on copies of the inputs, and return the tensors in its result."""
     try:
         out = run(*(x.clone() for x in inputs))
     except Exception as error:  # a user's forward may raise anything
@@ -45,9 +45,8 @@ def check_traced(
         return all(bool((a - b).norm() <= 1e-3 * b.norm()) for a, b in pairs)
 
     want, got = outputs_of(ann, inputs), outputs_of(Showing(root or ann, graph, note).run, inputs)
-    if not alike(got, want) and alike(
-        outputs_of(ann, inputs), want
-    ):  # an ANN that draws random numbers differs from itself
+    # An ANN that draws random numbers differs from itself.
+    if not alike(got, want) and alike(outputs_of(ann, inputs), want):
         raise ValueError(
             "convert: ann must compute the same as its torch.fx trace, got different outputs (does a forward write to "
             "a tensor that has another name, as in y = x; x += z, or use a context manager such as autocast?)"

@@ -27,7 +27,7 @@ from .sizes import SPIKES, Value, agreed
 from .spiking import KINDS, Spiking
 from .synapses import Synapses
 from .tandem import TandemLayer
-from .weight_cache import Kernel, SpikingWeights, may_cache
+from .weight_cache import Kernel, SpikingWeights
 
 BranchInput = tuple[Any, SpikeTrain]
 """A branch and its input."""
@@ -140,7 +140,7 @@ class TandemAdd(Spiking):
 
     def integrated(self, *inputs: SpikeTrain) -> Tensor:
         """Return what two-phase neurons integrate before they fire, up to rounding, in eval mode without a gradient."""
-        v = self._pre_activation(list(zip(self.branches, inputs, strict=True)), self._kernels(keep=True))
+        v = self._pre_activation(list(zip(self.branches, inputs, strict=True)), self._kernels())
         scale = self.current_scale()
         return v if scale is None else v * scale
 
@@ -154,10 +154,8 @@ class TandemAdd(Spiking):
         fired = coupled(self.neuron, bits, v, inputs[0].time_steps, self.dtype_of(inputs))
         return fired if pair_dim is None else self.with_pairs(fired.replace_unchecked(pair_dim=pair_dim))
 
-    def _kernels(self, keep: bool = False) -> list[Kernel | None]:
-        """Return the weights of the branches, packed; with ``keep``, from their caches where they may be used again."""
-        layers = [branch if isinstance(branch, TandemLayer) else None for branch in self.branches]
-        return [None if layer is None else layer.weights.packed(keep and may_cache(layer)) for layer in layers]
+    def _kernels(self) -> list[Kernel | None]:
+        return [branch.weights.packed() if isinstance(branch, TandemLayer) else None for branch in self.branches]
 
     def with_pairs(self, fired: SpikeTrain) -> SpikeTrain:
         """Return paired spikes, folded (:func:`.leak.folded`) as the slopes of the branches say."""

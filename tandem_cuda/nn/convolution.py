@@ -107,11 +107,6 @@ class ConvolutionSynapses(Synapses):
         more = [(0, behind - before) for before, behind in reversed(both)]  # odd padding has one more pixel at the end
         return [*itertools.chain(*more)], [before for before, _ in both]
 
-    def fan_out(self, shape: Sequence[int], device: torch.device) -> Tensor:
-        one = self.kernel_shape[0] * self.groups // self.inputs, *self.kernel_shape[1:]  # of one channel of a group
-        of_one = self._reached((self.groups, *shape[1:]), one, device)
-        return of_one.repeat_interleave(shape[0] // self.groups, 0)  # all of them reach the same neurons
-
     def macs(self, inputs: Sequence[int], outputs: Sequence[int]) -> int:
         sizes = zip(inputs[2:], outputs[2:], strict=True)
         uses = math.prod(self._uses(axis, *pair) for axis, pair in enumerate(sizes))

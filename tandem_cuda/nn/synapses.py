@@ -77,10 +77,8 @@ class Synapses(ABC):
 
         Computes one output channel per group and scales the result up.
         """
-        return self._reached(shape, self.kernel_shape, device)
-
-    def _reached(self, shape: Sequence[int], kernel: Sequence[int], device: torch.device) -> Tensor:
-        of_one = reached(lambda x, w: self.dense_product(x, w, None), shape, (self.groups, *kernel), device)
+        ones = self.groups, *self.kernel_shape
+        of_one = reached(lambda x, weight: self.dense_product(x, weight, None), shape, ones, device)
         return of_one * (self.outputs // self.groups)
 
     @abstractmethod
