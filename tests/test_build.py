@@ -445,6 +445,27 @@ def test_import_undefined_symbol(half_built):
     assert "needs torch >= 2.11" in message
 
 
+FIRST_CALLS = """
+import sys
+import torch
+from torch import nn
+import tandem_cuda
+from tandem_cuda import Decode, Encode, TandemLinear
+net = nn.Sequential(Encode(4), TandemLinear(3, 2), Decode())
+net(torch.rand(2, 3)).sum().backward()
+tandem_cuda.freeze(net.eval())(torch.rand(2, 3))
+ann = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+tandem_cuda.freeze(tandem_cuda.convert(ann, 4, calibrate=torch.rand(5, 3)))
+sys.exit(next((f"imported {name}" for name in ("torch._dynamo", "sympy") if name in sys.modules), 0))
+"""
+
+
+def test_first_calls_import_no_compiler():
+    """torch.compile's modules take longer to import than torch itself."""
+    result = run(sys.executable, "-c", FIRST_CALLS, cwd=ROOT)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 # ---- The compiled files
 
 

@@ -15,6 +15,7 @@ import layer_twins
 from exact import ISAS, generator, planes, same
 from tandem_cuda import Decode, Encode, SpikeTrain, SpikingAdaptiveAvgPool2d, TandemConv2d, TandemLinear, freeze
 from tandem_cuda.nn.tandem import TandemLayer
+from tandem_cuda.ops.compiling import assume_constant_result
 
 BATCHES = (4, 8, 3)
 BATCH = {0: Dim("batch")}
@@ -118,6 +119,18 @@ def test_windows_of_different_sizes():
         want = pool(x).bits
         assert want.any()
         same(compiled(x).bits, want)
+
+
+def test_constants_are_marked_as_torch_marks_them():
+    def mine():
+        return 1
+
+    def theirs():
+        return 1
+
+    assume_constant_result(mine)
+    torch.compiler.assume_constant_result(theirs)
+    assert vars(mine) == vars(theirs) != {}
 
 
 @pytest.mark.slow

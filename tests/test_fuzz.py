@@ -274,13 +274,13 @@ def test_one_command_reproduces_a_case(capsys):
 
 
 def fuzz(kinds):
-    """A minute of some kinds, with the seed of the day."""
+    """Twenty seconds of some kinds, with the seed of the day; `make fuzz` takes as long as one likes."""
     seed = seed_of_the_day()
     print(f"seed of the day: {seed}")
-    run = Run(kinds, 1, 1, seed).run()
+    run = Run(kinds, 1 / 3, 1, seed).run()
     print(run.summary())
     assert not run.failures, run.summary()
-    assert all(run.cases[kind] > 20 for kind in kinds), run.summary()
+    assert all(run.cases[kind] > 5 for kind in kinds), run.summary()
 
 
 @pytest.mark.slow

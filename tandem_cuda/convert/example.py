@@ -6,6 +6,7 @@ import logging
 import operator
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -36,7 +37,6 @@ class Example:
 
     def __init__(self, root: nn.Module, inputs: Sequence[Tensor]) -> None:
         self.root, self.inputs = root, inputs
-        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.fakes: dict[int, tuple[Any, Any]] = {}
         """Parameters and buffers with their fake tensors, by the identity of the real ones."""
         self.values: dict[fx.Node, tuple[Any, ...]] = {}
@@ -47,14 +47,14 @@ class Example:
         self.ranked = False
         """Whether an answer depends on a number of dimensions."""
 
+    @cached_property
+    def mode(self) -> FakeTensorMode:
+        """Made for the first question: torch then imports torch._dynamo, which takes longer than most conversions."""
+        return FakeTensorMode(allow_non_fake_inputs=True)
+
     def give(self, placeholders: Iterable[fx.Node]) -> None:
         """Take the inputs as the values of these nodes."""
-        for node, x in zip(placeholders, self.inputs, strict=True):
-            self.placeholders.append(node)
-            with self.mode:
-                self.values[node] = tuple(
-                    torch.empty((n, *x.shape[1:]), dtype=x.dtype, device=x.device) for n in _BATCHES
-                )
+        self.placeholders = [node for node, _ in zip(placeholders, self.inputs, strict=True)]
 
     def answer(self, node: fx.Node, parts: Mapping[str, nn.Module], length: bool = False) -> Any:
         """Return the value of a node, or its length.
@@ -96,6 +96,9 @@ class Example:
     def _run(self, node: fx.Node, parts: Mapping[str, nn.Module], i: int) -> Any:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda x: self.values[x][i])
         target: Any = node.target
+        if node.op == "placeholder":
+            x = self.inputs[self.placeholders.index(node)]
+            return torch.empty((_BATCHES[i], *x.shape[1:]), dtype=x.dtype, device=x.device)
         if node.op == "get_attr":
             return getattr(*owner_of(self.root, target))
         if node.op == "call_module":
@@ -219,7 +222,8 @@ class Example:
                 continue
             with graph.inserting_after(placeholders[-1]):
                 checked = kept(graph.call_function(sized_as_traced, (node, sizes)))
-            self.values[checked] = self.values[node]
+            if node in self.values:
+                self.values[checked] = self.values[node]
             node.replace_all_uses_with(checked, lambda user, checked=checked: user is not checked)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import _C
 from . import checks
 from .checked import checked_by
+from .compiling import assume_constant_result
 
 # Narrow floats are packed in a wider dtype that holds every value and is faster to add.
 _PACKED = {torch.float16: torch.float32, torch.bfloat16: torch.float32}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..neuron import Neuron, RadixIF
 from . import autocast, checks
+from .compiling import assume_constant_result
 from .geometry import Geometry, check_fit, check_geometry, out_size
 from .gradient import refuse_tangents
 from .integrate_and_fire import check_whole, discharge, total_bias
@@ -138,7 +139,7 @@ _TERMS = {"highest": 3, "high": 2, "medium": 1}
 
 
 # torch.compile cannot trace this query, so it treats the result as a constant.
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def _float32_terms() -> int:
     try:
         return _TERMS[torch.get_float32_matmul_precision()]
