@@ -77,6 +77,12 @@ int64_t wrong(CountTile<E>* kernel, FillPanel<E>* fill, int64_t scratch_rows) {
   const PanelSizes sizes(g);
   std::vector<E> weight(g.features() * block);
   for (E& w : weight) w = drawn_weight<E>();
+  if (std::is_integral_v<E> && drawn(0, 1)) {  // neurons for v and -v
+    for (size_t i = 0; i < weight.size(); i += 2) {
+      if (weight[i] == -128) weight[i] = 0;
+      weight[i + 1] = static_cast<E>(-weight[i]);
+    }
+  }
   std::vector<uint8_t> counts(g.pixels_in() * g.in_channels);
   for (uint8_t& count : counts) count = static_cast<uint8_t>(drawn(0, 3) ? drawn(0, largest) : largest);
   const Buffer panel = aligned(sizes.panel_bytes<E>(block)), rows = aligned((pixels + 32) * sizes.row_bytes());
@@ -86,9 +92,10 @@ int64_t wrong(CountTile<E>* kernel, FillPanel<E>* fill, int64_t scratch_rows) {
   fill({weight.data(), g.taps(), g.group_in(), block, sizes, panel.get()});
   fill_rows({&g, counts.data(), sizes, group, 0, pixels, rows.get()});
   CountTileArgs<E> args = {};
-  args.largest = largest, args.sizes = sizes, args.rows = rows.get(), args.panel = panel.get(), args.block = block;
-  args.valid = outputs, args.pixels = pixels, args.row_stride = outputs, args.sum = sum.data();
-  args.scratch = scratch.get();
+  args.largest = largest, args.sizes = sizes, args.rows = rows.get(), args.panel = panel.get();
+  args.sharing = std::is_same_v<E, float> ? 1 : panel.get()[place_of_sharing<E>(sizes, block)];
+  args.block = block / args.sharing, args.valid = outputs, args.pixels = pixels, args.row_stride = outputs;
+  args.sum = sum.data(), args.scratch = scratch.get();
   kernel(args);
   int64_t found = 0;
   for (int64_t i = 0; i < pixels * outputs; ++i) {

@@ -102,8 +102,9 @@ void matrix_tile(const CountTileArgs<E>& a) {
   for (int64_t first = 0; first < a.pixels; first += kMatrixRows) {
     const int64_t rows = a.pixels - first < kMatrixRows ? a.pixels - first : kMatrixRows;
     const uint8_t* const inputs = a.rows + first * a.sizes.row_bytes();
-    for (int64_t c = 0; c < a.valid; c += kMatrixRows) {
-      const bool wide = a.valid - c > 16, tall = rows > 16;
+    const int64_t sums = (a.valid + a.sharing - 1) / a.sharing;
+    for (int64_t c = 0; c < sums; c += kMatrixRows) {
+      const bool wide = sums - c > 16, tall = rows > 16;
       for (int64_t digit = 0; digit < kDigits; ++digit) {
         const auto multiply = wide   ? tall ? multiply_tiles<2, 2> : multiply_tiles<1, 2>
                               : tall ? multiply_tiles<2, 1>
@@ -111,8 +112,8 @@ void matrix_tile(const CountTileArgs<E>& a) {
         multiply(inputs, a.sizes, a.panel + digit * digit_bytes + c / kPartOutputs * a.sizes.part_bytes(),
                  sum + digit * kSums);
       }
-      const int64_t outputs = a.valid - c < kMatrixRows ? a.valid - c : kMatrixRows;
-      write_sums<E>(a, first, rows, outputs, sum, kMatrixRows, kSums, c, units);
+      const int64_t channel = c * a.sharing, left = a.valid - channel, most = kMatrixRows * a.sharing;
+      write_sums<E>(a, first, rows, left < most ? left : most, sum, kMatrixRows, kSums, channel, units);
     }
   }
   release_tiles();

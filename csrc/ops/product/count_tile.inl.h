@@ -11,6 +11,7 @@
 
 #include "cpu/simd.inl.h"
 #include "ops/product/cpu_count_kernels.h"
+#include "ops/radix_spikes/radix_spikes.inl.h"
 
 namespace tandem::TANDEM_ISA {
 
@@ -50,10 +51,40 @@ TANDEM_HOST void fill_digits(const PanelArgs<E>& a, const F& integers) {
   }
 }
 
+// Whether outputs 2i and 2i + 1 have the same weights with opposite signs.
+template <class E>
+bool shares_sums(const PanelArgs<E>& a) {
+  if (a.block < 2 * kPartOutputs) return false;
+  for (int64_t row = 0; row < a.taps * a.channels; ++row) {
+    int odd = 0;
+    for (int64_t i = row * a.block; i < (row + 1) * a.block; i += 2) odd |= a.weight[i] + a.weight[i + 1];
+    if (odd != 0) return false;
+  }
+  return true;
+}
+
 template <class E>
 void fill_panel(const PanelArgs<E>& a) {
+  constexpr int kDigits = kDigitsOf8<E>;
+  const bool shares = shares_sums(a);
+  const int64_t used = place_of_sharing<E>(a.sizes, shares ? a.block / 2 : a.block);
+  std::memset(a.panel + used, 0, static_cast<size_t>(a.sizes.template panel_bytes<E>(a.block) - used));
+  a.panel[place_of_sharing<E>(a.sizes, a.block)] = shares ? 2 : 1;
+  if (shares) {
+    using Pair = std::conditional_t<sizeof(E) == 1, int16_t, int32_t>;
+    typedef Pair Pairs __attribute__((vector_size(kLanes<int32_t> * sizeof(Pair))));
+    PanelArgs<E> half = a;
+    half.block = a.block / 2;
+    fill_digits<kDigits>(half, [&](int64_t row, int64_t output) TANDEM_INLINE {
+      constexpr int kBits = 8 * sizeof(E);
+      Pairs pairs;
+      std::memcpy(&pairs, a.weight + row * a.block + 2 * output, sizeof(pairs));
+      return __builtin_convertvector(pairs << kBits >> kBits, Quads);
+    });
+    return;
+  }
   typedef E Few __attribute__((vector_size(kLanes<int32_t> * sizeof(E))));
-  fill_digits<static_cast<int>(kDigitsOf8<E>)>(a, [&](int64_t row, int64_t output) TANDEM_INLINE {
+  fill_digits<kDigits>(a, [&](int64_t row, int64_t output) TANDEM_INLINE {
     Few few;
     std::memcpy(&few, a.weight + row * a.block + output, sizeof(few));
     return __builtin_convertvector(few, Quads);
@@ -156,14 +187,17 @@ struct Rows {
 #if defined(__AVX512VNNI__)
 
 // sum[pixel, output] += counts * weights for kPixels pixels, kVectors vectors of outputs and `quads` quads of features.
+// begins: sum is 0, whatever it holds.
 template <int kVectors, int kPixels>
-TANDEM_HOST void multiply(const Rows& counts, const BlockOfWeights& block, int64_t quads, int64_t, int32_t* sum) {
+TANDEM_HOST void multiply(const Rows& counts, const BlockOfWeights& block, int64_t quads, int64_t, bool begins,
+                          int32_t* sum) {
   Quads total[kPixels][kVectors];
   const auto sums = [&](int p, int v) TANDEM_INLINE {
     return reinterpret_cast<Quads*>(sum + p * block.outputs + int64_t{v} * kLanes<int32_t>);
   };
-  unrolled<kPixels>([&](int p)
-                        TANDEM_INLINE { unrolled<kVectors>([&](int v) TANDEM_INLINE { total[p][v] = *sums(p, v); }); });
+  unrolled<kPixels>([&](int p) TANDEM_INLINE {
+    unrolled<kVectors>([&](int v) TANDEM_INLINE { total[p][v] = begins ? Quads{} : *sums(p, v); });
+  });
   for (int64_t q = 0; q < quads; ++q) {
     Quads weights[kVectors];
     block.load(q, weights);
@@ -207,14 +241,15 @@ enum class Bits { kAll, kLow, kHigh };
 constexpr int64_t quads_in_16_bits(int64_t largest) { return 128 / largest; }
 
 // sum[pixel, output] += counts * weights for kPixels pixels, kVectors vectors of outputs and `quads` quads of features.
+// begins: sum is 0, whatever it holds.
 template <int kVectors, int kPixels, Bits kBits>
 TANDEM_HOST void multiply_bits(const Rows& counts, const BlockOfWeights& block, int64_t quads, int64_t largest,
-                               int32_t* sum) {
+                               bool begins, int32_t* sum) {
   const int64_t most = quads_in_16_bits(largest);
   for (int64_t first = 0; first < quads; first += most) {
     const int64_t last = first + most < quads ? first + most : quads;
     Vec<int16_t> total[kPixels][kVectors];
-    const auto add = [&](int64_t q, auto begins) TANDEM_INLINE {
+    const auto add = [&](int64_t q, auto is_first) TANDEM_INLINE {
       Quads weights[kVectors];
       block.load(q, weights);
       unrolled<kPixels>([&](int p) TANDEM_INLINE {
@@ -223,7 +258,7 @@ TANDEM_HOST void multiply_bits(const Rows& counts, const BlockOfWeights& block, 
         if constexpr (kBits != Bits::kAll) input &= 0x0F0F0F0F;
         unrolled<kVectors>([&](int v) TANDEM_INLINE {
           const Vec<int16_t> products = pair_products(input, weights[v]);
-          total[p][v] = begins ? products : total[p][v] + products;
+          total[p][v] = is_first ? products : total[p][v] + products;
         });
       });
     };
@@ -232,20 +267,22 @@ TANDEM_HOST void multiply_bits(const Rows& counts, const BlockOfWeights& block, 
     unrolled<kPixels>([&](int p) TANDEM_INLINE {
       unrolled<kVectors>([&](int v) TANDEM_INLINE {
         auto* const to = reinterpret_cast<Quads*>(sum + p * block.outputs + int64_t{v} * kLanes<int32_t>);
-        *to += pair_sums(total[p][v], kBits == Bits::kHigh ? 16 : 1);
+        const Quads sums = pair_sums(total[p][v], kBits == Bits::kHigh ? 16 : 1);
+        *to = begins ? sums : *to + sums;
       });
     });
+    begins = false;
   }
 }
 
 template <int kVectors, int kPixels>
-TANDEM_HOST void multiply(const Rows& counts, const BlockOfWeights& block, int64_t quads, int64_t largest,
+TANDEM_HOST void multiply(const Rows& counts, const BlockOfWeights& block, int64_t quads, int64_t largest, bool begins,
                           int32_t* sum) {
   if (largest <= 128) {
-    multiply_bits<kVectors, kPixels, Bits::kAll>(counts, block, quads, largest, sum);
+    multiply_bits<kVectors, kPixels, Bits::kAll>(counts, block, quads, largest, begins, sum);
   } else {
-    multiply_bits<kVectors, kPixels, Bits::kLow>(counts, block, quads, 15, sum);
-    multiply_bits<kVectors, kPixels, Bits::kHigh>(counts, block, quads, 15, sum);
+    multiply_bits<kVectors, kPixels, Bits::kLow>(counts, block, quads, 15, begins, sum);
+    multiply_bits<kVectors, kPixels, Bits::kHigh>(counts, block, quads, 15, false, sum);
   }
 }
 
@@ -264,62 +301,103 @@ inline double byte_slope(int64_t largest) {
 // Of all pixels, of some outputs of the block.
 template <int kVectors>
 TANDEM_HOST void multiply_rows(const Rows& counts, int64_t rows, const BlockOfWeights& block, int64_t quads,
-                               int64_t largest, int32_t* sum) {
+                               int64_t largest, bool begins, int32_t* sum) {
   constexpr int kMost = kVectorBytes == 64 ? 6 : 12 / kVectors;  // as many sums as there are registers for
   int64_t row = 0;
   for (; row + kMost <= rows; row += kMost) {
-    multiply<kVectors, kMost>(counts.from(row), block, quads, largest, sum + row * block.outputs);
+    multiply<kVectors, kMost>(counts.from(row), block, quads, largest, begins, sum + row * block.outputs);
   }
   if constexpr (kMost == 6) {
     for (; row + 3 <= rows; row += 3) {
-      multiply<kVectors, 3>(counts.from(row), block, quads, largest, sum + row * block.outputs);
+      multiply<kVectors, 3>(counts.from(row), block, quads, largest, begins, sum + row * block.outputs);
     }
   }
-  for (; row < rows; ++row) multiply<kVectors, 1>(counts.from(row), block, quads, largest, sum + row * block.outputs);
+  for (; row < rows; ++row)
+    multiply<kVectors, 1>(counts.from(row), block, quads, largest, begins, sum + row * block.outputs);
 }
 
 // Of all outputs of the block.
 TANDEM_HOST void multiply_block(const Rows& counts, int64_t rows, const BlockOfWeights& block, int64_t quads,
-                                int64_t largest, int32_t* sum) {
+                                int64_t largest, bool begins, int32_t* sum) {
   constexpr int64_t kVector = kLanes<int32_t>;
   if (block.outputs < 2 * kVector) {
-    multiply_rows<1>(counts, rows, block, quads, largest, sum);
+    multiply_rows<1>(counts, rows, block, quads, largest, begins, sum);
   } else if (block.outputs < 4 * kVector) {
-    multiply_rows<2>(counts, rows, block, quads, largest, sum);
+    multiply_rows<2>(counts, rows, block, quads, largest, begins, sum);
   } else {
     for (int64_t at = 0; at < block.outputs; at += 4 * kVector) {
-      multiply_rows<4>(counts, rows, block.from(at), quads, largest, sum + at);
+      multiply_rows<4>(counts, rows, block.from(at), quads, largest, begins, sum + at);
     }
   }
 }
 
+// kSharing outputs of each sum from `sum` on, alternating in sign.
+template <int kSharing>
+TANDEM_HOST Simd<float>::Int32 sums_of_outputs(const int32_t* sum) {
+  using Exact = Simd<float>::Int32;
+  if constexpr (kSharing == 1) return *reinterpret_cast<const Exact*>(sum);
+  typedef uint32_t Half __attribute__((vector_size(sizeof(Exact) / 2)));
+  typedef uint64_t Twice __attribute__((vector_size(sizeof(Exact))));
+  Half half;
+  std::memcpy(&half, sum, sizeof(half));
+  const Twice low = __builtin_convertvector(half, Twice);
+  const Exact every_second = reinterpret_cast<Exact>(Twice{} + (uint64_t{0xFFFFFFFF} << 32));
+  return (reinterpret_cast<Exact>(low | low << 32) ^ every_second) - every_second;
+}
+
+// The sums of a vector of outputs from `channel` of the block on; sum: of their digits, digit_stride apart.
+template <class E, int kSharing>
+TANDEM_HOST Vec<float> total_of(const int32_t* sum, int64_t digit_stride, const float* unit, const float* scale,
+                                const float* bias, int64_t channel, int64_t left) {
+  using Wide = LanesOf<float, double>::type;
+  const auto digit = [&](int64_t i) TANDEM_INLINE { return sums_of_outputs<kSharing>(sum + i * digit_stride); };
+  Vec<float> total;
+  if constexpr (kDigitsOf8<E> == 1) {
+    total = __builtin_convertvector(digit(0), Vec<float>);
+  } else {
+    Wide all = 256 * __builtin_convertvector(digit(1), Wide) + __builtin_convertvector(digit(0), Wide);
+    if constexpr (kDigitsOf8<E> == 3) all += 65536 * __builtin_convertvector(digit(2), Wide);
+    total = __builtin_convertvector(all, Vec<float>);
+  }
+  if constexpr (std::is_same_v<E, float>) total *= load(unit + channel, left);
+  if (scale) total *= load(scale + channel, left);
+  if (bias) total += load(bias + channel, left);
+  return total;
+}
+
+template <class E, int kSharing>
+void write_shared_sums(const CountTileArgs<E>& args, int64_t first, int64_t rows, int64_t outputs, const int32_t* sum,
+                       int64_t row_stride, int64_t digit_stride, int64_t channel, const float* unit) {
+  const CountTileArgs<E> a = args;  // a copy, which the stores cannot change
+  const auto total = [&](int64_t row, int64_t c) TANDEM_INLINE {
+    const int32_t* const from = sum + row * row_stride + c / kSharing;
+    return total_of<E, kSharing>(from, digit_stride, unit, a.scale, a.bias, channel + c, outputs - c);
+  };
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t to = (first + row) * a.row_stride + channel;
+    if (a.bits) {
+      constexpr int64_t kNeurons = kSpikeVectors * kLanes<float>;
+      for (int64_t c = 0; c < outputs; c += kNeurons) {
+        Vec<float> u[kSpikeVectors];
+        unrolled<kSpikeVectors>([&](int j) TANDEM_INLINE {
+          const int64_t at = c + j * kLanes<float>;
+          u[j] = at < outputs ? (total(row, at) + a.start) * a.inverse : Vec<float>{};
+        });
+        store_floors(u, a.most, a.bits + to + c, outputs - c);
+      }
+      continue;
+    }
+    for (int64_t c = 0; c < outputs; c += kLanes<float>) store(a.sum + to + c, total(row, c), outputs - c);
+  }
+}
+
 // Writes scale * sum + bias of output pixels from `first` on for `outputs` channels from `channel` of the block on.
-// sum: [rows, row_stride] of each digit, digit_stride apart; unit: of floats.
+// sum: of these outputs, [rows, row_stride] of each digit, digit_stride apart; unit: of floats.
 template <class E>
 TANDEM_HOST void write_sums(const CountTileArgs<E>& a, int64_t first, int64_t rows, int64_t outputs, const int32_t* sum,
                             int64_t row_stride, int64_t digit_stride, int64_t channel, const float* unit) {
-  using Exact = Simd<float>::Int32;
-  using Wide = LanesOf<float, double>::type;
-  for (int64_t row = 0; row < rows; ++row) {
-    for (int64_t c = 0; c < outputs; c += kLanes<float>) {
-      const int64_t left = outputs - c, at = channel + c;
-      const auto digit = [&](int64_t i) TANDEM_INLINE {
-        return *reinterpret_cast<const Exact*>(sum + i * digit_stride + row * row_stride + c);
-      };
-      Vec<float> total;
-      if constexpr (kDigitsOf8<E> == 1) {
-        total = __builtin_convertvector(digit(0), Vec<float>);
-      } else {
-        Wide all = 256 * __builtin_convertvector(digit(1), Wide) + __builtin_convertvector(digit(0), Wide);
-        if constexpr (kDigitsOf8<E> == 3) all += 65536 * __builtin_convertvector(digit(2), Wide);
-        total = __builtin_convertvector(all, Vec<float>);
-      }
-      if constexpr (std::is_same_v<E, float>) total *= load(unit + at, left);
-      if (a.scale) total *= load(a.scale + at, left);
-      if (a.bias) total += load(a.bias + at, left);
-      store(a.sum + (first + row) * a.row_stride + at, total, left);
-    }
-  }
+  const auto write = a.sharing == 2 ? write_shared_sums<E, 2> : write_shared_sums<E, 1>;
+  write(a, first, rows, outputs, sum, row_stride, digit_stride, channel, unit);
 }
 
 template <class E>
@@ -327,13 +405,12 @@ void byte_tile(const CountTileArgs<E>& a) {
   constexpr int64_t kDigits = sizeof(E);
   const int64_t rows = a.pixels;
   int32_t* const sum = static_cast<int32_t*>(a.scratch);  // [kDigits, rows, block]
-  std::memset(sum, 0, static_cast<size_t>(kDigits * rows * a.block) * sizeof(int32_t));
   for (int64_t at = 0; at < a.sizes.used; at += kCacheDepth) {
     const int64_t n = a.sizes.used - at < kCacheDepth ? a.sizes.used - at : kCacheDepth;
     for (int64_t digit = 0; digit < kDigits; ++digit) {
       const uint8_t* const panel = a.panel + digit * a.sizes.digit_bytes(a.block) + at * kPartOutputs;
       multiply_block({a.rows + at, a.sizes.row_bytes()}, rows, {panel, a.sizes.part_bytes(), a.block}, n / 4, a.largest,
-                     sum + digit * rows * a.block);
+                     at == 0, sum + digit * rows * a.block);
     }
   }
   write_sums<E>(a, 0, rows, a.valid, sum, a.block, rows * a.block, 0, nullptr);

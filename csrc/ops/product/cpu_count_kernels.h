@@ -92,12 +92,17 @@ struct CountTileArgs {
   const uint8_t* rows;   // [pixels, row_bytes()]; for matrix tiles up to a multiple of 16, where the rows
                          // behind them may hold anything
   const uint8_t* panel;  // the weights of this group and block of output channels
-  int64_t block, valid;  // output channels, and how many of them are real
+  int64_t block;         // sums of an output pixel
+  int64_t sharing;       // outputs of a sum: 2 where every second one is the negative of the one before it, else 1
+  int64_t valid;         // outputs that are real
   int64_t pixels;        // output pixels
   int64_t row_stride;    // of sum, in elements
   const float* scale;    // [block] or null
   const float* bias;     // [block] or null
   float* sum;            // at the first output pixel and channel
+  uint8_t* bits;         // in their place, or null: the spikes of radix neurons
+  float start, inverse;  // of these neurons: what their potentials start from, 1 / threshold
+  float most;            // spikes of all steps
   void* scratch;         // byte_scratch_bytes() or matrix_scratch_bytes(), 64-byte aligned
 };
 

@@ -108,10 +108,18 @@ CountTileArgs<E> block_of_tiles(const ProductPlan& plan, const uint8_t* panels, 
   tile.largest = largest_input(plan);
   tile.sizes = PanelSizes(g);
   tile.panel = panels + (group * layout.blocks + b) * panel_bytes<E>(g);
-  tile.block = layout.block;
+  tile.sharing = std::is_same_v<E, float> ? 1 : tile.panel[place_of_sharing<E>(tile.sizes, layout.block)];
+  tile.block = layout.block / tile.sharing;
   tile.valid = std::min(layout.block, g.group_out() - b * layout.block);
   tile.scale = plan.scale ? data_or_null<float>(plan.scale) + channel : nullptr;
   tile.bias = plan.bias ? data_or_null<float>(plan.bias) + channel : nullptr;
+  if (plan.radix_neurons) {
+    RadixSpikesArgs<float> neurons = {};
+    set_neurons<float>(neurons, *plan.radix_neurons);
+    tile.start = neurons.start;
+    tile.inverse = exact_inverse(neurons.threshold);
+    tile.most = static_cast<float>((1 << neurons.time_steps) - 1);
+  }
   return tile;
 }
 
@@ -150,13 +158,15 @@ void run_bytes(const char* op, const ProductPlan& plan, Samples samples, const B
   const int64_t rows = std::min(most, in_steps(parts_of(pixels, parts_of(wanted, splits))));
   const int64_t tiles = parts_of(pixels, rows);
   const bool fires = plan.radix_neurons.has_value();
+  // Whether a tile stores its sums before its neurons fire.
+  const bool stores = fires && exact_inverse(static_cast<float>(plan.radix_neurons->threshold)) == 0;
   with_panels<E>(op, plan, [&](const uint8_t* panels) {
     parallel_tasks(g.groups * splits, tiles, [&](const auto& next) {
       const AlignedBuffer<uint8_t> inputs(op, rows * sizes.row_bytes());
       const AlignedBuffer<uint8_t> scratch(
           op, matrices ? matrix_scratch_bytes<E>() : byte_scratch_bytes<E>(rows, layout.block));
-      const AlignedBuffer<float> sums(op, fires ? rows * layout.block : 0);
-      const AlignedBuffer<uint8_t> bits(op, fires ? rows * layout.block : 0);
+      const AlignedBuffer<float> sums(op, stores ? rows * layout.block : 0);
+      const AlignedBuffer<uint8_t> bits(op, stores ? rows * layout.block : 0);
       for (int64_t task = next(); task >= 0; task = next()) {
         const int64_t split = task / tiles % splits, group = task / tiles / splits;
         const int64_t first = task % tiles * rows, last = std::min(pixels, first + rows);
@@ -167,17 +177,17 @@ void run_bytes(const char* op, const ProductPlan& plan, Samples samples, const B
                              group * g.group_out() + b * layout.block;
           tile.rows = inputs.data;
           tile.pixels = last - first;
-          tile.row_stride = fires ? tile.valid : g.out_channels;
-          tile.sum = fires ? sums.data : output<float>(plan.out_sum) + at;
+          tile.row_stride = stores ? tile.valid : g.out_channels;
+          uint8_t* const to = fires ? output<uint8_t>(plan.out_bits) + at : nullptr;
+          tile.bits = stores ? nullptr : to;
+          tile.sum = stores ? sums.data : fires ? nullptr : output<float>(plan.out_sum) + at;
           tile.scratch = scratch.data;
           if (matrices) {
             k.matrix_tile(tile);
           } else if constexpr (!std::is_same_v<E, float>) {
             k.byte_tile(tile);
           }
-          if (fires) {
-            fire_tile(tile, *plan.radix_neurons, g.out_channels, bits.data, output<uint8_t>(plan.out_bits) + at);
-          }
+          if (stores) fire_tile(tile, *plan.radix_neurons, g.out_channels, bits.data, to);
         }
       }
     });

@@ -1,6 +1,7 @@
 // The CPU kernel of radix spikes: plain pointers and sizes. Torch-free.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "cpu/kernel_table.h"
@@ -23,6 +24,16 @@ struct RadixSpikesArgs {
   T threshold;     // of the last time step; that of each step before is twice as large
   T start;         // what the potential starts from
 };
+
+// 1 / threshold where the steps of a neuron leave floor(u / threshold), capped: for a power of two, as calibration and
+// batch norm leave, neither the steps nor the quotient are rounded. 0 for other thresholds, and for doubles, which have
+// no such path. Every instruction set compiles its own.
+template <class T>
+static T exact_inverse(T threshold) {
+  int exponent = 0;
+  const bool exact = sizeof(T) == 4 && std::frexp(threshold, &exponent) == T(0.5);
+  return exact && exponent > -100 && exponent < 100 ? 1 / threshold : 0;
+}
 
 template <class T>
 using RadixSpikes = void(const RadixSpikesArgs<T>&, int64_t begin, int64_t end);

@@ -2,8 +2,6 @@
 // it: several vectors at once hide that.
 #pragma once
 
-#include <cmath>
-
 #include "cpu/simd.inl.h"
 #include "neuron/neuron.h"
 #include "ops/radix_spikes/cpu_kernels.h"
@@ -39,16 +37,6 @@ struct RadixWord<T, false> {
     unrolled<kSpikeVectors>([&](int j) TANDEM_INLINE { u[j] = Simd<T>::subtract_spiked(u[j], u[j], threshold); });
   }
 };
-
-// 1 / threshold where the steps of a neuron leave floor(u / threshold), capped: for a power of two, as calibration and
-// batch norm leave, neither the steps nor the quotient are rounded. 0 for other thresholds, and for doubles, which most
-// instruction sets cannot convert to integers.
-template <class T>
-TANDEM_HOST T exact_inverse(const RadixSpikesArgs<T>& a) {
-  int exponent = 0;
-  const bool exact = sizeof(T) == 4 && a.state == nullptr && std::frexp(a.threshold, &exponent) == T(0.5);
-  return exact && exponent > -100 && exponent < 100 ? 1 / a.threshold : 0;
-}
 
 // Stores floor(quotient) in n bytes: 0 where it is negative or a NaN, at most `most`, which is less than 256.
 TANDEM_HOST void store_floors(const Vec<float> (&quotient)[kSpikeVectors], float most, uint8_t* p, int64_t n) {
@@ -121,7 +109,7 @@ TANDEM_HOST void radix_block(const RadixSpikesArgs<T>& a, T inverse, int64_t at,
 template <class T>
 void radix_spikes(const RadixSpikesArgs<T>& args, int64_t begin, int64_t end) {
   const RadixSpikesArgs<T> a = args;  // a copy, which the stores cannot change
-  const T inverse = exact_inverse(a);
+  const T inverse = a.state ? 0 : exact_inverse(a.threshold);
   const int64_t whole = end - (end - begin) % kRadixNeurons<T>, stride = kRadixNeurons<T> % a.channels;
   int64_t channel = begin % a.channels;
   for (int64_t at = begin; at < whole; at += kRadixNeurons<T>) {
