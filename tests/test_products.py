@@ -226,14 +226,12 @@ OF_VALUES = [(1, 1, 1), (3, 17, 1), (4, 16, 1), (22, 34, 2), (63, 64, 1), (64, 6
     engine=ENGINES,
     drawn=["even", "sparse", "largest", "high", "none"],
     bias=[False, True],
-    opposite=[False, True],
     power_of_two=[False, True],
 )
-def test_values(sizes, radix, dtype, engine, drawn, bias, opposite, power_of_two):
+def test_values(sizes, radix, dtype, engine, drawn, bias, power_of_two):
     """Of radix spikes, largest and zero ones, and those from 128 on, which a signed byte does not hold.
 
-    With ``opposite``, neurons 2i and 2i + 1 have opposite weights, as for a signed value. Neurons whose threshold is a
-    power of two fire without comparisons.
+    Neurons whose threshold is a power of two fire without comparisons.
     """
     channels, outputs, groups = sizes
     shape = (2, groups * channels, 7, 6)
@@ -243,9 +241,6 @@ def test_values(sizes, radix, dtype, engine, drawn, bias, opposite, power_of_two
         bits |= 1 << (radix - 1)
     variant = exact.Variant(dtype, scaled=dtype in INTEGERS or radix % 2 == 0, packed=radix > 4, engine=engine)
     weight, scale = variant.operands(outputs, channels, 3, 2, seed=1)
-    if opposite:
-        weight = weight.clamp(min=-127) if dtype == torch.int8 else weight
-        weight[1::2] = -weight[: outputs // 2 * 2 : 2]
     bias = dyadic(outputs, seed=2, dtype=variant.dtype) if bias else None
     geometry = {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2), "groups": groups}
     how = variant.how(weight, groups)
@@ -278,23 +273,36 @@ def test_values_of_larger_images(sizes, shape, radix, rate, variant):
     assert len(bits_out.unique()) > 2
 
 
-@pytest.mark.parametrize("radix", [4, 8])
-@pytest.mark.parametrize("dtype", INTEGERS)
-@pytest.mark.parametrize("outputs", [31, 32, 33, 66, 200])
-def test_opposite_weights_share_sums(outputs, dtype, radix):
-    """Where one weight of the last pair is another, none may be taken for the negative of its neighbour."""
-    bits = planes(radix, 2, 21, 4, 3, seed=0)
-    variant = exact.Variant(dtype, scaled=True, packed=True, engine="dense")
-    weight, scale = variant.operands(outputs, 21, 3, 2, seed=1)
-    weight, bias = weight.clamp(min=-127), dyadic(outputs, seed=2)
-    weight[1::2] = -weight[: outputs // 2 * 2 : 2]
+@pairs(
+    channels=[2, 8, 21, 66],
+    outputs=[31, 32, 33, 66, 200],
+    groups=[1, 2],
+    dtype=INTEGERS,
+    radix=[1, 4, 7, 8],
+    opposite=["outputs", "inputs", "both"],
+    packed=[True, False],
+)
+def test_signed_values_share_products(channels, outputs, groups, dtype, radix, opposite, packed):
+    """Outputs, or inputs, 2i + 1 have the weights of those before them with the other sign.
+
+    Where one weight of the last pair is another, none may be taken for the negative of its neighbour. Both inputs of a
+    value may have spikes.
+    """
+    bits = planes(radix, 2, groups * channels, 4, 3, seed=0)
+    variant = exact.Variant(dtype, scaled=True, packed=packed, engine="dense")
+    weight, scale = variant.operands(groups * outputs, channels, 3, 2, seed=1)
+    weight, bias = weight.clamp(min=-127), dyadic(groups * outputs, seed=2)
+    if opposite != "inputs":
+        weight[1::2] = -weight[: len(weight) // 2 * 2 : 2]
+    if opposite != "outputs":
+        weight[:, 1::2] = -weight[:, : channels // 2 * 2 : 2]
     other = weight.clone()
-    other[outputs // 2 * 2 - 1, -1, -1, -1] += 1
+    other[len(weight) // 2 * 2 - 1, channels // 2 * 2 - 1, -1, -1] += 1
+    named = {"bias": bias, "scale": scale, "padding": 1, "stride": (1, 2), "groups": groups, "radix": radix}
     for w in (weight, other):
-        named = {"bias": bias, "scale": scale, "padding": 1, "radix": radix}
-        v = call("count_conv2d", variant.how(w), bits, w, **named)
+        v = call("count_conv2d", variant.how(w, groups), bits, w, **named)
         fires = {"neuron": RadixIF(2.0 ** round(math.log2(v.abs().max().item()))), "time_steps": radix}
-        call("count_conv2d", variant.how(w), bits, w, **named, **fires)
+        call("count_conv2d", variant.how(w, groups), bits, w, **named, **fires)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -1,4 +1,6 @@
 // Products of bytes on instructions in software, against sums that are added one after the other.
+#include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
@@ -69,39 +71,69 @@ double expected(const ConvGeometry& g, const std::vector<uint8_t>& counts, const
 }
 
 template <class E>
-int64_t wrong(CountTile<E>* kernel, FillPanel<E>* fill, int64_t scratch_rows) {
+int64_t wrong(CountTile<E>* kernel, FillPanel<E>* fill, bool on_bytes) {
   const ConvGeometry g = drawn_geometry();
   const int64_t block = block_size<E>(g.group_out()), outputs = std::min(block, g.group_out());
-  const int64_t pixels = g.pixels_out(), group = drawn(0, g.groups - 1);
-  const int64_t largest = drawn(0, 2) ? drawn(0, 1) ? 255 : drawn(1, 128) : 15;
-  const PanelSizes sizes(g);
+  const int64_t pixels = g.pixels_out(), group = drawn(0, g.groups - 1), channels = g.group_in();
+  const int64_t largest = drawn(0, 2) ? drawn(0, 1) ? 255 : drawn(1, 127) : 15;
   std::vector<E> weight(g.features() * block);
   for (E& w : weight) w = drawn_weight<E>();
-  if (std::is_integral_v<E> && drawn(0, 1)) {  // neurons for v and -v
-    for (size_t i = 0; i < weight.size(); i += 2) {
-      if (weight[i] == -128) weight[i] = 0;
-      weight[i + 1] = static_cast<E>(-weight[i]);
+  PanelPairs pairs = {};
+  if (std::is_integral_v<E>) {
+    for (E& w : weight) w = std::max<E>(w, static_cast<E>(-127 * (sizeof(E) == 1 ? 1 : 257)));
+    pairs.inputs = on_bytes && channels % 2 == 0 && drawn(0, 1);
+    pairs.outputs = block >= 2 * kPartOutputs && drawn(0, 1);
+    for (int64_t row = 0; row < g.features(); ++row) {
+      for (int64_t o = 0; o < block; ++o) {
+        E& w = weight[row * block + o];
+        if (pairs.outputs && o % 2 == 1) w = static_cast<E>(-weight[row * block + o - 1]);
+        if (pairs.inputs && row % 2 == 1) w = static_cast<E>(-weight[(row - 1) * block + o]);
+      }
     }
   }
+  const PanelSizes sizes(g, pairs.inputs);
   std::vector<uint8_t> counts(g.pixels_in() * g.in_channels);
   for (uint8_t& count : counts) count = static_cast<uint8_t>(drawn(0, 3) ? drawn(0, largest) : largest);
-  const Buffer panel = aligned(sizes.panel_bytes<E>(block)), rows = aligned((pixels + 32) * sizes.row_bytes());
+  const Buffer panel = aligned(PanelSizes(g).panel_bytes<E>(block));
+  const Buffer rows = aligned((2 * pixels + 32) * sizes.row_bytes());
   const Buffer scratch =
-      aligned(std::max(matrix_scratch_bytes<E>(), scratch_rows * byte_scratch_bytes<E>(pixels, block)));
+      aligned(std::max(matrix_scratch_bytes<E>(), on_bytes ? byte_scratch_bytes<E>(2 * pixels, block) : 0));
   std::vector<float> sum(pixels * outputs, -1.0F);
-  fill({weight.data(), g.taps(), g.group_in(), block, sizes, panel.get()});
-  fill_rows({&g, counts.data(), sizes, group, 0, pixels, rows.get()});
   CountTileArgs<E> args = {};
-  args.largest = largest, args.sizes = sizes, args.rows = rows.get(), args.panel = panel.get();
-  args.sharing = std::is_same_v<E, float> ? 1 : panel.get()[place_of_sharing<E>(sizes, block)];
-  args.block = block / args.sharing, args.valid = outputs, args.pixels = pixels, args.row_stride = outputs;
+  args.block = block / (pairs.outputs ? 2 : 1);
+  fill({weight.data(), g.taps(), channels / (pairs.inputs ? 2 : 1), args.block, pairs, sizes, panel.get()});
+  args.largest = largest;
+  const auto fill_all = [&](RowOf of, int64_t offset, int64_t first) {
+    fill_rows({&g, counts.data(), sizes, group, 0, pixels, rows.get() + first * sizes.row_bytes(), of,
+               static_cast<uint8_t>(offset)});
+  };
+  if (!pairs.inputs) {
+    fill_all(RowOf::kInputs, 0, 0);
+  } else if (largest <= 127) {
+    fill_all(RowOf::kDifferences, largest, 0);
+    std::memset(rows.get() + pixels * sizes.row_bytes(), static_cast<int>(largest), sizes.row_bytes());
+    args.subtracted = 1, args.largest = 2 * largest;
+  } else {
+    fill_all(RowOf::kFirst, 0, 0);
+    fill_all(RowOf::kSecond, 0, pixels);
+    args.subtracted = pixels;
+  }
+  args.sizes = sizes, args.rows = rows.get(), args.panel = panel.get(), args.paired_outputs = pairs.outputs;
+  args.valid = outputs, args.pixels = pixels, args.row_stride = outputs;
   args.sum = sum.data(), args.scratch = scratch.get();
+  std::vector<uint8_t> bits(pixels * outputs, 0xA5);
+  const bool fires = drawn(0, 1);
+  const float threshold = std::ldexp(1.0F, static_cast<int>(drawn(0, 20)) - (std::is_same_v<E, float> ? 20 : 0));
+  args.bits = fires ? bits.data() : nullptr;
+  args.start = threshold / 2, args.inverse = 1 / threshold, args.most = 15;
   kernel(args);
   int64_t found = 0;
   for (int64_t i = 0; i < pixels * outputs; ++i) {
     // Integers of 24 bits stand for floats, each of which is exact in its unit here.
     const double want = expected(g, counts, weight, block, group, i / outputs, i % outputs);
-    found += sum[i] != static_cast<float>(want);
+    const float potential = (static_cast<float>(want) + args.start) * args.inverse;
+    found += fires ? bits[i] != static_cast<uint8_t>(std::min(std::max(potential, 0.0F), args.most))
+                   : sum[i] != static_cast<float>(want);
   }
   return found;
 }
@@ -111,12 +143,12 @@ int64_t wrong(CountTile<E>* kernel, FillPanel<E>* fill, int64_t scratch_rows) {
 int main() {
   int64_t found = 0;
   for (int i = 0; i < 300; ++i) {
-    found += wrong<int8_t>(byte_tile<int8_t>, fill_panel<int8_t>, 1);
-    found += wrong<int16_t>(byte_tile<int16_t>, fill_panel<int16_t>, 1);
+    found += wrong<int8_t>(byte_tile<int8_t>, fill_panel<int8_t>, true);
+    found += wrong<int16_t>(byte_tile<int16_t>, fill_panel<int16_t>, true);
 #if defined(__AVX512VBMI2__)
-    found += wrong<int8_t>(matrix_tile<int8_t>, fill_panel<int8_t>, 0);
-    found += wrong<int16_t>(matrix_tile<int16_t>, fill_panel<int16_t>, 0);
-    found += wrong<float>(matrix_tile<float>, fill_float_panel, 0);
+    found += wrong<int8_t>(matrix_tile<int8_t>, fill_panel<int8_t>, false);
+    found += wrong<int16_t>(matrix_tile<int16_t>, fill_panel<int16_t>, false);
+    found += wrong<float>(matrix_tile<float>, fill_float_panel, false);
 #endif
   }
   std::printf("%lld wrong sums\n", static_cast<long long>(found));

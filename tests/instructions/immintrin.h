@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 
 typedef long long __m512i __attribute__((vector_size(64), may_alias));
 typedef long long __m256i __attribute__((vector_size(32), may_alias));
@@ -86,6 +87,48 @@ inline __m512i _mm512_cvtps_epi32(__m512 a) {
   return (__m512i)rounded;
 }
 
+// The second number where one of them is none.
+inline __m512 _mm512_min_ps(__m512 a, __m512 b) {
+  for (int i = 0; i < 16; ++i) a[i] = a[i] < b[i] ? a[i] : b[i];
+  return a;
+}
+// The least integer for what none stands for.
+inline __m512i _mm512_cvttps_epi32(__m512 a) {
+  software::Ints whole;
+  for (int i = 0; i < 16; ++i) {
+    whole[i] = std::fabs(a[i]) < 2147483648.0F ? static_cast<int>(a[i]) : std::numeric_limits<int>::min();
+  }
+  return (__m512i)whole;
+}
+
+// Two vectors in one of narrower numbers, each 16 bytes for themselves.
+template <class From, class To>
+__m512i packed(__m512i a, __m512i b) {
+  constexpr int n = 16 / sizeof(From), least = std::numeric_limits<To>::min(), most = std::numeric_limits<To>::max();
+  From from[2][4 * n];
+  To to[8 * n];
+  std::memcpy(from[0], &a, sizeof(a));
+  std::memcpy(from[1], &b, sizeof(b));
+  for (int i = 0; i < 8 * n; ++i) {
+    const int value = from[i / n % 2][i / (2 * n) * n + i % n];
+    to[i] = static_cast<To>(value < least ? least : value > most ? most : value);
+  }
+  std::memcpy(&a, to, sizeof(a));
+  return a;
+}
+inline __m512i _mm512_packs_epi32(__m512i a, __m512i b) { return packed<int32_t, int16_t>(a, b); }
+inline __m512i _mm512_packus_epi16(__m512i a, __m512i b) { return packed<int16_t, uint8_t>(a, b); }
+
+template <class... Numbers>
+__m512i _mm512_setr_epi32(Numbers... numbers) {
+  return (__m512i)software::Ints{numbers...};
+}
+inline __m512i _mm512_permutexvar_epi32(__m512i order, __m512i a) {
+  software::Ints moved;
+  for (int i = 0; i < 16; ++i) moved[i] = ((software::Ints)a)[((software::Ints)order)[i] & 15];
+  return (__m512i)moved;
+}
+
 // Matrix tiles of 16 rows of 64 bytes.
 inline uint8_t tiles[8][16][64];
 inline void _tile_loadconfig(const void*) {}
@@ -117,8 +160,6 @@ constexpr int _CMP_LE_OS = 2;
 #define NAMED_ONLY(name)        \
   template <class... Arguments> \
   __m512i name(Arguments...);
-NAMED_ONLY(_mm512_setr_epi32)
-NAMED_ONLY(_mm512_permutexvar_epi32)
 NAMED_ONLY(_mm512_set1_epi8)
 NAMED_ONLY(_mm512_mask_add_epi8)
 NAMED_ONLY(_mm512_mask_add_epi16)

@@ -102,7 +102,7 @@ void matrix_tile(const CountTileArgs<E>& a) {
   for (int64_t first = 0; first < a.pixels; first += kMatrixRows) {
     const int64_t rows = a.pixels - first < kMatrixRows ? a.pixels - first : kMatrixRows;
     const uint8_t* const inputs = a.rows + first * a.sizes.row_bytes();
-    const int64_t sums = (a.valid + a.sharing - 1) / a.sharing;
+    const int64_t of_sum = a.paired_outputs ? 2 : 1, sums = (a.valid + of_sum - 1) / of_sum;
     for (int64_t c = 0; c < sums; c += kMatrixRows) {
       const bool wide = sums - c > 16, tall = rows > 16;
       for (int64_t digit = 0; digit < kDigits; ++digit) {
@@ -112,8 +112,8 @@ void matrix_tile(const CountTileArgs<E>& a) {
         multiply(inputs, a.sizes, a.panel + digit * digit_bytes + c / kPartOutputs * a.sizes.part_bytes(),
                  sum + digit * kSums);
       }
-      const int64_t channel = c * a.sharing, left = a.valid - channel, most = kMatrixRows * a.sharing;
-      write_sums<E>(a, first, rows, left < most ? left : most, sum, kMatrixRows, kSums, channel, units);
+      const int64_t channel = c * of_sum, left = a.valid - channel, most = kMatrixRows * of_sum;
+      write_sums<E>(a, first, rows, left < most ? left : most, {sum, nullptr, kMatrixRows, kSums, 0}, channel, units);
     }
   }
   release_tiles();

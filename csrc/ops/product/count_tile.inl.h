@@ -51,34 +51,20 @@ TANDEM_HOST void fill_digits(const PanelArgs<E>& a, const F& integers) {
   }
 }
 
-// Whether outputs 2i and 2i + 1 have the same weights with opposite signs.
-template <class E>
-bool shares_sums(const PanelArgs<E>& a) {
-  if (a.block < 2 * kPartOutputs) return false;
-  for (int64_t row = 0; row < a.taps * a.channels; ++row) {
-    int odd = 0;
-    for (int64_t i = row * a.block; i < (row + 1) * a.block; i += 2) odd |= a.weight[i] + a.weight[i + 1];
-    if (odd != 0) return false;
-  }
-  return true;
-}
-
 template <class E>
 void fill_panel(const PanelArgs<E>& a) {
   constexpr int kDigits = kDigitsOf8<E>;
-  const bool shares = shares_sums(a);
-  const int64_t used = place_of_sharing<E>(a.sizes, shares ? a.block / 2 : a.block);
-  std::memset(a.panel + used, 0, static_cast<size_t>(a.sizes.template panel_bytes<E>(a.block) - used));
-  a.panel[place_of_sharing<E>(a.sizes, a.block)] = shares ? 2 : 1;
-  if (shares) {
+  const auto from = [&](int64_t row, int64_t output) TANDEM_INLINE {
+    const int64_t outputs = a.pairs.outputs ? 2 : 1;
+    return a.weight + (a.pairs.inputs ? 2 : 1) * row * outputs * a.block + outputs * output;
+  };
+  if (a.pairs.outputs) {
     using Pair = std::conditional_t<sizeof(E) == 1, int16_t, int32_t>;
     typedef Pair Pairs __attribute__((vector_size(kLanes<int32_t> * sizeof(Pair))));
-    PanelArgs<E> half = a;
-    half.block = a.block / 2;
-    fill_digits<kDigits>(half, [&](int64_t row, int64_t output) TANDEM_INLINE {
+    fill_digits<kDigits>(a, [&](int64_t row, int64_t output) TANDEM_INLINE {
       constexpr int kBits = 8 * sizeof(E);
       Pairs pairs;
-      std::memcpy(&pairs, a.weight + row * a.block + 2 * output, sizeof(pairs));
+      std::memcpy(&pairs, from(row, output), sizeof(pairs));
       return __builtin_convertvector(pairs << kBits >> kBits, Quads);
     });
     return;
@@ -86,7 +72,7 @@ void fill_panel(const PanelArgs<E>& a) {
   typedef E Few __attribute__((vector_size(kLanes<int32_t> * sizeof(E))));
   fill_digits<kDigits>(a, [&](int64_t row, int64_t output) TANDEM_INLINE {
     Few few;
-    std::memcpy(&few, a.weight + row * a.block + output, sizeof(few));
+    std::memcpy(&few, from(row, output), sizeof(few));
     return __builtin_convertvector(few, Quads);
   });
 }
@@ -108,10 +94,41 @@ TANDEM_HOST void copy_bytes(uint8_t* to, const uint8_t* from, int64_t n) {
   }
 }
 
-inline void fill_rows(const RowsArgs& a) {
+// n bytes, each of two inputs.
+template <RowOf kOf>
+TANDEM_HOST void copy_pairs(uint8_t* to, const uint8_t* from, int64_t n, uint8_t offset) {
+  const auto of = [&](auto pair) TANDEM_INLINE {  // of the low and the high byte of 16 bits
+    if constexpr (kOf == RowOf::kFirst) return pair & 255;
+    if constexpr (kOf == RowOf::kSecond) return pair >> 8;
+    return (pair - (pair >> 8) + offset) & 255;
+  };
+  constexpr int64_t kPairs = kVectorBytes / 2;
+  typedef uint16_t Pairs __attribute__((vector_size(kVectorBytes)));
+  typedef uint8_t Bytes __attribute__((vector_size(kPairs)));
+  int64_t i = 0;
+  for (; i + kPairs <= n; i += kPairs) {
+    Pairs pairs;
+    std::memcpy(&pairs, from + 2 * i, sizeof(pairs));
+    const Bytes bytes = __builtin_convertvector(static_cast<Pairs>(of(pairs)), Bytes);
+    std::memcpy(to + i, &bytes, sizeof(bytes));
+  }
+  for (; i < n; ++i) to[i] = static_cast<uint8_t>(of(from[2 * i] | from[2 * i + 1] << 8));
+}
+
+template <RowOf kOf>
+void fill_rows_of(const RowsArgs& a) {
+  constexpr int64_t kInputs = kOf == RowOf::kInputs ? 1 : 2;  // of a byte
   const ConvGeometry& g = *a.geometry;
-  const int64_t channels = g.group_in(), tap_bytes = a.sizes.group_counts, line_bytes = g.kernel_w * tap_bytes;
+  const int64_t channels = g.group_in() / kInputs, tap_bytes = a.sizes.group_counts;
+  const int64_t line_bytes = g.kernel_w * tap_bytes;
   const bool side_by_side = g.groups == 1 && g.dilation_w == 1 && channels == tap_bytes;
+  const auto copy = [&](uint8_t* to, const uint8_t* from, int64_t n) TANDEM_INLINE {
+    if constexpr (kOf == RowOf::kInputs) {
+      copy_bytes(to, from, n);
+    } else {
+      copy_pairs<kOf>(to, from, n, a.offset);
+    }
+  };
   int64_t w = a.row_begin % g.out_width, h = a.row_begin / g.out_width % g.out_height;
   int64_t n = a.row_begin / (g.out_width * g.out_height);
   for (int64_t row = a.row_begin; row < a.row_end; ++row) {
@@ -120,27 +137,36 @@ inline void fill_rows(const RowsArgs& a) {
     const bool inside = left >= 0 && left + (g.kernel_w - 1) * g.dilation_w < g.width;
     for (int64_t kh = 0; kh < g.kernel_h; ++kh, to += line_bytes) {
       const int64_t y = top + kh * g.dilation_h;
-      const uint8_t* const line = a.counts + ((n * g.height + y) * g.width + left) * g.in_channels + a.group * channels;
+      const uint8_t* const line =
+          a.counts + ((n * g.height + y) * g.width + left) * g.in_channels + a.group * channels * kInputs;
       if (y < 0 || y >= g.height) {
-        std::memset(to, 0, static_cast<size_t>(line_bytes));
+        std::memset(to, a.offset, static_cast<size_t>(line_bytes));
       } else if (inside && side_by_side) {
-        copy_bytes(to, line, line_bytes);
+        copy(to, line, line_bytes);
       } else {
         for (int64_t kw = 0; kw < g.kernel_w; ++kw) {
           const int64_t x = left + kw * g.dilation_w, seen = x < 0 || x >= g.width ? 0 : channels;
           uint8_t* const tap = to + kw * tap_bytes;
-          copy_bytes(tap, line + kw * g.dilation_w * g.in_channels, seen);
-          for (int64_t c = seen; c < tap_bytes; ++c) tap[c] = 0;
+          copy(tap, line + kw * g.dilation_w * g.in_channels, seen);
+          for (int64_t c = seen; c < tap_bytes; ++c) tap[c] = a.offset;
         }
       }
     }
-    std::memset(to, 0, static_cast<size_t>(a.sizes.depth - g.taps() * tap_bytes));
+    std::memset(to, a.offset, static_cast<size_t>(a.sizes.depth - g.taps() * tap_bytes));
     if (++w < g.out_width) continue;
     w = 0;
     if (++h < g.out_height) continue;
     h = 0;
     ++n;
   }
+}
+
+inline void fill_rows(const RowsArgs& a) {
+  const auto fill = a.row_of == RowOf::kInputs        ? fill_rows_of<RowOf::kInputs>
+                    : a.row_of == RowOf::kDifferences ? fill_rows_of<RowOf::kDifferences>
+                    : a.row_of == RowOf::kFirst       ? fill_rows_of<RowOf::kFirst>
+                                                      : fill_rows_of<RowOf::kSecond>;
+  fill(a);
 }
 
 // Four counts in every lane.
@@ -331,11 +357,11 @@ TANDEM_HOST void multiply_block(const Rows& counts, int64_t rows, const BlockOfW
   }
 }
 
-// kSharing outputs of each sum from `sum` on, alternating in sign.
-template <int kSharing>
+// The sums of a vector of outputs, from `sum` on. With kPaired each has two outputs, the second with the other sign.
+template <bool kPaired>
 TANDEM_HOST Simd<float>::Int32 sums_of_outputs(const int32_t* sum) {
   using Exact = Simd<float>::Int32;
-  if constexpr (kSharing == 1) return *reinterpret_cast<const Exact*>(sum);
+  if constexpr (!kPaired) return *reinterpret_cast<const Exact*>(sum);
   typedef uint32_t Half __attribute__((vector_size(sizeof(Exact) / 2)));
   typedef uint64_t Twice __attribute__((vector_size(sizeof(Exact))));
   Half half;
@@ -345,33 +371,41 @@ TANDEM_HOST Simd<float>::Int32 sums_of_outputs(const int32_t* sum) {
   return (reinterpret_cast<Exact>(low | low << 32) ^ every_second) - every_second;
 }
 
-// The sums of a vector of outputs from `channel` of the block on; sum: of their digits, digit_stride apart.
-template <class E, int kSharing>
-TANDEM_HOST Vec<float> total_of(const int32_t* sum, int64_t digit_stride, const float* unit, const float* scale,
-                                const float* bias, int64_t channel, int64_t left) {
-  using Wide = LanesOf<float, double>::type;
-  const auto digit = [&](int64_t i) TANDEM_INLINE { return sums_of_outputs<kSharing>(sum + i * digit_stride); };
-  Vec<float> total;
-  if constexpr (kDigitsOf8<E> == 1) {
-    total = __builtin_convertvector(digit(0), Vec<float>);
-  } else {
-    Wide all = 256 * __builtin_convertvector(digit(1), Wide) + __builtin_convertvector(digit(0), Wide);
-    if constexpr (kDigitsOf8<E> == 3) all += 65536 * __builtin_convertvector(digit(2), Wide);
-    total = __builtin_convertvector(all, Vec<float>);
-  }
-  if constexpr (std::is_same_v<E, float>) total *= load(unit + channel, left);
-  if (scale) total *= load(scale + channel, left);
-  if (bias) total += load(bias + channel, left);
-  return total;
-}
+// Sums of a tile in 32 bits.
+struct TileSums {
+  const int32_t* first;   // of the first row and output
+  const int32_t* behind;  // of the row that is subtracted from the first one, or null
+  int64_t row_stride, digit_stride;
+  int64_t behind_stride;  // from the row that is subtracted from a row to that of the next row
+};
 
-template <class E, int kSharing>
-void write_shared_sums(const CountTileArgs<E>& args, int64_t first, int64_t rows, int64_t outputs, const int32_t* sum,
-                       int64_t row_stride, int64_t digit_stride, int64_t channel, const float* unit) {
+template <class E, bool kPaired, bool kSubtracts>
+void write_rows(const CountTileArgs<E>& args, int64_t first, int64_t rows, int64_t outputs, const TileSums& sums,
+                int64_t channel, const float* unit) {
+  using Wide = LanesOf<float, double>::type;
+  constexpr int64_t kOutputs = kPaired ? 2 : 1;
   const CountTileArgs<E> a = args;  // a copy, which the stores cannot change
+  const TileSums s = sums;
   const auto total = [&](int64_t row, int64_t c) TANDEM_INLINE {
-    const int32_t* const from = sum + row * row_stride + c / kSharing;
-    return total_of<E, kSharing>(from, digit_stride, unit, a.scale, a.bias, channel + c, outputs - c);
+    const int64_t left = outputs - c, at = channel + c;
+    const auto digit = [&](int64_t i) TANDEM_INLINE {
+      const int64_t place = i * s.digit_stride + c / kOutputs;
+      const auto found = sums_of_outputs<kPaired>(s.first + row * s.row_stride + place);
+      if constexpr (!kSubtracts) return found;
+      return found - sums_of_outputs<kPaired>(s.behind + row * s.behind_stride + place);
+    };
+    Vec<float> v;
+    if constexpr (kDigitsOf8<E> == 1) {
+      v = __builtin_convertvector(digit(0), Vec<float>);
+    } else {
+      Wide all = 256 * __builtin_convertvector(digit(1), Wide) + __builtin_convertvector(digit(0), Wide);
+      if constexpr (kDigitsOf8<E> == 3) all += 65536 * __builtin_convertvector(digit(2), Wide);
+      v = __builtin_convertvector(all, Vec<float>);
+    }
+    if constexpr (std::is_same_v<E, float>) v *= load(unit + at, left);
+    if (a.scale) v *= load(a.scale + at, left);
+    if (a.bias) v += load(a.bias + at, left);
+    return v;
   };
   for (int64_t row = 0; row < rows; ++row) {
     const int64_t to = (first + row) * a.row_stride + channel;
@@ -391,29 +425,33 @@ void write_shared_sums(const CountTileArgs<E>& args, int64_t first, int64_t rows
   }
 }
 
-// Writes scale * sum + bias of output pixels from `first` on for `outputs` channels from `channel` of the block on.
-// sum: of these outputs, [rows, row_stride] of each digit, digit_stride apart; unit: of floats.
+// Writes scale * sum + bias of output pixels from `first` on for `outputs` channels from `channel` of the block on, or
+// the spikes that these drive. unit: of floats.
 template <class E>
-TANDEM_HOST void write_sums(const CountTileArgs<E>& a, int64_t first, int64_t rows, int64_t outputs, const int32_t* sum,
-                            int64_t row_stride, int64_t digit_stride, int64_t channel, const float* unit) {
-  const auto write = a.sharing == 2 ? write_shared_sums<E, 2> : write_shared_sums<E, 1>;
-  write(a, first, rows, outputs, sum, row_stride, digit_stride, channel, unit);
+TANDEM_HOST void write_sums(const CountTileArgs<E>& a, int64_t first, int64_t rows, int64_t outputs,
+                            const TileSums& sums, int64_t channel, const float* unit) {
+  const auto write = sums.behind        ? a.paired_outputs ? write_rows<E, true, true> : write_rows<E, false, true>
+                     : a.paired_outputs ? write_rows<E, true, false>
+                                        : write_rows<E, false, false>;
+  write(a, first, rows, outputs, sums, channel, unit);
 }
 
 template <class E>
 void byte_tile(const CountTileArgs<E>& a) {
   constexpr int64_t kDigits = sizeof(E);
-  const int64_t rows = a.pixels;
+  const int64_t rows = a.pixels + a.subtracted, digit_sums = rows * a.block;
   int32_t* const sum = static_cast<int32_t*>(a.scratch);  // [kDigits, rows, block]
   for (int64_t at = 0; at < a.sizes.used; at += kCacheDepth) {
     const int64_t n = a.sizes.used - at < kCacheDepth ? a.sizes.used - at : kCacheDepth;
     for (int64_t digit = 0; digit < kDigits; ++digit) {
       const uint8_t* const panel = a.panel + digit * a.sizes.digit_bytes(a.block) + at * kPartOutputs;
       multiply_block({a.rows + at, a.sizes.row_bytes()}, rows, {panel, a.sizes.part_bytes(), a.block}, n / 4, a.largest,
-                     at == 0, sum + digit * rows * a.block);
+                     at == 0, sum + digit * digit_sums);
     }
   }
-  write_sums<E>(a, 0, rows, a.valid, sum, a.block, rows * a.block, 0, nullptr);
+  const int32_t* const behind = a.subtracted > 0 ? sum + a.pixels * a.block : nullptr;
+  write_sums<E>(a, 0, a.pixels, a.valid, {sum, behind, a.block, digit_sums, a.subtracted > 1 ? a.block : 0}, 0,
+                nullptr);
 }
 
 constexpr bool kMultipliesBytes = true;

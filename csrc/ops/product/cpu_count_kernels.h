@@ -68,10 +68,19 @@ constexpr int64_t kCacheDepth = 256;
 // The weights of a group and block of output channels, rearranged.
 template <class E>
 struct PanelArgs {
-  const E* weight;  // [taps, channels, block]
+  const E* weight;  // [taps, channels, block], or every second channel, or output, of twice as many
   int64_t taps, channels, block;
+  PanelPairs pairs;
   PanelSizes sizes;
   uint8_t* panel;
+};
+
+// What of its inputs a row has. Signed values have two inputs each, of which at most one is not zero in most trains.
+enum class RowOf {
+  kInputs,
+  kDifferences,  // of inputs 2i and 2i + 1, plus `offset`, so that they are not negative
+  kFirst,        // inputs 2i
+  kSecond,       // inputs 2i + 1
 };
 
 // The inputs of some output pixels, side by side as the panel has the weights.
@@ -81,24 +90,27 @@ struct RowsArgs {
   PanelSizes sizes;
   int64_t group, row_begin, row_end;  // output pixels
   uint8_t* rows;                      // [row_end - row_begin, row_bytes()]
+  RowOf row_of;
+  uint8_t offset;  // 0 but for differences
 };
 
 // A product of spike counts with weights on instructions that multiply bytes: some output pixels with one block of
 // output channels. E: packed weights.
 template <class E>
 struct CountTileArgs {
-  int64_t largest;  // count that there may be
+  int64_t largest;  // byte that there may be in a row
   PanelSizes sizes;
-  const uint8_t* rows;   // [pixels, row_bytes()]; for matrix tiles up to a multiple of 16, where the rows
+  const uint8_t* rows;   // [pixels + subtracted, row_bytes()]; for matrix tiles up to a multiple of 16, where the rows
                          // behind them may hold anything
   const uint8_t* panel;  // the weights of this group and block of output channels
   int64_t block;         // sums of an output pixel
-  int64_t sharing;       // outputs of a sum: 2 where every second one is the negative of the one before it, else 1
+  bool paired_outputs;   // whether each sum has two outputs, the second with the other sign
   int64_t valid;         // outputs that are real
   int64_t pixels;        // output pixels
+  int64_t subtracted;    // rows behind these whose sums are subtracted: none, one from all of them, or one from each
   int64_t row_stride;    // of sum, in elements
-  const float* scale;    // [block] or null
-  const float* bias;     // [block] or null
+  const float* scale;    // [outputs] or null
+  const float* bias;     // [outputs] or null
   float* sum;            // at the first output pixel and channel
   uint8_t* bits;         // in their place, or null: the spikes of radix neurons
   float start, inverse;  // of these neurons: what their potentials start from, 1 / threshold

@@ -98,6 +98,16 @@ bool multiplies_counts(const ProductPlan& plan) {
 
 namespace {
 
+// Which weights the panel of a group and block leaves out.
+template <class E>
+PanelPairs pairs_of(const ConvGeometry& g, const uint8_t* panel) {
+  PanelPairs pairs = {};
+  if constexpr (std::is_integral_v<E>) {
+    std::memcpy(&pairs, panel + place_of_pairs<E>(g, packed_layout<E>(g).block), sizeof(pairs));
+  }
+  return pairs;
+}
+
 // What all tiles of a block of outputs have in common. panels: of all groups and blocks.
 template <class E>
 CountTileArgs<E> block_of_tiles(const ProductPlan& plan, const uint8_t* panels, int64_t group, int64_t b) {
@@ -105,11 +115,11 @@ CountTileArgs<E> block_of_tiles(const ProductPlan& plan, const uint8_t* panels, 
   const PackedLayout layout = packed_layout<E>(g);
   const int64_t channel = group * g.group_out() + b * layout.block;
   CountTileArgs<E> tile = {};
-  tile.largest = largest_input(plan);
-  tile.sizes = PanelSizes(g);
   tile.panel = panels + (group * layout.blocks + b) * panel_bytes<E>(g);
-  tile.sharing = std::is_same_v<E, float> ? 1 : tile.panel[place_of_sharing<E>(tile.sizes, layout.block)];
-  tile.block = layout.block / tile.sharing;
+  const PanelPairs pairs = pairs_of<E>(g, tile.panel);
+  tile.sizes = PanelSizes(g, pairs.inputs);
+  tile.paired_outputs = pairs.outputs;
+  tile.block = layout.block / (pairs.outputs ? 2 : 1);
   tile.valid = std::min(layout.block, g.group_out() - b * layout.block);
   tile.scale = plan.scale ? data_or_null<float>(plan.scale) + channel : nullptr;
   tile.bias = plan.bias ? data_or_null<float>(plan.bias) + channel : nullptr;
@@ -135,18 +145,48 @@ void fire_tile(const CountTileArgs<E>& tile, const RadixNeurons& neurons, int64_
   }
 }
 
+// Whether a byte holds the difference of two inputs, made positive.
+bool holds_differences(int64_t largest) { return 2 * largest <= 255; }
+
+// Writes the rows of the output pixels of a task. Sums of signed values come from differences of their inputs, which
+// are made positive, and a row of `offset` alone; or where a byte does not hold that, from twice as many rows, the
+// second half for the second inputs. Returns how many rows there are behind those of the pixels.
+int64_t fill_task(RowsArgs rows, bool paired_inputs, int64_t largest) {
+  const auto fill_rows = kernels<CountKernels>().fill_rows;
+  const int64_t pixels = rows.row_end - rows.row_begin, row_bytes = rows.sizes.row_bytes();
+  if (!paired_inputs) {
+    fill_rows(rows);
+    return 0;
+  }
+  const bool differences = holds_differences(largest);
+  rows.row_of = differences ? RowOf::kDifferences : RowOf::kFirst;
+  rows.offset = differences ? static_cast<uint8_t>(largest) : 0;
+  fill_rows(rows);
+  rows.rows += pixels * row_bytes;
+  if (differences) {
+    std::memset(rows.rows, rows.offset, static_cast<size_t>(row_bytes));
+    return 1;
+  }
+  rows.row_of = RowOf::kSecond;
+  fill_rows(rows);
+  return pixels;
+}
+
 // A task rearranges the inputs of some output pixels for all blocks of outputs, or for some where there are few pixels:
 // the more pixels a task has, the less often weights are read, which do not fit the cache.
 template <class E>
-void run_bytes(const char* op, const ProductPlan& plan, Samples samples, const BinaryCounts& given, bool matrices) {
+void multiply_panels(const char* op, const ProductPlan& plan, Samples samples, const BinaryCounts& given,
+                     const uint8_t* panels) {
+  ConvGeometry g = plan.geometry;
+  g.batch = samples.count();
+  const PanelPairs pairs = pairs_of<E>(g, panels);
+  const bool matrices = uses_matrices(plan) && !pairs.inputs;
   // Of a task, in the L2 cache beside a block of weights. Processors with matrix tiles have a larger one.
   const int64_t input_bytes = int64_t{matrices ? 768 : 96} << 10, sum_bytes = int64_t{128} << 10;
   const int64_t step = matrices ? kMatrixRows : 6;  // output pixels that kernels take at a time
-  ConvGeometry g = plan.geometry;
-  g.batch = samples.count();
   const CountKernels& k = kernels<CountKernels>();
   const PackedLayout layout = packed_layout<E>(g);
-  const PanelSizes sizes(g);
+  const PanelSizes sizes(g, pairs.inputs);
   const uint8_t* const counts = given.bytes + samples.first * g.height * g.width * g.in_channels;
   const auto parts_of = [](int64_t all, int64_t most) { return (all + most - 1) / std::max<int64_t>(1, most); };
   const auto in_steps = [&](int64_t rows) { return std::max(step, parts_of(rows, step) * step); };
@@ -156,51 +196,57 @@ void run_bytes(const char* op, const ProductPlan& plan, Samples samples, const B
   const int64_t pixels = g.pixels_out(), wanted = parts_of(int64_t{4} * torch::stable::get_num_threads(), g.groups);
   const int64_t splits = std::clamp<int64_t>(parts_of(wanted, parts_of(pixels, most)), 1, layout.blocks);
   const int64_t rows = std::min(most, in_steps(parts_of(pixels, parts_of(wanted, splits))));
-  const int64_t tiles = parts_of(pixels, rows);
+  const int64_t tiles = parts_of(pixels, rows), largest = largest_input(plan);
+  const int64_t behind = !pairs.inputs ? 0 : holds_differences(largest) ? 1 : rows;
   const bool fires = plan.radix_neurons.has_value();
   // Whether a tile stores its sums before its neurons fire.
   const bool stores = fires && exact_inverse(static_cast<float>(plan.radix_neurons->threshold)) == 0;
-  with_panels<E>(op, plan, [&](const uint8_t* panels) {
-    parallel_tasks(g.groups * splits, tiles, [&](const auto& next) {
-      const AlignedBuffer<uint8_t> inputs(op, rows * sizes.row_bytes());
-      const AlignedBuffer<uint8_t> scratch(
-          op, matrices ? matrix_scratch_bytes<E>() : byte_scratch_bytes<E>(rows, layout.block));
-      const AlignedBuffer<float> sums(op, stores ? rows * layout.block : 0);
-      const AlignedBuffer<uint8_t> bits(op, stores ? rows * layout.block : 0);
-      for (int64_t task = next(); task >= 0; task = next()) {
-        const int64_t split = task / tiles % splits, group = task / tiles / splits;
-        const int64_t first = task % tiles * rows, last = std::min(pixels, first + rows);
-        k.fill_rows({&g, counts, sizes, group, first, last, inputs.data});
-        for (int64_t b = split * layout.blocks / splits; b < (split + 1) * layout.blocks / splits; ++b) {
-          CountTileArgs<E> tile = block_of_tiles<E>(plan, panels, group, b);
-          const int64_t at = (samples.first * g.out_height * g.out_width + first) * g.out_channels +
-                             group * g.group_out() + b * layout.block;
-          tile.rows = inputs.data;
-          tile.pixels = last - first;
-          tile.row_stride = stores ? tile.valid : g.out_channels;
-          uint8_t* const to = fires ? output<uint8_t>(plan.out_bits) + at : nullptr;
-          tile.bits = stores ? nullptr : to;
-          tile.sum = stores ? sums.data : fires ? nullptr : output<float>(plan.out_sum) + at;
-          tile.scratch = scratch.data;
-          if (matrices) {
-            k.matrix_tile(tile);
-          } else if constexpr (!std::is_same_v<E, float>) {
-            k.byte_tile(tile);
-          }
-          if (stores) fire_tile(tile, *plan.radix_neurons, g.out_channels, bits.data, to);
+  parallel_tasks(g.groups * splits, tiles, [&](const auto& next) {
+    const AlignedBuffer<uint8_t> inputs(op, (rows + behind) * sizes.row_bytes());
+    const AlignedBuffer<uint8_t> scratch(
+        op, matrices ? matrix_scratch_bytes<E>() : byte_scratch_bytes<E>(rows + behind, layout.block));
+    const AlignedBuffer<float> sums(op, stores ? rows * layout.block : 0);
+    const AlignedBuffer<uint8_t> bits(op, stores ? rows * layout.block : 0);
+    for (int64_t task = next(); task >= 0; task = next()) {
+      const int64_t split = task / tiles % splits, group = task / tiles / splits;
+      const int64_t first = task % tiles * rows, last = std::min(pixels, first + rows);
+      const RowsArgs of_task = {&g, counts, sizes, group, first, last, inputs.data, RowOf::kInputs, 0};
+      const int64_t subtracted = fill_task(of_task, pairs.inputs, largest);
+      for (int64_t b = split * layout.blocks / splits; b < (split + 1) * layout.blocks / splits; ++b) {
+        CountTileArgs<E> tile = block_of_tiles<E>(plan, panels, group, b);
+        const int64_t at = (samples.first * g.out_height * g.out_width + first) * g.out_channels +
+                           group * g.group_out() + b * layout.block;
+        tile.largest = pairs.inputs && holds_differences(largest) ? 2 * largest : largest;
+        tile.rows = inputs.data;
+        tile.pixels = last - first;
+        tile.subtracted = subtracted;
+        tile.row_stride = stores ? tile.valid : g.out_channels;
+        uint8_t* const to = fires ? output<uint8_t>(plan.out_bits) + at : nullptr;
+        tile.bits = stores ? nullptr : to;
+        tile.sum = stores ? sums.data : fires ? nullptr : output<float>(plan.out_sum) + at;
+        tile.scratch = scratch.data;
+        if (matrices) {
+          k.matrix_tile(tile);
+        } else if constexpr (!std::is_same_v<E, float>) {
+          k.byte_tile(tile);
         }
+        if (stores) fire_tile(tile, *plan.radix_neurons, g.out_channels, bits.data, to);
       }
-    });
+    }
   });
+}
+
+template <class E>
+void run_bytes(const char* op, const ProductPlan& plan, Samples samples, const BinaryCounts& given) {
+  with_panels<E>(op, plan, [&](const uint8_t* panels) { multiply_panels<E>(op, plan, samples, given, panels); });
 }
 
 }  // namespace
 
 void run_count_bytes(const char* op, const ProductPlan& plan, Samples samples, const BinaryCounts& counts) {
-  if (!is_integer(plan.weight.scalar_type())) return run_bytes<float>(op, plan, samples, counts, true);
-  dispatch_integers(plan.weight.scalar_type(), [&](auto element) {
-    run_bytes<decltype(element)>(op, plan, samples, counts, uses_matrices(plan));
-  });
+  if (!is_integer(plan.weight.scalar_type())) return run_bytes<float>(op, plan, samples, counts);
+  dispatch_integers(plan.weight.scalar_type(),
+                    [&](auto element) { run_bytes<decltype(element)>(op, plan, samples, counts); });
 }
 
 void check_32_bits(const char* op, const ProductPlan& plan) {

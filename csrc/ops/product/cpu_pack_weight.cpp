@@ -213,15 +213,57 @@ void pack_weight(const char* op, const Tensor& weight, const ConvGeometry& geome
   if (!pack_if_finite(weight_view(weight), geometry, packed)) report_odd_weight(op, weight);
 }
 
+namespace {
+
+// Whether n integers, `stride` apart, are those from `others` on with the other sign.
+template <class E>
+bool are_opposite(const E* weights, const E* others, int64_t stride, int64_t n) {
+  if constexpr (!std::is_integral_v<E>) return false;
+  int odd = 0;
+  for (int64_t i = 0; i < n * stride; i += stride) odd |= static_cast<int>(weights[i] + others[i]);
+  return odd == 0;
+}
+
+template <class E>
+bool has_paired_inputs(const ConvGeometry& g, const E* packed) {
+  const PackedLayout layout = packed_layout<E>(g);
+  bool paired = g.group_in() % 2 == 0;
+  for (int64_t at = 0; paired && at < layout.elements(); at += 2 * layout.block) {
+    paired = are_opposite(packed + at, packed + at + layout.block, 1, layout.block);
+  }
+  return paired;
+}
+
+template <class E>
+bool has_paired_outputs(const PackedLayout& layout, const E* block) {
+  bool paired = layout.block >= 2 * kPartOutputs;
+  for (int64_t at = 0; paired && at < layout.block_elements(); at += layout.block) {
+    paired = are_opposite(block + at, block + at + 1, 2, layout.block / 2);
+  }
+  return paired;
+}
+
+}  // namespace
+
 template <class E>
 void fill_panels(const ConvGeometry& g, const E* packed, uint8_t* panels) {
   if constexpr (!std::is_same_v<E, double>) {
     const PackedLayout layout = packed_layout<E>(g);
     const int64_t bytes = panel_bytes<E>(g);
+    const bool paired_inputs = has_paired_inputs(g, packed);
     parallel_ranges(layout.groups * layout.blocks, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        kernels<CountKernels>().fill_panel(PanelArgs<E>{packed + i * layout.block_elements(), g.taps(), g.group_in(),
-                                                        layout.block, PanelSizes(g), panels + i * bytes});
+        const E* const weight = packed + i * layout.block_elements();
+        const PanelPairs pairs = {paired_inputs, has_paired_outputs(layout, weight)};
+        const PanelSizes sizes(g, pairs.inputs);
+        const int64_t channels = g.group_in() / (pairs.inputs ? 2 : 1), block = layout.block / (pairs.outputs ? 2 : 1);
+        uint8_t* const panel = panels + i * bytes;
+        if constexpr (std::is_integral_v<E>) {
+          const int64_t used = kDigitsOf8<E> * sizes.digit_bytes(block);
+          std::memset(panel + used, 0, static_cast<size_t>(bytes - used));
+          std::memcpy(panel + place_of_pairs<E>(g, layout.block), &pairs, sizeof(pairs));
+        }
+        kernels<CountKernels>().fill_panel(PanelArgs<E>{weight, g.taps(), channels, block, pairs, sizes, panel});
       }
     });
   }

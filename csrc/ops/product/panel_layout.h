@@ -25,17 +25,16 @@ constexpr int64_t kDigitsOf8 = std::is_same_v<E, float> ? 3 : static_cast<int64_
 // The panel of a group and block of weights: for each of their digits [block / 16, depth / 4, 16, 4], with the taps'
 // channels one after the other, as they stand in `counts`, and zeros behind them; then, of floats, the units [block].
 //
-// Neurons for v and -v share a sum: where the weights of all outputs 2i + 1 of a block are those of the outputs 2i with
-// the other sign, a panel of integers has the outputs 2i alone, [block / 32, ...]. A byte behind the room for the
-// digits tells how many outputs share a sum, 1 or 2.
+// Signed values have two neurons, for v and -v. Panels of integers hold such weights once (PanelPairs), in a part of
+// their room; what they hold stands behind the room for the digits.
 struct PanelSizes {
   int64_t group_counts;  // bytes of a tap: the channels of a group, with zeros up to a multiple of 4
   int64_t used;          // bytes of all taps
   int64_t depth;         // the same, with zeros up to a multiple of kMatrixBytes
 
   PanelSizes() = default;
-  explicit PanelSizes(const ConvGeometry& g)
-      : group_counts((g.group_in() + 3) / 4 * 4),
+  explicit PanelSizes(const ConvGeometry& g, bool paired_inputs = false)
+      : group_counts((g.group_in() / (paired_inputs ? 2 : 1) + 3) / 4 * 4),
         used(g.taps() * group_counts),
         depth((used + kMatrixBytes - 1) / kMatrixBytes * kMatrixBytes) {}
   // Rows stand in lines of memory that do not evict each other from the cache.
@@ -49,10 +48,16 @@ struct PanelSizes {
   }
 };
 
-// Where a panel of integers tells how many outputs share a sum.
+// Whether the weights of inputs, or outputs, 2i + 1 are those of inputs, or outputs, 2i with the other sign: then the
+// panels of all groups and blocks hold the inputs 2i alone, or the panel of a block holds the outputs 2i alone.
+struct PanelPairs {
+  bool inputs, outputs;
+};
+
+// Where a panel of integers has its PanelPairs.
 template <class E>
-int64_t place_of_sharing(const PanelSizes& sizes, int64_t block) {
-  return kDigitsOf8<E> * sizes.digit_bytes(block);
+int64_t place_of_pairs(const ConvGeometry& g, int64_t block) {
+  return kDigitsOf8<E> * PanelSizes(g).digit_bytes(block);
 }
 
 // Whether weights of this geometry are packed as panels, too: few channels leave most of their bytes empty.
