@@ -410,11 +410,11 @@ void write_rows(const CountTileArgs<E>& args, int64_t first, int64_t rows, int64
   for (int64_t row = 0; row < rows; ++row) {
     const int64_t to = (first + row) * a.row_stride + channel;
     if (a.bits) {
-      constexpr int64_t kNeurons = kSpikeVectors * kLanes<float>;
+      constexpr int64_t kNeurons = int64_t{kSpikeVectors} * kLanes<float>;
       for (int64_t c = 0; c < outputs; c += kNeurons) {
         Vec<float> u[kSpikeVectors];
         unrolled<kSpikeVectors>([&](int j) TANDEM_INLINE {
-          const int64_t at = c + j * kLanes<float>;
+          const int64_t at = c + int64_t{j} * kLanes<float>;
           u[j] = at < outputs ? (total(row, at) + a.start) * a.inverse : Vec<float>{};
         });
         store_floors(u, a.most, a.bits + to + c, outputs - c);
