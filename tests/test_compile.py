@@ -134,10 +134,14 @@ def test_constants_are_marked_as_torch_marks_them():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("backend", "dynamic"), [("aot_eager", None), ("inductor", True)])
-@every_network
+@pytest.mark.parametrize(
+    ("network", "backend", "dynamic"),
+    [*((name, "inductor", True) for name in NETWORKS), ("plain", "aot_eager", None), ("batch norm", "aot_eager", None)],
+)
 @pytest.mark.filterwarnings("error:tandem_cuda")
-def test_compile(make, size, dynamic, backend):
+def test_compile(network, backend, dynamic):
+    """With symbolic sizes from the start, or from the second size on."""
+    make, size = NETWORKS[network]
     check_training(make, size, dynamic=dynamic, backend=backend)
     check_inference(make, size, dynamic=dynamic, backend=backend)
 
