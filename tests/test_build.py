@@ -466,6 +466,47 @@ def test_first_calls_import_no_compiler():
     assert (result.returncode, result.stderr) == (0, "")
 
 
+ASKED_FOR_SIZES = """
+import gc
+import math
+import sys
+import weakref
+import torch
+from torch import nn
+import tandem_cuda
+
+class Asks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+    def forward(self, x):
+        try:
+            tall = x.shape[2] > 4
+        except Exception:
+            tall = False
+        x = torch.relu(self.a(x))
+        return self.b(x.mean((2, 3)) * (2 if tall else 1))
+
+ann = Asks().eval()
+snn = tandem_cuda.convert(ann, 8, calibrate=torch.rand(20, 3, 6, 6))
+assert "torch._dynamo" in sys.modules
+assert any(module.in_features == 4 for module in snn.modules() if isinstance(module, nn.Linear))
+left = weakref.ref(ann)
+del ann, snn
+gc.collect()
+assert left() is None
+compiled = torch.compile(lambda x: x / math.log2(16) * torch.is_tensor(x), backend="eager", fullgraph=True)
+assert compiled(torch.ones(2)).tolist() == [0.25, 0.25]
+"""
+
+
+def test_questions_leave_the_compiler_as_it_is():
+    """A network that asks for sizes, before anybody else has imported the compiler; even if it catches every error."""
+    result = run(sys.executable, "-c", ASKED_FOR_SIZES, cwd=ROOT)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 # ---- The compiled files
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import operator
+import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -37,6 +38,8 @@ class Example:
 
     def __init__(self, root: nn.Module, inputs: Sequence[Tensor]) -> None:
         self.root, self.inputs = root, inputs
+        self.tracing, self.unprepared = True, False
+        """Whether forward is being traced, and whether it has asked before torch._dynamo was there."""
         self.fakes: dict[int, tuple[Any, Any]] = {}
         """Parameters and buffers with their fake tensors, by the identity of the real ones."""
         self.values: dict[fx.Node, tuple[Any, ...]] = {}
@@ -49,7 +52,14 @@ class Example:
 
     @cached_property
     def mode(self) -> FakeTensorMode:
-        """Made for the first question: torch then imports torch._dynamo, which takes longer than most conversions."""
+        """Made for the first question: torch then imports torch._dynamo, which takes longer than most conversions.
+
+        Not while a forward is traced: torch._dynamo would keep the functions that torch.fx has put in the place of
+        Python's and torch's.
+        """
+        if self.tracing and "torch._dynamo" not in sys.modules:
+            self.unprepared = True
+            raise RuntimeError("fake tensors need torch._dynamo")
         return FakeTensorMode(allow_non_fake_inputs=True)
 
     def give(self, placeholders: Iterable[fx.Node]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib
 import itertools
 import operator
 import re
@@ -305,15 +306,11 @@ def traced(
     before = all_settings(ann)
     with evaluating(ann), refusing_random_numbers(ann) if samples else nullcontext():
         tracers = [_Tracer(known, ann, inputs) for _ in range(3)]
-        try:
-            with answering_for_types(ann):
-                modes = (False, True, False)
-                graphs = [tracer.trace(ann.train(mode)) for tracer, mode in zip(tracers, modes, strict=True)]
-        except Exception as error:  # a user's forward may raise anything when it meets a proxy
-            if inputs is not None:
-                with evaluating(ann), torch.no_grad():
-                    outputs_of(ann, inputs)  # raises an error of its own if the example is no input
-            raise Untraceable(ann, error) from error
+        graphs = _graphs(ann, tracers)
+        if not graphs:
+            importlib.import_module("torch._dynamo")
+            tracers = [_Tracer(known, ann, inputs) for _ in range(3)]
+            graphs = _graphs(ann, tracers)
     volatile = frozenset(key for key, x in all_settings(ann).items() if key not in before or before[key] != x)
     for tracer in tracers:
         if tracer.example is not None:
@@ -331,6 +328,25 @@ def traced(
                 sizes = check_traced(ann, graph, *batch, root=root)
     facts = volatile, tracer.example, tracer.failures, tracer.parts, replaced
     return Traced(graph, root, sizes, description, *facts)
+
+
+def _graphs(ann: nn.Module, tracers: Sequence[_Tracer]) -> list[fx.Graph]:
+    """Trace forward in eval mode, in training, and in eval mode again; return [] if that needs torch._dynamo first."""
+    graphs = []
+    examples = [tracer.example for tracer in tracers if tracer.example is not None]
+    try:
+        with answering_for_types(ann):
+            for tracer, mode in zip(tracers, (False, True, False), strict=True):
+                graphs.append(tracer.trace(ann.train(mode)))
+    except Exception as error:  # a user's forward may raise anything when it meets a proxy
+        if not any(x.unprepared for x in examples):
+            if examples:
+                with evaluating(ann), torch.no_grad():
+                    outputs_of(ann, examples[0].inputs)  # raises an error of its own if the example is no input
+            raise Untraceable(ann, error) from error
+    for x in examples:
+        x.tracing = False
+    return [] if any(x.unprepared for x in examples) else graphs  # forward may have caught the error
 
 
 def _check_example(ann: nn.Module, example: tuple[Any, ...]) -> None:
