@@ -94,6 +94,19 @@ def test_any_alignment(outputs, dtype):
             same(got, want, f"{isa}, {offset} elements")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8, torch.int16])
+def test_panels_are_of_the_same_weights(dtype):
+    """Where instructions that read no panels have packed other weights into the same memory."""
+    first, second = (weights(40, 70, 2, 1, seed=seed, dtype=dtype) for seed in (0, 1))
+    bits, scale = planes(4, 3, 70, 2, 2, seed=2), None if dtype == torch.float32 else torch.ones(40)
+    packed = ops.pack_weight(first)
+    _C.set_cpu_isa("scalar")
+    ops.pack_weight(second, out=packed)
+    _C.set_cpu_isa(ISAS[-1])
+    got = ops.count_conv2d(bits, second, packed=packed, scale=scale, engine="dense", radix=4)
+    same(got, ref.count_conv2d(bits, second, scale=scale, radix=4))
+
+
 @pytest.mark.parametrize("dtype", WEIGHTS)
 @pytest.mark.parametrize(("shape", "groups"), [((10, 21), 1), ((12, 5, 3, 2), 3)])
 def test_opcheck(shape, groups, dtype):

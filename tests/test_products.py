@@ -278,17 +278,19 @@ def test_values_of_larger_images(sizes, shape, radix, rate, variant):
     outputs=[31, 32, 33, 66, 200],
     groups=[1, 2],
     dtype=INTEGERS,
-    radix=[1, 4, 7, 8],
+    trains=[(1, 1), (4, 4), (7, 7), (8, 8), (8, 0), (72, 0)],
     opposite=["outputs", "inputs", "both"],
     packed=[True, False],
+    size=[(2, 4, 3), (5, 11, 13)],
 )
-def test_signed_values_share_products(channels, outputs, groups, dtype, radix, opposite, packed):
+def test_signed_values_share_products(channels, outputs, groups, dtype, trains, opposite, packed, size):
     """Outputs, or inputs, 2i + 1 have the weights of those before them with the other sign.
 
     Where one weight of the last pair is another, none may be taken for the negative of its neighbour. Both inputs of a
     value may have spikes.
     """
-    bits = planes(radix, 2, groups * channels, 4, 3, seed=0)
+    steps, radix = trains
+    bits = planes(steps, size[0], groups * channels, *size[1:], seed=0)
     variant = exact.Variant(dtype, scaled=True, packed=packed, engine="dense")
     weight, scale = variant.operands(groups * outputs, channels, 3, 2, seed=1)
     weight, bias = weight.clamp(min=-127), dyadic(groups * outputs, seed=2)
@@ -301,8 +303,9 @@ def test_signed_values_share_products(channels, outputs, groups, dtype, radix, o
     named = {"bias": bias, "scale": scale, "padding": 1, "stride": (1, 2), "groups": groups, "radix": radix}
     for w in (weight, other):
         v = call("count_conv2d", variant.how(w, groups), bits, w, **named)
-        fires = {"neuron": RadixIF(2.0 ** round(math.log2(v.abs().max().item()))), "time_steps": radix}
-        call("count_conv2d", variant.how(w, groups), bits, w, **named, **fires)
+        if radix:
+            fires = {"neuron": RadixIF(2.0 ** round(math.log2(v.abs().max().item()))), "time_steps": radix}
+            call("count_conv2d", variant.how(w, groups), bits, w, **named, **fires)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

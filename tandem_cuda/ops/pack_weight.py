@@ -21,9 +21,10 @@ _SUM_BYTES = {torch.int8: 2, torch.int16: 4}
 _WIDE = 16
 # Tensor cores: the bytes of integer weights of 64 outputs and 128 inputs.
 _STEP_BYTES = 64 * 128
-# CPUs that multiply bytes: the 8-bit digits of a weight, the bytes of an output's unit, the bytes behind the panel of a
+# CPUs that multiply bytes: the 8-bit digits of a weight, the bytes of an output's unit; the bytes behind the panel of a
 # block; the fewest inputs of a group.
-_DIGIT_BYTES = {torch.int8: (1, 0, 64), torch.int16: (2, 0, 64), torch.float32: (3, 4, 0)}
+_DIGIT_BYTES = {torch.int8: (1, 0), torch.int16: (2, 0), torch.float32: (3, 4)}
+_LINE = 64
 _FILLING = 8
 # CUDA: the words of 64 bits in which a device remembers what it has packed (csrc/ops/product/watch_weight.cuh).
 STATE_WORDS = 256
@@ -135,10 +136,10 @@ def packed_like(weight: Tensor, groups: int) -> tuple[tuple[int, ...], torch.dty
         return (rows + (_fragment_bytes(weight, groups) // dtype.itemsize if wide else 0),), dtype
     if dtype not in _DIGIT_BYTES or channels < _FILLING:
         return (rows,), dtype
-    digits, unit, behind = _DIGIT_BYTES[dtype]
+    digits, unit = _DIGIT_BYTES[dtype]
     depth = -(-(inputs // channels * -(-channels // 4) * 4) // 64) * 64
     line = 64 // dtype.itemsize
-    both = -(-rows // line) * line + blocks * (block * (digits * depth + unit) + behind) // dtype.itemsize
+    both = -(-rows // line) * line + blocks * (block * (digits * depth + unit) + _LINE) // dtype.itemsize
     return (both, rows) if _reads_panels(dtype) else (rows, both), dtype
 
 

@@ -75,39 +75,43 @@ int64_t wrong(CountTile<E>* kernel, FillPanel<E>* fill, bool on_bytes) {
   const ConvGeometry g = drawn_geometry();
   const int64_t block = block_size<E>(g.group_out()), outputs = std::min(block, g.group_out());
   const int64_t pixels = g.pixels_out(), group = drawn(0, g.groups - 1), channels = g.group_in();
-  const int64_t largest = drawn(0, 2) ? drawn(0, 1) ? 255 : drawn(1, 127) : 15;
+  const int64_t largest = drawn(0, 2) ? drawn(0, 1) ? 255 : drawn(1, 128) : 15;
   std::vector<E> weight(g.features() * block);
   for (E& w : weight) w = drawn_weight<E>();
-  PanelPairs pairs = {};
+  PanelHolds holds = {true, false, false};
   if (std::is_integral_v<E>) {
-    for (E& w : weight) w = std::max<E>(w, static_cast<E>(-127 * (sizeof(E) == 1 ? 1 : 257)));
-    pairs.inputs = on_bytes && channels % 2 == 0 && drawn(0, 1);
-    pairs.outputs = block >= 2 * kPartOutputs && drawn(0, 1);
+    holds.paired_inputs = on_bytes && channels % 2 == 0 && drawn(0, 1);
+    holds.paired_outputs = block >= 2 * kPartOutputs && drawn(0, 1);
+    const bool paired = holds.paired_inputs || holds.paired_outputs;
+    for (E& w : weight) w = paired && w == -128 ? E(-127) : w;  // which has an opposite
     for (int64_t row = 0; row < g.features(); ++row) {
       for (int64_t o = 0; o < block; ++o) {
         E& w = weight[row * block + o];
-        if (pairs.outputs && o % 2 == 1) w = static_cast<E>(-weight[row * block + o - 1]);
-        if (pairs.inputs && row % 2 == 1) w = static_cast<E>(-weight[(row - 1) * block + o]);
+        if (holds.paired_outputs && o % 2 == 1) w = static_cast<E>(-weight[row * block + o - 1]);
+        if (holds.paired_inputs && row % 2 == 1) w = static_cast<E>(-weight[(row - 1) * block + o]);
       }
     }
   }
-  const PanelSizes sizes(g, pairs.inputs);
+  const PanelSizes sizes(g, holds.paired_inputs);
   std::vector<uint8_t> counts(g.pixels_in() * g.in_channels);
   for (uint8_t& count : counts) count = static_cast<uint8_t>(drawn(0, 3) ? drawn(0, largest) : largest);
   const Buffer panel = aligned(PanelSizes(g).panel_bytes<E>(block));
   const Buffer rows = aligned((2 * pixels + 32) * sizes.row_bytes());
   const Buffer scratch =
       aligned(std::max(matrix_scratch_bytes<E>(), on_bytes ? byte_scratch_bytes<E>(2 * pixels, block) : 0));
-  std::vector<float> sum(pixels * outputs, -1.0F);
+  const int64_t stride = outputs + drawn(0, 40);
+  std::vector<float> sum(pixels * stride, -1.0F), scale(outputs + 64), bias(outputs + 64);
+  for (float& x : scale) x = std::ldexp(1.0F, static_cast<int>(drawn(-3, 3)));
+  for (float& x : bias) x = static_cast<float>(drawn(-999, 999));
   CountTileArgs<E> args = {};
-  args.block = block / (pairs.outputs ? 2 : 1);
-  fill({weight.data(), g.taps(), channels / (pairs.inputs ? 2 : 1), args.block, pairs, sizes, panel.get()});
+  args.block = block / (holds.paired_outputs ? 2 : 1);
+  fill({weight.data(), g.taps(), channels / (holds.paired_inputs ? 2 : 1), args.block, holds, sizes, panel.get()});
   args.largest = largest;
   const auto fill_all = [&](RowOf of, int64_t offset, int64_t first) {
     fill_rows({&g, counts.data(), sizes, group, 0, pixels, rows.get() + first * sizes.row_bytes(), of,
                static_cast<uint8_t>(offset)});
   };
-  if (!pairs.inputs) {
+  if (!holds.paired_inputs) {
     fill_all(RowOf::kInputs, 0, 0);
   } else if (largest <= 127) {
     fill_all(RowOf::kDifferences, largest, 0);
@@ -118,22 +122,29 @@ int64_t wrong(CountTile<E>* kernel, FillPanel<E>* fill, bool on_bytes) {
     fill_all(RowOf::kSecond, 0, pixels);
     args.subtracted = pixels;
   }
-  args.sizes = sizes, args.rows = rows.get(), args.panel = panel.get(), args.paired_outputs = pairs.outputs;
-  args.valid = outputs, args.pixels = pixels, args.row_stride = outputs;
+  args.sizes = sizes, args.rows = rows.get(), args.panel = panel.get(), args.paired_outputs = holds.paired_outputs;
+  args.valid = outputs, args.pixels = pixels, args.row_stride = stride;
+  args.scale = drawn(0, 1) ? scale.data() : nullptr, args.bias = drawn(0, 1) ? bias.data() : nullptr;
   args.sum = sum.data(), args.scratch = scratch.get();
-  std::vector<uint8_t> bits(pixels * outputs, 0xA5);
+  std::vector<uint8_t> bits(pixels * stride, 0xA5);
   const bool fires = drawn(0, 1);
   const float threshold = std::ldexp(1.0F, static_cast<int>(drawn(0, 20)) - (std::is_same_v<E, float> ? 20 : 0));
   args.bits = fires ? bits.data() : nullptr;
-  args.start = threshold / 2, args.inverse = 1 / threshold, args.most = 15;
+  args.start = threshold / 2, args.inverse = 1 / threshold, args.most = static_cast<float>((1 << drawn(1, 8)) - 1);
   kernel(args);
   int64_t found = 0;
-  for (int64_t i = 0; i < pixels * outputs; ++i) {
-    // Integers of 24 bits stand for floats, each of which is exact in its unit here.
-    const double want = expected(g, counts, weight, block, group, i / outputs, i % outputs);
-    const float potential = (static_cast<float>(want) + args.start) * args.inverse;
-    found += fires ? bits[i] != static_cast<uint8_t>(std::min(std::max(potential, 0.0F), args.most))
-                   : sum[i] != static_cast<float>(want);
+  for (int64_t i = 0; i < pixels * stride; ++i) {
+    const int64_t output = i % stride;
+    float v = -1.0F;  // where nothing is written
+    uint8_t spikes = 0xA5;
+    if (output < outputs) {
+      // Integers of 24 bits stand for floats, each of which is exact in its unit here.
+      v = static_cast<float>(expected(g, counts, weight, block, group, i / stride, output));
+      if (args.scale) v *= scale[output];
+      if (args.bias) v += bias[output];
+      spikes = static_cast<uint8_t>(std::min(std::max((v + args.start) * args.inverse, 0.0F), args.most));
+    }
+    found += fires ? bits[i] != spikes : sum[i] != v;
   }
   return found;
 }

@@ -55,10 +55,10 @@ template <class E>
 void fill_panel(const PanelArgs<E>& a) {
   constexpr int kDigits = kDigitsOf8<E>;
   const auto from = [&](int64_t row, int64_t output) TANDEM_INLINE {
-    const int64_t outputs = a.pairs.outputs ? 2 : 1;
-    return a.weight + (a.pairs.inputs ? 2 : 1) * row * outputs * a.block + outputs * output;
+    const int64_t outputs = a.holds.paired_outputs ? 2 : 1;
+    return a.weight + (a.holds.paired_inputs ? 2 : 1) * row * outputs * a.block + outputs * output;
   };
-  if (a.pairs.outputs) {
+  if (a.holds.paired_outputs) {
     using Pair = std::conditional_t<sizeof(E) == 1, int16_t, int32_t>;
     typedef Pair Pairs __attribute__((vector_size(kLanes<int32_t> * sizeof(Pair))));
     fill_digits<kDigits>(a, [&](int64_t row, int64_t output) TANDEM_INLINE {

@@ -68,9 +68,9 @@ constexpr int64_t kCacheDepth = 256;
 // The weights of a group and block of output channels, rearranged.
 template <class E>
 struct PanelArgs {
-  const E* weight;  // [taps, channels, block], or every second channel, or output, of twice as many
+  const E* weight;  // [taps, channels, block], with twice as many channels, or outputs, where they are paired
   int64_t taps, channels, block;
-  PanelPairs pairs;
+  PanelHolds holds;
   PanelSizes sizes;
   uint8_t* panel;
 };

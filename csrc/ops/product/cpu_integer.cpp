@@ -98,16 +98,6 @@ bool multiplies_counts(const ProductPlan& plan) {
 
 namespace {
 
-// Which weights the panel of a group and block leaves out.
-template <class E>
-PanelPairs pairs_of(const ConvGeometry& g, const uint8_t* panel) {
-  PanelPairs pairs = {};
-  if constexpr (std::is_integral_v<E>) {
-    std::memcpy(&pairs, panel + place_of_pairs<E>(g, packed_layout<E>(g).block), sizeof(pairs));
-  }
-  return pairs;
-}
-
 // What all tiles of a block of outputs have in common. panels: of all groups and blocks.
 template <class E>
 CountTileArgs<E> block_of_tiles(const ProductPlan& plan, const uint8_t* panels, int64_t group, int64_t b) {
@@ -116,10 +106,10 @@ CountTileArgs<E> block_of_tiles(const ProductPlan& plan, const uint8_t* panels, 
   const int64_t channel = group * g.group_out() + b * layout.block;
   CountTileArgs<E> tile = {};
   tile.panel = panels + (group * layout.blocks + b) * panel_bytes<E>(g);
-  const PanelPairs pairs = pairs_of<E>(g, tile.panel);
-  tile.sizes = PanelSizes(g, pairs.inputs);
-  tile.paired_outputs = pairs.outputs;
-  tile.block = layout.block / (pairs.outputs ? 2 : 1);
+  const PanelHolds& holds = holds_of<E>(g, tile.panel);
+  tile.sizes = PanelSizes(g, holds.paired_inputs);
+  tile.paired_outputs = holds.paired_outputs;
+  tile.block = layout.block / (holds.paired_outputs ? 2 : 1);
   tile.valid = std::min(layout.block, g.group_out() - b * layout.block);
   tile.scale = plan.scale ? data_or_null<float>(plan.scale) + channel : nullptr;
   tile.bias = plan.bias ? data_or_null<float>(plan.bias) + channel : nullptr;
@@ -179,14 +169,14 @@ void multiply_panels(const char* op, const ProductPlan& plan, Samples samples, c
                      const uint8_t* panels) {
   ConvGeometry g = plan.geometry;
   g.batch = samples.count();
-  const PanelPairs pairs = pairs_of<E>(g, panels);
-  const bool matrices = uses_matrices(plan) && !pairs.inputs;
+  const bool paired_inputs = holds_of<E>(g, panels).paired_inputs;
+  const bool matrices = uses_matrices(plan) && !paired_inputs;  // matrix tiles subtract no rows
   // Of a task, in the L2 cache beside a block of weights. Processors with matrix tiles have a larger one.
   const int64_t input_bytes = int64_t{matrices ? 768 : 96} << 10, sum_bytes = int64_t{128} << 10;
   const int64_t step = matrices ? kMatrixRows : 6;  // output pixels that kernels take at a time
   const CountKernels& k = kernels<CountKernels>();
   const PackedLayout layout = packed_layout<E>(g);
-  const PanelSizes sizes(g, pairs.inputs);
+  const PanelSizes sizes(g, paired_inputs);
   const uint8_t* const counts = given.bytes + samples.first * g.height * g.width * g.in_channels;
   const auto parts_of = [](int64_t all, int64_t most) { return (all + most - 1) / std::max<int64_t>(1, most); };
   const auto in_steps = [&](int64_t rows) { return std::max(step, parts_of(rows, step) * step); };
@@ -197,7 +187,7 @@ void multiply_panels(const char* op, const ProductPlan& plan, Samples samples, c
   const int64_t splits = std::clamp<int64_t>(parts_of(wanted, parts_of(pixels, most)), 1, layout.blocks);
   const int64_t rows = std::min(most, in_steps(parts_of(pixels, parts_of(wanted, splits))));
   const int64_t tiles = parts_of(pixels, rows), largest = largest_input(plan);
-  const int64_t behind = !pairs.inputs ? 0 : holds_differences(largest) ? 1 : rows;
+  const int64_t behind = !paired_inputs ? 0 : holds_differences(largest) ? 1 : rows;
   const bool fires = plan.radix_neurons.has_value();
   // Whether a tile stores its sums before its neurons fire.
   const bool stores = fires && exact_inverse(static_cast<float>(plan.radix_neurons->threshold)) == 0;
@@ -211,12 +201,12 @@ void multiply_panels(const char* op, const ProductPlan& plan, Samples samples, c
       const int64_t split = task / tiles % splits, group = task / tiles / splits;
       const int64_t first = task % tiles * rows, last = std::min(pixels, first + rows);
       const RowsArgs of_task = {&g, counts, sizes, group, first, last, inputs.data, RowOf::kInputs, 0};
-      const int64_t subtracted = fill_task(of_task, pairs.inputs, largest);
+      const int64_t subtracted = fill_task(of_task, paired_inputs, largest);
       for (int64_t b = split * layout.blocks / splits; b < (split + 1) * layout.blocks / splits; ++b) {
         CountTileArgs<E> tile = block_of_tiles<E>(plan, panels, group, b);
         const int64_t at = (samples.first * g.out_height * g.out_width + first) * g.out_channels +
                            group * g.group_out() + b * layout.block;
-        tile.largest = pairs.inputs && holds_differences(largest) ? 2 * largest : largest;
+        tile.largest = paired_inputs && holds_differences(largest) ? 2 * largest : largest;
         tile.rows = inputs.data;
         tile.pixels = last - first;
         tile.subtracted = subtracted;

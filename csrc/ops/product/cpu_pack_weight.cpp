@@ -250,20 +250,20 @@ void fill_panels(const ConvGeometry& g, const E* packed, uint8_t* panels) {
   if constexpr (!std::is_same_v<E, double>) {
     const PackedLayout layout = packed_layout<E>(g);
     const int64_t bytes = panel_bytes<E>(g);
-    const bool paired_inputs = has_paired_inputs(g, packed);
+    // Matrix tiles multiply all inputs in less time than bytes half of them.
+    const bool paired_inputs = !has_matrix_tiles() && has_paired_inputs(g, packed);
     parallel_ranges(layout.groups * layout.blocks, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const E* const weight = packed + i * layout.block_elements();
-        const PanelPairs pairs = {paired_inputs, has_paired_outputs(layout, weight)};
-        const PanelSizes sizes(g, pairs.inputs);
-        const int64_t channels = g.group_in() / (pairs.inputs ? 2 : 1), block = layout.block / (pairs.outputs ? 2 : 1);
+        const PanelHolds holds = {true, paired_inputs, has_paired_outputs(layout, weight)};
+        const PanelSizes sizes(g, holds.paired_inputs);
+        const int64_t channels = g.group_in() / (holds.paired_inputs ? 2 : 1);
+        const int64_t block = layout.block / (holds.paired_outputs ? 2 : 1);
         uint8_t* const panel = panels + i * bytes;
-        if constexpr (std::is_integral_v<E>) {
-          const int64_t used = kDigitsOf8<E> * sizes.digit_bytes(block);
-          std::memset(panel + used, 0, static_cast<size_t>(bytes - used));
-          std::memcpy(panel + place_of_pairs<E>(g, layout.block), &pairs, sizeof(pairs));
-        }
-        kernels<CountKernels>().fill_panel(PanelArgs<E>{weight, g.taps(), channels, block, pairs, sizes, panel});
+        const int64_t used = sizes.panel_bytes<E>(block) - kLineBytes;
+        std::memset(panel + used, 0, static_cast<size_t>(bytes - used));
+        *holds_of<E>(g, panel) = holds;
+        kernels<CountKernels>().fill_panel(PanelArgs<E>{weight, g.taps(), channels, block, holds, sizes, panel});
       }
     });
   }
@@ -280,7 +280,11 @@ void pack_into(const char* op, const Tensor& weight, const ConvGeometry& geometr
   if (packed.numel() == elements) return;
   const int64_t panels = elements_before_panels<E>(geometry);
   std::fill(rows + elements, rows + panels, E(0));
-  if (reads_panels<E>()) fill_panels(geometry, rows, reinterpret_cast<uint8_t*>(rows + panels));
+  if constexpr (!std::is_same_v<E, double>) {
+    auto* const first = reinterpret_cast<uint8_t*>(rows + panels);
+    *holds_of<E>(geometry, first) = {};  // of the weights that were here
+    if (reads_panels<E>()) fill_panels(geometry, rows, first);
+  }
 }
 
 }  // namespace

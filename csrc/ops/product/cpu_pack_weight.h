@@ -44,8 +44,11 @@ template <class E, class F>
 void with_panels(const char* op, const ProductPlan& plan, const F& f) {
   with_packed<E>(op, plan, [&](const E* packed) {
     const PackedLayout layout = packed_layout<E>(plan.geometry);
-    if (plan.packed && plan.packed->numel() > layout.elements()) {
-      f(reinterpret_cast<const uint8_t*>(packed + elements_before_panels<E>(plan.geometry)));
+    const bool has_room = plan.packed && plan.packed->numel() > layout.elements();
+    const E* const behind = has_room ? packed + elements_before_panels<E>(plan.geometry) : nullptr;
+    const auto* const stored = reinterpret_cast<const uint8_t*>(behind);
+    if (stored && holds_of<E>(plan.geometry, stored).weights) {
+      f(stored);
     } else {
       const AlignedBuffer<uint8_t> panels(op, layout.groups * layout.blocks * panel_bytes<E>(plan.geometry));
       fill_panels(plan.geometry, packed, panels.data);

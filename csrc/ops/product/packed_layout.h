@@ -122,6 +122,16 @@ int64_t panel_bytes(const ConvGeometry& g) {
   return PanelSizes(g).panel_bytes<E>(packed_layout<E>(g).block);
 }
 
+// What the panel of a group and block holds.
+template <class E>
+PanelHolds* holds_of(const ConvGeometry& g, uint8_t* panel) {
+  return reinterpret_cast<PanelHolds*>(panel + panel_bytes<E>(g) - kLineBytes);
+}
+template <class E>
+const PanelHolds& holds_of(const ConvGeometry& g, const uint8_t* panel) {
+  return *reinterpret_cast<const PanelHolds*>(panel + panel_bytes<E>(g) - kLineBytes);
+}
+
 // Where panels begin, in elements: at a line of the cache.
 template <class E>
 int64_t elements_before_panels(const ConvGeometry& g) {

@@ -23,10 +23,8 @@ template <class E>
 constexpr int64_t kDigitsOf8 = std::is_same_v<E, float> ? 3 : static_cast<int64_t>(sizeof(E));
 
 // The panel of a group and block of weights: for each of their digits [block / 16, depth / 4, 16, 4], with the taps'
-// channels one after the other, as they stand in `counts`, and zeros behind them; then, of floats, the units [block].
-//
-// Signed values have two neurons, for v and -v. Panels of integers hold such weights once (PanelPairs), in a part of
-// their room; what they hold stands behind the room for the digits.
+// channels one after the other, as they stand in `counts`, and zeros behind them; of floats, the units [block]. In its
+// last line, whatever its size, is what it holds (PanelHolds).
 struct PanelSizes {
   int64_t group_counts;  // bytes of a tap: the channels of a group, with zeros up to a multiple of 4
   int64_t used;          // bytes of all taps
@@ -43,22 +41,18 @@ struct PanelSizes {
   int64_t digit_bytes(int64_t block) const { return depth * block; }
   template <class E>
   int64_t panel_bytes(int64_t block) const {
-    const int64_t units = block * static_cast<int64_t>(sizeof(float));
-    return kDigitsOf8<E> * digit_bytes(block) + (std::is_same_v<E, float> ? units : kLineBytes);
+    const int64_t units = std::is_same_v<E, float> ? block * static_cast<int64_t>(sizeof(float)) : 0;
+    return kDigitsOf8<E> * digit_bytes(block) + units + kLineBytes;
   }
 };
 
-// Whether the weights of inputs, or outputs, 2i + 1 are those of inputs, or outputs, 2i with the other sign: then the
-// panels of all groups and blocks hold the inputs 2i alone, or the panel of a block holds the outputs 2i alone.
-struct PanelPairs {
-  bool inputs, outputs;
+// What a panel holds. Signed values have two neurons, for v and -v. Where the weights of all inputs, or outputs, 2i + 1
+// are those of inputs, or outputs, 2i with the other sign, panels of integers have the latter alone, in a part of their
+// room: inputs in all panels, outputs block by block. 0 stands for false.
+struct PanelHolds {
+  uint8_t weights;  // and not what was in memory
+  uint8_t paired_inputs, paired_outputs;
 };
-
-// Where a panel of integers has its PanelPairs.
-template <class E>
-int64_t place_of_pairs(const ConvGeometry& g, int64_t block) {
-  return kDigitsOf8<E> * PanelSizes(g).digit_bytes(block);
-}
 
 // Whether weights of this geometry are packed as panels, too: few channels leave most of their bytes empty.
 inline bool fills_panels(const ConvGeometry& g) { return g.group_in() >= 8; }
