@@ -123,11 +123,12 @@ STABLE_TORCH_LIBRARY(tandem_cuda, m) {
       "Tensor? unit, int radix=0) -> Tensor");
 
   // The spikes of radix neurons that such sums drive: radix_spikes(count_product(...), ...) without a gradient.
-  // Arguments as there -> bits [1, N, O, Ho, Wo] or [1, N, *, O]
+  // Arguments as there. added: what another branch adds to the sums, [N, O, Ho, Wo] or [N, *, O], or its spikes uint8
+  // [1, N, ...], whose values `amplitude` [O] multiplies -> bits [1, N, O, Ho, Wo] or [1, N, *, O]
   m.def(
       "radix_product(Tensor bits, Tensor weight, Tensor? packed, Tensor? scale, Tensor? bias, int[2] stride, "
       "int[2] padding, int[2] dilation, int groups, int engine, int terms, int radix, int time_steps, "
-      "float threshold, float initial) -> Tensor");
+      "float threshold, float initial, Tensor? added, Tensor? amplitude) -> Tensor");
 
   // scale * (weight * s[t]) + bias for t = 1..T: the currents of a spiking product, without neurons, by its
   // event-driven engine. Arguments as above -> [T, N, O, Ho, Wo] or [T, N, *, O]

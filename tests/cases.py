@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from neurons import EVERY_KIND, EVERY_MODEL, state_of, steps_of
+from neurons import EVERY_KIND, EVERY_MODEL, joining, state_of, steps_of
 from tandem_cuda import IF, ops
 from tandem_cuda import reference as ref
 from tensors import ENGINES, FLOATS, INTEGERS, WEIGHTS, dyadic, generator, integers, normal, planes, train
@@ -255,12 +255,18 @@ def value_products():
 def radix_products():
     """Count products whose sums drive radix neurons."""
 
-    def firing(draw):
-        def drawn(time_steps, *more):
-            arguments = draw(time_steps, *more)
+    def firing(draw, out=None, branch=None):
+        def drawn(time_steps, neurons, dtype, seed, optional):
+            arguments = draw(time_steps, neurons, dtype, seed, optional)
             arguments.pop("count", None)
-            steps = 1 + time_steps % 8
-            return arguments | {"neuron": EVERY_MODEL["RadixIF"], "time_steps": steps}
+            steps, neuron = 1 + time_steps % 8, EVERY_MODEL["RadixIF"]
+            arguments |= {"neuron": neuron.scaled(0.75) if optional else neuron, "time_steps": steps}
+            if branch is not None:
+                shape, more = out(neurons), {"seed": seed + 7, "dtype": current_dtype(dtype)}
+                arguments |= joining(branch, steps, *shape, axis=1 if len(shape) == 4 else -1, **more)
+            if branch == "currents":
+                arguments["added"] = arguments["added"].sum(0)
+            return arguments
 
         return drawn
 
@@ -273,6 +279,16 @@ def radix_products():
     yield Case("count_conv2d, radix neurons of counts", "count_conv2d", draw, CONVOLUTIONS["strided"].input, **named)
     draw = firing(of_values(linear(None, 70)))
     yield Case("count_linear, radix neurons", "count_linear", draw, (2, 3, 130), **named, features=-1)
+    for branch in ("spikes", "currents"):
+        for name in ("3 x 3", "in groups", "depthwise", "many pixels"):
+            sizes = CONVOLUTIONS[name]
+            draw = firing(of_values(convolution(None, sizes)), lambda neurons, s=sizes: s.output(neurons[0]), branch)
+            yield Case(
+                f"count_conv2d, radix neurons, {name}, joined by {branch}", "count_conv2d", draw, sizes.input, **named
+            )
+        draw = firing(of_values(linear(None, 70)), lambda neurons: (*neurons[:-1], 70), branch)
+        name = f"count_linear, radix neurons, joined by {branch}"
+        yield Case(name, "count_linear", draw, (2, 3, 130), **named, features=-1)
 
 
 def of_steps(draw):

@@ -53,7 +53,12 @@ class Elsewhere(TorchDispatchMode):
 
     def _radix_product(self, named):
         firing = {name: named.pop(name) for name in ("time_steps", "threshold", "initial")}
-        return self._radix_spikes(self._called("count_product", **named), scale=None, bias=None, **firing)
+        added, amplitude = named.pop("added"), named.pop("amplitude")
+        sums = self._called("count_product", **named)
+        if added is not None and added.dtype == torch.uint8:
+            trailing = named["weight"].dim() - 2
+            added = added[0] if amplitude is None else added[0] * amplitude.view(-1, *[1] * trailing)
+        return self._radix_spikes(sums if added is None else sums + added, scale=None, bias=None, **firing)
 
     def _radix_spikes(self, sums, **firing):
         rows = sums if sums.dim() == 4 else sums.flatten(0, -2)

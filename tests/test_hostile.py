@@ -202,6 +202,7 @@ def integrate_and_fire_cases():
     }
 
 
+SUMS = 1, 1, 1, 1
 RADIX_PRODUCTS = "radix", radix_conv2d, radix_linear
 
 
@@ -220,6 +221,15 @@ def radix_product_cases():
         **{f"threshold-{x}": ("threshold", lambda x=x: call(threshold=x)) for x in (0.0, -1.0, NAN, math.inf, 1e-60)},
         **{f"initial-{x}": ("initial", lambda x=x: call(initial=x)) for x in (-0.1, 1.0, NAN)},
         "planes": ("planes?", lambda: radix_conv2d(bits(2, 1, 1, 1, 1), KERNEL)),
+        "added-of-7-steps": ("added", lambda: call(added=floats(7, *SUMS))),
+        "added-short": ("added", lambda: call(added=floats(1, 1, 1))),
+        "added-float64": ("added", lambda: call(added=floats(*SUMS).double())),
+        "added-spikes-of-2-planes": ("added", lambda: call(added=bits(2, *SUMS))),
+        "added-spikes-past-the-end": ("added", lambda: call(added=bits(1, *SUMS) + 255, time_steps=7)),
+        "amplitude-short": ("amplitude", lambda: call(added=bits(1, *SUMS), amplitude=floats(0))),
+        "amplitude-nan": ("amplitude", lambda: call(added=bits(1, *SUMS), amplitude=floats(SUMS[1]) + NAN)),
+        "added-fits": (FINE, lambda: call(added=floats(*SUMS))),
+        "added-spikes-fit": (FINE, lambda: call(added=bits(1, *SUMS), amplitude=floats(SUMS[1]))),
         "counts": (FINE, lambda: radix_conv2d(bits(2, 1, 1, 1, 1), KERNEL, radix=0)),
     }
 

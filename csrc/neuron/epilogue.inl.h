@@ -42,10 +42,13 @@ TANDEM_HOST void first_state(const Model& model, State<const T> given, int64_t n
 // A byte for each lane of a vector, and zero behind them.
 typedef uint64_t LaneBytes __attribute__((vector_size(16)));
 
+// n of them, the rest zero; n may exceed the lanes.
 template <class T>
-TANDEM_HOST LaneBytes load_lane_bytes(const uint8_t* from) {
+TANDEM_HOST LaneBytes load_lane_bytes(const uint8_t* from, int64_t n = kLanes<T>) {
   LaneBytes bytes = {};
-  if constexpr (kLanes<T> > 8) {
+  if (n < kLanes<T>) {
+    std::memcpy(&bytes, from, static_cast<size_t>(n));
+  } else if constexpr (kLanes<T> > 8) {
     std::memcpy(&bytes, from, sizeof(bytes));
   } else {
     uint64_t word = 0;
@@ -88,15 +91,18 @@ TANDEM_HOST Vec<T> add_joined(const Joined<T>& joined, int64_t step, int64_t pla
                               Vec<T> x) {
   if (n <= 0) return x;
   if (joined.current) return x + load(joined.current + step * joined.stride + place, n);
-  const uint8_t* const bits = joined.bits + place;
-  LaneBytes bytes = {};
-  if (n >= kLanes<T>) {
-    bytes = load_lane_bytes<T>(bits);
-  } else {
-    std::memcpy(&bytes, bits, static_cast<size_t>(n));
-  }
+  const LaneBytes bytes = load_lane_bytes<T>(joined.bits + place, n);
   const auto spikes = (widen<T>(bytes) & (typename IntegerOf<T>::type{1} << step)) != 0;
   return x + (spikes ? amplitude : Vec<T>{});
+}
+
+// x and what the other branch brings all at once: numbers, or the values of spikes times the amplitudes of n channels
+// from the given one on.
+template <class T>
+TANDEM_HOST Vec<T> add_joined_values(const Joined<T>& joined, int64_t place, int64_t channel, int64_t n, Vec<T> x) {
+  if (joined.current) return x + load(joined.current + place, n);
+  const auto values = __builtin_convertvector(widen<T>(load_lane_bytes<T>(joined.bits + place, n)), Vec<T>);
+  return x + values * load_amplitude(joined, channel, n);
 }
 
 // The neurons of the words of spikes that step together, since each neuron waits for itself.

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import ops
 from ..neuron import IF, Neuron, check_neuron, of_settings, stacked
 from ..ops.integrate_and_fire import discharge
 from ..ops.product import ENGINES
@@ -18,13 +17,14 @@ from . import learned_threshold, schema
 from .ann_twin import activated, value_of
 from .coupling import coupled, fired_train, needs_gradient
 from .drive import Drive, spike_scale
-from .firing import Firing, check_reads_radix
+from .firing import check_reads_radix
 from .frozen import Span, State, class_of
 from .leak import check_two_phase, folded
 from .nir import NirWriter, Signal
 from .schema import Settings, Tensors
 from .sizes import SPIKES, Value, agreed
 from .spiking import KINDS, Spiking
+from .summands import Summands, first_two
 from .synapses import Synapses
 from .tandem import TandemLayer
 from .weight_cache import Kernel, SpikingWeights
@@ -133,7 +133,7 @@ class TandemAdd(Spiking):
                 v = v * learned_threshold.learning_inverse(self.log_threshold, v.shape, levels).to(v.dtype)
         with torch.no_grad():
             if v is not None and self.neuron.two_phase and self._uses_batch_statistics():
-                bits, _ = _first_two(discharge(v, steps, self.neuron, False, False))
+                bits, _ = first_two(discharge(v, steps, self.neuron, False, False))
             else:
                 bits, _ = self.spikes(pairs, steps, kernels=kernels)
         return self._coupled(inputs, bits, v)
@@ -146,7 +146,7 @@ class TandemAdd(Spiking):
 
     def discharged(self, v: Tensor, *inputs: SpikeTrain) -> SpikeTrain:
         """Return the spikes of two-phase neurons that have integrated v from these inputs, without a gradient."""
-        bits, _ = _first_two(discharge(v, inputs[0].time_steps, self.neuron, False, False))
+        bits, _ = first_two(discharge(v, inputs[0].time_steps, self.neuron, False, False))
         return self._coupled(inputs, bits, None)
 
     def _coupled(self, inputs: Sequence[SpikeTrain], bits: Tensor, v: Tensor | None) -> SpikeTrain:
@@ -276,8 +276,7 @@ class TandemAdd(Spiking):
         """
         now, dtype, scale = pairs[0][1].time_steps, self.dtype_of([x for _, x in pairs]), self.current_scale()
         total = 1 if self.neuron.two_phase else steps  # two-phase neurons take the whole bias at once
-        driven: list[tuple[Synapses, SpikeTrain, SpikingWeights]] = []
-        identities: list[tuple[SpikeTrain, Tensor | None]] = []
+        summands = Summands(self.neuron, self.engine, now, dtype)
         for i, (branch, x) in enumerate(pairs):
             x = x.detach()
             if isinstance(branch, TandemLayer):
@@ -286,39 +285,11 @@ class TandemAdd(Spiking):
                     weights = branch.drive.spiking_weights(branch.weights, total, x.amplitude)
                 else:
                     weights = drive.of_spikes(kernel, total, x.amplitude)
-                driven.append((branch.synapses, x, _scaled(weights, scale)))
+                summands.products.append((branch.synapses, x, _scaled(weights, scale)))
             else:
                 amplitude = None if x.amplitude == 1 else torch.full([1], x.amplitude, dtype=dtype, device=x.device)
-                identities.append((x, amplitude if scale is None else scale * x.amplitude))
-        if self.neuron.two_phase:
-            v = [synapses.count_product(x, weights) for synapses, x, weights in driven]
-            v += [_times(x.value.to(dtype), amplitude) for x, amplitude in identities]
-            return _first_two(discharge(functools.reduce(torch.add, v), now, self.neuron, False, want_state))
-
-        # The product of the branch with the most inputs drives the neurons; all other branches add to its currents.
-        sizes = [weights.kernel.weight[0].numel() for _, _, weights in driven]
-        last = driven.pop(sizes.index(max(sizes))) if driven else None
-        currents = [synapses.step_product(x, weights) for synapses, x, weights in driven]
-        if last and not currents and len(identities) == 1:
-            ((x, amplitude),) = identities
-            added = x.bits
-            amplitude = None if amplitude is None else amplitude.to(dtype).expand(last[0].outputs)
-        else:
-            currents += [
-                _times(ops.unpack_spikes.trusted(x.bits, now, dtype), amplitude) for x, amplitude in identities
-            ]
-            added, amplitude = functools.reduce(torch.add, currents), None
-        if not last:
-            options: dict[str, Any] = {
-                "mode": "series",
-                "neuron": self.neuron,
-                "want_sum": False,
-                "want_state": want_state,
-            }
-            return _first_two(ops.integrate_and_fire.trusted(added, now, None, state, **options))
-        synapses, x, weights = last
-        firing = Firing(self.neuron, self.engine, added, amplitude)
-        return _first_two(synapses.fire(x, weights, firing, state=state, want_state=want_state))
+                summands.identities.append((x, amplitude if scale is None else scale * x.amplitude))
+        return summands.fire(state, want_state)
 
     # -- frozen
 
@@ -484,12 +455,3 @@ def _scaled(weights: SpikingWeights, scale: Tensor | None) -> SpikingWeights:
     return weights._replace(
         scale=scale.repeat(outputs) if own is None else own * scale, bias=None if bias is None else bias * scale
     )
-
-
-def _times(x: Tensor, amplitude: Tensor | None) -> Tensor:
-    return x if amplitude is None else x * amplitude
-
-
-def _first_two(outputs: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return bits and state of (bits, sum, state)."""
-    return outputs[0], outputs[2]

@@ -16,9 +16,9 @@ class Firing(NamedTuple):
     neuron: Neuron
     engine: str
     added: Tensor | None = None
-    """What another branch adds: currents [T, N, O, ...] or bits [P, N, O, ...]."""
+    """What another branch adds: currents [T, N, O, ...], or [N, O, ...] to RadixIF, or bits [P, N, O, ...]."""
     amplitude: Tensor | None = None
-    """The weight of spikes in ``added``, [O]; None for 1."""
+    """The weight of spikes in ``added``, or of their values, [O]; None for 1."""
 
 
 class Fired(NamedTuple):

@@ -150,9 +150,10 @@ class Synapses(ABC):
         """Compute weight * count + bias."""
         return self._counted(x, weights)
 
-    def radix_product(self, x: SpikeTrain, weights: SpikingWeights, neuron: Neuron) -> Tensor:
+    def radix_product(self, x: SpikeTrain, weights: SpikingWeights, firing: Firing) -> Tensor:
         """Return the bits of RadixIF neurons that such sums drive, without a gradient."""
-        return self._counted(x, weights, neuron=neuron, time_steps=x.time_steps)
+        joined = {} if firing.added is None else {"added": self.to_image(firing.added), "amplitude": firing.amplitude}
+        return self._counted(x, weights, neuron=firing.neuron, time_steps=x.time_steps, **joined)
 
     def _counted(self, x: SpikeTrain, weights: SpikingWeights, **neurons: Any) -> Tensor:
         image, where = self._as_image(x)
@@ -190,7 +191,7 @@ class Synapses(ABC):
         """
         if firing.neuron.radix and not (want_sum or want_state):
             check_whole(self.name, state)
-            return Fired(self.radix_product(x, weights, firing.neuron), _NOTHING, _NOTHING)
+            return Fired(self.radix_product(x, weights, firing), _NOTHING, _NOTHING)
         if firing.neuron.two_phase:
             return self._fire_at_once(x, weights, firing.neuron, state, want_state)
         image, where = self._as_image(x)

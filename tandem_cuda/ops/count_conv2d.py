@@ -31,6 +31,8 @@ def count_conv2d(
     radix: int = 0,
     neuron: Neuron | None = None,
     time_steps: int = 0,
+    added: Tensor | None = None,
+    amplitude: Tensor | None = None,
 ) -> Tensor:
     """Convolve spike counts, v = scale * (weight * c) + bias: the ANN's pre-activation (Wu et al. 2021, eq. 9).
 
@@ -60,6 +62,9 @@ def count_conv2d(
             for spikes that all weigh the same.
         neuron: a RadixIF, which v drives; None to return v.
         time_steps: T of that neuron's spikes.
+        added: with ``neuron``, what another branch of a sum adds to v: numbers [N, O, Ho, Wo], or radix spikes of T
+            steps, uint8 [1, N, O, Ho, Wo], whose values ``amplitude`` multiplies. It gets no gradient.
+        amplitude: [O], factors of such values; None for 1.
 
     Returns:
         v, [N, O, Ho, Wo], channels last in memory; differentiable in ``weight``, ``bias`` and ``count``. With a neuron
@@ -78,4 +83,4 @@ def count_conv2d(
     check_trusted(weight, 4, scale)
     geometry = (*pairs(stride, padding, dilation), groups)
     operands = bits, count, weight, packed, scale, bias
-    return count_product(operands, geometry, engine, master, unit, radix, neuron, time_steps)
+    return count_product(operands, geometry, engine, master, unit, radix, neuron, time_steps, added, amplitude)

@@ -24,6 +24,8 @@ def count_linear(
     radix: int = 0,
     neuron: Neuron | None = None,
     time_steps: int = 0,
+    added: Tensor | None = None,
+    amplitude: Tensor | None = None,
 ) -> Tensor:
     """Apply a linear layer to spike counts, v = scale * (weight * c) + bias (Wu et al. 2021, eq. 9).
 
@@ -48,6 +50,9 @@ def count_linear(
             for spikes that all weigh the same.
         neuron: a RadixIF, which v drives; None to return v.
         time_steps: T of that neuron's spikes.
+        added: with ``neuron``, what another branch of a sum adds to v: numbers [N, ..., O], or radix spikes of T steps,
+            uint8 [1, N, ..., O], whose values ``amplitude`` multiplies. It gets no gradient.
+        amplitude: [O], factors of such values; None for 1.
 
     Returns:
         v, [N, ..., O]; differentiable in ``weight``, ``bias`` and ``count``. With a neuron its bits, uint8
@@ -65,4 +70,4 @@ def count_linear(
     """
     check_trusted(weight, 2, scale)
     operands = bits, count, weight, packed, scale, bias
-    return count_product(operands, LINEAR, engine, master, unit, radix, neuron, time_steps)
+    return count_product(operands, LINEAR, engine, master, unit, radix, neuron, time_steps, added, amplitude)

@@ -69,10 +69,12 @@ def count_product(
     radix: int = 0,
     neuron: Neuron | None = None,
     time_steps: int = 0,
+    added: Tensor | None = None,
+    amplitude: Tensor | None = None,
 ) -> Tensor:
     """Multiply counts, or values of radix spikes; ``geometry`` is stride, padding, dilation and groups.
 
-    With a neuron, return the bits of the radix spikes that the sums drive.
+    With a neuron, return the bits of the radix spikes that the sums drive, and what another branch adds to them.
     """
     options = ENGINES.index(engine), terms_of(operands[2])
     if neuron is None:
@@ -81,7 +83,8 @@ def count_product(
     bits, _, *constants = _as_cast(operands)
     if torch.is_grad_enabled():
         constants = [None if x is None else x.detach() for x in constants]
-    firing = radix, time_steps, neuron.threshold_at(time_steps), neuron.initial
+        added, amplitude = (None if x is None else x.detach() for x in (added, amplitude))
+    firing = radix, time_steps, neuron.threshold_at(time_steps), neuron.initial, added, amplitude
     return torch.ops.tandem_cuda.radix_product(bits, *constants, *geometry, *options, *firing)
 
 
@@ -165,12 +168,10 @@ def check_added(
     added: Any,
     amplitude: Any,
     weight: Tensor,
-    planes: int,
-    time_steps: int,
-    neuron: Neuron,
-    neurons: Sequence[int],
+    bits: Sequence[int],
+    currents: Sequence[int],
 ) -> None:
-    """Check what another branch adds to the currents."""
+    """Check what another branch adds to what drives neurons, given the shapes of spikes and of currents."""
     if added is None:
         if amplitude is not None:
             raise ValueError(f"{op}: amplitude must be None without added, got a tensor")
@@ -178,15 +179,11 @@ def check_added(
     if amplitude is not None:
         check_operand(op, "amplitude", amplitude, weight, weight.shape[:1])
     checks.check_tensor(op, "added", added)
-    if neuron.two_phase:
-        raise ValueError(f"{op}: added must be None for two-phase neurons (add products of the counts), got a tensor")
-    if added.requires_grad and torch.is_grad_enabled():
-        raise ValueError(f"{op}: added must not require a gradient; detach it")
     if added.dtype == torch.uint8:
         checks.check_same_device(op, "added", added, weight, "weight")
-        checks.check_shape(op, "added", added, (planes, *neurons))
+        checks.check_shape(op, "added", added, bits)
     else:
-        check_operand(op, "added", added, weight, (time_steps, *neurons))
+        check_operand(op, "added", added, weight, currents)
 
 
 def check_arguments(
@@ -235,15 +232,22 @@ def check_arguments(
 def check_count(op: str, a: Any) -> None:
     """Check the arguments of count_linear or count_conv2d, whichever ``op`` is."""
     geometry = None if op == "count_linear" else (a.stride, a.padding, a.dilation, a.groups)
-    check_arguments(op, a.bits, a.weight, a.bias, geometry, a.packed, a.scale, a.count, a.engine)
+    pairs = check_arguments(op, a.bits, a.weight, a.bias, geometry, a.packed, a.scale, a.count, a.engine)
     check_master(op, a.weight, a.master, a.unit)
     checks.check_radix(op, a.bits, a.radix)
     if a.neuron is not None:
         if not isinstance(a.neuron, RadixIF):
             raise TypeError(f"{op}: neuron must be None or a RadixIF, got {a.neuron!r}")
         checks.check_firing(op, a.neuron, a.time_steps)
-    elif a.time_steps:
+        if a.added is not None or a.amplitude is not None:
+            neurons = _neurons(a, geometry, pairs)
+            check_added(op, a.added, a.amplitude, a.weight, (1, *neurons), neurons)
+        return
+    if a.time_steps:
         raise ValueError(f"{op}: time_steps must be 0 without neuron, got {a.time_steps}")
+    for name, value in (("added", a.added), ("amplitude", a.amplitude)):
+        if value is not None:
+            raise ValueError(f"{op}: {name} must be None without neuron, got a tensor")
 
 
 def check_spiking(op: str, a: Any) -> None:
@@ -255,14 +259,23 @@ def check_spiking(op: str, a: Any) -> None:
     check_master(op, a.weight, a.master, a.unit)
     if a.state is None and a.added is None and a.amplitude is None:
         return
-    batch = a.bits.shape[1:-1] if geometry is None else a.bits.shape[1:2]
-    pixels = () if geometry is None else out_size(a.bits, a.weight, *pairs)
-    neurons = (*batch, a.weight.shape[0], *pixels)
-    check_added(op, a.added, a.amplitude, a.weight, len(a.bits), a.time_steps, a.neuron, neurons)
+    neurons = _neurons(a, geometry, pairs)
+    if a.neuron.two_phase and a.added is not None:
+        raise ValueError(f"{op}: added must be None for two-phase neurons (add products of the counts), got a tensor")
+    if isinstance(a.added, Tensor) and a.added.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"{op}: added must not require a gradient; detach it")
+    check_added(op, a.added, a.amplitude, a.weight, (len(a.bits), *neurons), (a.time_steps, *neurons))
     if a.state is not None:
         if a.neuron.two_phase:
             check_whole(op, a.state)
         check_operand(op, "state", a.state, a.weight, (a.neuron.states, *neurons))
+
+
+def _neurons(a: Any, geometry: Any, pairs: Any) -> tuple[int, ...]:
+    """Return the shape of the neurons that the operator of these arguments drives."""
+    batch = a.bits.shape[1:-1] if geometry is None else a.bits.shape[1:2]
+    pixels = () if geometry is None else out_size(a.bits, a.weight, *pairs)
+    return (*batch, a.weight.shape[0], *pixels)
 
 
 def check_groups(op: str, channels: int, weight: Tensor, groups: Any) -> None:

@@ -64,12 +64,22 @@ def _(bits: Tensor, count: Tensor | None, weight: Tensor, *others: Any) -> Tenso
 
 def _radix_on_cuda(bits: Tensor, *others: Any) -> Tensor:
     """Call the two operators one after the other."""
-    *product, radix, time_steps, threshold, initial = others
+    *product, radix, time_steps, threshold, initial, added, amplitude = others
     operators = torch.ops.tandem_cuda
     sums = operators.count_product(bits, None, *product, None, None, radix)
+    if added is not None:
+        sums += _numbers(added, amplitude, sums, product[0].dim() - 2)
     rows = sums if product[0].dim() == 4 else sums.flatten(0, -2)
     fired = operators.radix_spikes(rows, None, None, time_steps, threshold, initial, False)[0]
     return fired if rows is sums else fired.view(1, *sums.shape)
+
+
+def _numbers(added: Tensor, amplitude: Tensor | None, like: Tensor, trailing: int) -> Tensor:
+    """Return what another branch adds to sums: numbers, or the values of spikes times the amplitude."""
+    if added.dtype != torch.uint8:
+        return added
+    values = added[0].to(like.dtype)
+    return values if amplitude is None else values * amplitude.view(-1, *[1] * trailing)
 
 
 implement_on_cuda("radix_product", _radix_on_cuda)

@@ -105,13 +105,16 @@ def count_linear(
     radix: int = 0,
     neuron: RadixIF | None = None,
     time_steps: int = 0,
+    added: Tensor | None = None,
+    amplitude: Tensor | None = None,
 ) -> Tensor:
     """Return scale * (weight * (spike count of bits)) + bias: bits [P, N, ..., F], weight [O, F] -> [N, ..., O].
 
     weight: of any dtype of `tandem_cuda.ops`, int8 only with a scale; bias, scale: [O], the scale gets no gradient;
     count: [N, ..., F], gets the gradient of the counts, but its value is not read; radix: T of radix spikes, whose
     values, the bytes of their one plane, take the place of the counts, or 0; neuron: with it, the bits of
-    radix_spikes(v, time_steps, neuron), uint8 [1, N, ..., O], take the place of v.
+    radix_spikes(v + a, time_steps, neuron), uint8 [1, N, ..., O], take the place of v; added: a [N, ..., O], or uint8
+    [1, N, ..., O] for a = amplitude * added, with amplitude [O] or None for 1.
 
     Examples:
         >>> bits = torch.tensor([[[0b1111, 0b0011]]], dtype=torch.uint8)
@@ -119,7 +122,7 @@ def count_linear(
         tensor([[2.5000]])
     """
     v = _affine(_count(bits, count, _dtype(weight), radix), weight, bias, scale)
-    return v if neuron is None else radix_spikes(v.detach(), time_steps, neuron)
+    return v if neuron is None else radix_spikes(_joined(v, added, amplitude, weight.dim() - 2), time_steps, neuron)
 
 
 def count_conv2d(
@@ -136,6 +139,8 @@ def count_conv2d(
     radix: int = 0,
     neuron: RadixIF | None = None,
     time_steps: int = 0,
+    added: Tensor | None = None,
+    amplitude: Tensor | None = None,
 ) -> Tensor:
     """Work as count_linear, with a 2-D convolution: [P, N, C, H, W], weight [O, C/groups, kH, kW] -> [N, O, Ho, Wo].
 
@@ -146,7 +151,17 @@ def count_conv2d(
     """
     counts = _count(bits, count, _dtype(weight), radix)
     v = _affine(counts, weight, bias, scale, stride, padding, dilation, groups)
-    return v if neuron is None else radix_spikes(v.detach(), time_steps, neuron)
+    return v if neuron is None else radix_spikes(_joined(v, added, amplitude, weight.dim() - 2), time_steps, neuron)
+
+
+def _joined(v: Tensor, added: Tensor | None, amplitude: Tensor | None, trailing: int) -> Tensor:
+    """Return v and what another branch adds to it, without a gradient."""
+    if added is None:
+        return v.detach()
+    if added.dtype == torch.uint8:
+        added = added[0].to(v.dtype)
+        added = added if amplitude is None else added * per_channel(amplitude, trailing)
+    return v.detach() + added.detach()
 
 
 def ordered_product(

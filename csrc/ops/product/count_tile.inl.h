@@ -10,6 +10,7 @@
 #pragma once
 
 #include "cpu/simd.inl.h"
+#include "neuron/epilogue.inl.h"
 #include "ops/product/cpu_count_kernels.h"
 #include "ops/radix_spikes/radix_spikes.inl.h"
 
@@ -405,6 +406,7 @@ void write_rows(const CountTileArgs<E>& args, int64_t first, int64_t rows, int64
     if constexpr (std::is_same_v<E, float>) v *= load(unit + at, left);
     if (a.scale) v *= load(a.scale + at, left);
     if (a.bias) v += load(a.bias + at, left);
+    if (a.joined) v = add_joined_values(a.joined, (first + row) * a.joined_stride + at, at, left, v);
     return v;
   };
   for (int64_t row = 0; row < rows; ++row) {

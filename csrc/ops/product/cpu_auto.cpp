@@ -245,19 +245,22 @@ void fire_sums(const char* op, const ProductPlan& plan, Samples samples) {
   const int64_t of_sample = g.out_height * g.out_width * g.out_channels;
   dispatch_floating(op, plan.type, [&](auto type) {
     using T = decltype(type);
-    const T* const sum = output<T>(plan.out_sum) + samples.first * of_sample;
+    const Joined<T> joined = joined_of<T>(plan);
+    T* const sum = output<T>(plan.out_sum) + samples.first * of_sample;
     uint8_t* const bits = output<uint8_t>(plan.out_bits) + samples.first * of_sample;
     parallel_ranges(samples.count() * of_sample, 8192, [&](int64_t begin, int64_t end) {
-      fire_radix<T>(*plan.radix_neurons, sum + begin, end - begin, bits + begin);
+      const int64_t n = end - begin;
+      add_joined_values(joined, g.out_channels, samples.first * of_sample + begin, n, sum + begin);
+      fire_radix<T>(*plan.radix_neurons, sum + begin, n, bits + begin);
     });
   });
 }
 
 Tensor counted(const char* op, const ProductArguments& arguments, const ConvGeometry& geometry, bool linear,
-               const std::optional<RadixNeurons>& neurons) {
-  ProductPlan plan = plan_product(op, arguments, geometry, linear, neurons);
+               const RadixArguments* firing) {
+  ProductPlan plan = plan_product(op, arguments, geometry, linear, firing);
   const Samples all = {0, geometry.batch};
-  const auto result = [&] { return neurons ? plan.out_bits : plan.out_sum; };
+  const auto result = [&] { return firing ? plan.out_bits : plan.out_sum; };
   if (geometry.pixels_out() == 0) return result();
   const bool depthwise = is_depthwise(plan, largest_input(plan)) || is_pairwise(plan);
   const bool integers = is_integer(plan.weight.scalar_type());

@@ -59,6 +59,7 @@ void run_pixels(const DepthwiseArgs<T>& args, const ProductPlan& plan, int64_t b
   const DepthwiseKernels& k = kernels<DepthwiseKernels>();
   const auto& kernel = args.geometry->group_in() == 2 ? k.pairs : k.depthwise;
   if (!plan.radix_neurons) return kernel(range, begin, end);
+  const Joined<T> joined = joined_of<T>(plan);
   // As many pixels at once as the first level of the cache holds.
   const int64_t pixels = std::max<int64_t>(kDepthwisePixels, 4096 / channels);
   std::vector<T> sums(static_cast<size_t>(std::min(pixels, end - begin) * channels));
@@ -68,7 +69,9 @@ void run_pixels(const DepthwiseArgs<T>& args, const ProductPlan& plan, int64_t b
     range.sum_pixel = pixel;
     kernel(range, pixel, next);
     uint8_t* const bits = output<uint8_t>(plan.out_bits) + pixel * channels;
-    fire_radix<T>(*plan.radix_neurons, sums.data(), (next - pixel) * channels, bits);
+    const int64_t n = (next - pixel) * channels;
+    add_joined_values(joined, channels, pixel * channels, n, sums.data());
+    fire_radix<T>(*plan.radix_neurons, sums.data(), n, bits);
   }
 }
 

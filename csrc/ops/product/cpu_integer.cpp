@@ -119,6 +119,9 @@ CountTileArgs<E> block_of_tiles(const ProductPlan& plan, const uint8_t* panels, 
     tile.start = neurons.start;
     tile.inverse = exact_inverse(neurons.threshold);
     tile.most = static_cast<float>((1 << neurons.time_steps) - 1);
+    tile.joined = joined_of<float>(plan);
+    if (tile.joined.amplitude) tile.joined.amplitude += channel;
+    tile.joined_stride = g.out_channels;
   }
   return tile;
 }
@@ -213,6 +216,7 @@ void multiply_panels(const char* op, const ProductPlan& plan, Samples samples, c
         tile.row_stride = stores ? tile.valid : g.out_channels;
         uint8_t* const to = fires ? output<uint8_t>(plan.out_bits) + at : nullptr;
         tile.bits = stores ? nullptr : to;
+        tile.joined = tile.joined.at(0, at);
         tile.sum = stores ? sums.data : fires ? nullptr : output<float>(plan.out_sum) + at;
         tile.scratch = scratch.data;
         if (matrices) {

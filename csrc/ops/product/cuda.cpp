@@ -218,7 +218,7 @@ std::tuple<Tensor, Tensor, Tensor> spiking(const char* op, const ProductArgument
 }
 
 Tensor counted(const char* op, const ProductArguments& arguments, const ConvGeometry& geometry, bool linear,
-               const std::optional<RadixNeurons>& /*neurons*/) {  // on CUDA, Python calls radix_spikes
+               const RadixArguments* /*firing*/) {  // on CUDA, Python calls radix_spikes
   const DeviceGuard guard(arguments.bits.get_device_index());
   const ProductPlan plan = plan_product(op, arguments, geometry, linear);
   run(op, plan, nullptr);

@@ -12,7 +12,7 @@ using SpikingProduct = std::tuple<Tensor, Tensor, Tensor>(const char* op, const 
                                                           const SpikingArguments&, const ConvGeometry&, bool linear);
 // With neurons it returns their bits, else the sums.
 using CountProduct = Tensor(const char* op, const ProductArguments&, const ConvGeometry&, bool linear,
-                            const std::optional<RadixNeurons>&);
+                            const RadixArguments* firing);
 
 template <SpikingProduct* kProduct>
 std::tuple<Tensor, Tensor, Tensor> spiking_product(
@@ -40,20 +40,21 @@ Tensor count_product(const Tensor& bits, const std::optional<Tensor>& count, con
   const char* op = linear ? "count_linear" : "count_conv2d";
   const ConvGeometry geometry = product_geometry(op, bits, weight, stride, padding, dilation, groups);
   check_master(op, weight, master, unit);
-  return kProduct(op, {bits, count, weight, packed, scale, bias, engine, terms, radix}, geometry, linear, std::nullopt);
+  return kProduct(op, {bits, count, weight, packed, scale, bias, engine, terms, radix}, geometry, linear, nullptr);
 }
 
 template <CountProduct* kProduct>
 Tensor radix_product(const Tensor& bits, const Tensor& weight, const std::optional<Tensor>& packed,
                      const std::optional<Tensor>& scale, const std::optional<Tensor>& bias, const Sizes& stride,
                      const Sizes& padding, const Sizes& dilation, int64_t groups, int64_t engine, int64_t terms,
-                     int64_t radix, int64_t time_steps, double threshold, double initial) {
+                     int64_t radix, int64_t time_steps, double threshold, double initial,
+                     const std::optional<Tensor>& added, const std::optional<Tensor>& amplitude) {
   const bool linear = weight.dim() == 2;
   const char* op = linear ? "count_linear" : "count_conv2d";
   const ConvGeometry geometry = product_geometry(op, bits, weight, stride, padding, dilation, groups);
   const std::optional<Tensor> no_count;
-  return kProduct(op, {bits, no_count, weight, packed, scale, bias, engine, terms, radix}, geometry, linear,
-                  RadixNeurons{time_steps, threshold, initial});
+  const RadixArguments firing = {{time_steps, threshold, initial}, added, amplitude};
+  return kProduct(op, {bits, no_count, weight, packed, scale, bias, engine, terms, radix}, geometry, linear, &firing);
 }
 
 }  // namespace tandem

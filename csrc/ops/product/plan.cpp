@@ -108,19 +108,24 @@ ProductPlan plan_inputs(const char* op, const ProductArguments& a, const ConvGeo
           none(),   none(),  none(),   std::nullopt};
 }
 
-// Currents [T, *neurons] or spikes [P, *neurons] of another branch; bit_sizes: [P, *neurons].
-Tensor checked_added(const char* op, const Tensor& added, const Tensor& weight, int64_t time_steps, Sizes bit_sizes,
-                     int64_t dim) {
-  if (added.scalar_type() == ScalarType::Byte) {
-    check_same_device(op, "added", added, weight, "weight");
-    check_shape(op, "added", added, bit_sizes);
-    Tensor spikes = channels_last(op, added, dim + 1);
-    check_past_end(op, "added", spikes, time_steps);
-    return spikes;
+// What another branch adds to the plan's neurons: numbers of these sizes, whose features are dimension `dim`, or spikes
+// [planes, *neurons], each of which brings its channel's amplitude.
+void plan_added(const char* op, ProductPlan& plan, const std::optional<Tensor>& added,
+                const std::optional<Tensor>& amplitude, int64_t time_steps, const Sizes& bit_sizes,
+                const Sizes& number_sizes, int64_t dim) {
+  if (!added) return;
+  if (added->scalar_type() == ScalarType::Byte) {
+    check_same_device(op, "added", *added, plan.weight, "weight");
+    check_shape(op, "added", *added, bit_sizes);
+    plan.added = channels_last(op, *added, dim + static_cast<int64_t>(bit_sizes.size() - number_sizes.size()));
+    check_past_end(op, "added", *plan.added, time_steps);
+  } else {
+    check_operand(op, "added", *added, plan.weight, number_sizes);
+    plan.added = channels_last(op, *added, dim);
   }
-  bit_sizes[0] = time_steps;
-  check_operand(op, "added", added, weight, bit_sizes);
-  return channels_last(op, added, dim + 1);
+  if (amplitude) check_operand(op, "amplitude", *amplitude, plan.weight, {plan.geometry.out_channels});
+  plan.amplitude = channels_last(op, amplitude, 0);
+  if (plan.amplitude) check_finite(op, "amplitude", *plan.amplitude);
 }
 
 }  // namespace
@@ -231,21 +236,23 @@ void check_master(const char* op, const Tensor& weight, const std::optional<Tens
 }
 
 ProductPlan plan_product(const char* op, const ProductArguments& a, const ConvGeometry& geometry, bool linear,
-                         const std::optional<RadixNeurons>& radix_neurons) {
+                         const RadixArguments* firing) {
   TANDEM_CHECK(a.radix >= 0 && a.radix <= kStepsPerPlane, op, "radix must be from 0 to 8, got ", a.radix);
   TANDEM_CHECK(!a.radix || a.bits.size(0) == 1, op, "bits of radix spikes must have one plane, got ", shape(a.bits));
   ProductPlan plan = plan_inputs(op, a, geometry, linear);
   if (a.radix) check_past_end(op, "bits", plan.bits, a.radix);
-  Sizes neurons = neuron_sizes(a.bits, geometry, linear);
+  const Sizes neurons = neuron_sizes(a.bits, geometry, linear);
   const int64_t dim = feature_dim(neurons, linear);
-  if (!radix_neurons) {
+  if (!firing) {
     plan.out_sum = empty_channels_last(op, a.weight, neurons, plan.type, dim);
     return plan;
   }
-  check_radix_neurons(op, *radix_neurons, plan.type);
-  plan.radix_neurons = radix_neurons;
-  neurons.insert(neurons.begin(), 1);
-  plan.out_bits = empty_channels_last(op, a.bits, neurons, ScalarType::Byte, dim + 1);
+  check_radix_neurons(op, firing->neurons, plan.type);
+  plan.radix_neurons = firing->neurons;
+  Sizes bit_sizes = neurons;
+  bit_sizes.insert(bit_sizes.begin(), 1);
+  plan_added(op, plan, firing->added, firing->amplitude, firing->neurons.time_steps, bit_sizes, neurons, dim);
+  plan.out_bits = empty_channels_last(op, a.bits, bit_sizes, ScalarType::Byte, dim + 1);
   return plan;
 }
 
@@ -285,12 +292,9 @@ ProductPlan plan_spiking(const char* op, const ProductArguments& a, const Spikin
   Sizes bit_sizes = neurons;
   bit_sizes.insert(bit_sizes.begin(), a.bits.size(0));
   checked_numel(op, bit_sizes);
-  if (s.added) {
-    plan.added = checked_added(op, *s.added, a.weight, s.time_steps, bit_sizes, dim);
-    if (s.amplitude) check_operand(op, "amplitude", *s.amplitude, a.weight, {geometry.out_channels});
-    plan.amplitude = channels_last(op, s.amplitude, 0);
-    if (plan.amplitude) check_finite(op, "amplitude", *plan.amplitude);
-  }
+  Sizes current_sizes = bit_sizes;
+  current_sizes[0] = s.time_steps;
+  plan_added(op, plan, s.added, s.amplitude, s.time_steps, bit_sizes, current_sizes, dim + 1);
   plan.out_bits = empty_channels_last(op, a.bits, bit_sizes, ScalarType::Byte, dim + 1);
   if (s.want_sum) plan.out_sum = empty_channels_last(op, a.weight, neurons, plan.type, dim);
   if (s.want_state) plan.out_state = empty_channels_last(op, a.weight, states, plan.type, dim + 1);

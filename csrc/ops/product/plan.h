@@ -36,6 +36,12 @@ struct SpikingArguments {
   const std::optional<Tensor>&added, &amplitude;
 };
 
+// Neurons that a count product drives, and what another branch adds to its sums.
+struct RadixArguments {
+  RadixNeurons neurons;
+  const std::optional<Tensor>&added, &amplitude;
+};
+
 // Some samples of a batch.
 struct Samples {
   int64_t first, last;  // last: the one behind them
@@ -55,7 +61,7 @@ struct ProductPlan {
   ScalarType type;                            // of currents and potentials
   Neuron neuron;                              // of a spiking product
   std::optional<Tensor> initial;              // state, features last
-  std::optional<Tensor> added;                // to the currents: those of another branch, or its spikes; features last
+  std::optional<Tensor> added;                // to what drives neurons: another branch's, or its spikes; features last
   std::optional<Tensor> amplitude;            // of such a spike [O]; none: 1
   Tensor out_bits, out_sum, out_state;        // features last; shape [0] where not wanted
   std::optional<RadixNeurons> radix_neurons;  // of a count product: what it drives
@@ -108,7 +114,7 @@ Joined<T> joined_of(const ProductPlan& plan) {
 // Sizes of the neurons that `geometry` gives for `bits`: [N, O, Ho, Wo] or [N, *, O]. With neurons there is no out_sum
 // before add_sums.
 ProductPlan plan_product(const char* op, const ProductArguments& arguments, const ConvGeometry& geometry, bool linear,
-                         const std::optional<RadixNeurons>& neurons = std::nullopt);
+                         const RadixArguments* firing = nullptr);
 // Allocates the currents of neurons, if they have none yet.
 void add_sums(const char* op, ProductPlan& plan);
 // Of the currents of each step, [T, N, O, Ho, Wo] or [T, N, *, O]: out_sum.
