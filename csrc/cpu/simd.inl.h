@@ -87,10 +87,20 @@ TANDEM_HOST Vec<T> broadcast(T x) {
   return x - Vec<T>{};  // zero plus x is not x where that is -0, so that GCC would add
 }
 
+#if defined(__AVX512BW__)
+// The first n of so many lanes; n may be negative.
+TANDEM_HOST uint64_t first_lanes(int64_t n) { return n > 0 ? (uint64_t{1} << n) - 1 : 0; }
+#endif
+
 // n of the vector's lanes, the rest zero; n may exceed the lanes.
 template <class T>
 TANDEM_HOST Vec<T> load(const T* p, int64_t n) {
   if (n >= kLanes<T>) return *reinterpret_cast<const typename Simd<T>::Unaligned*>(p);
+#if defined(__AVX512BW__)
+  const uint64_t lanes = first_lanes(n);
+  if constexpr (sizeof(T) == 4) return reinterpret_cast<Vec<T>>(_mm512_maskz_loadu_epi32(lanes, p));
+  if constexpr (sizeof(T) == 8) return reinterpret_cast<Vec<T>>(_mm512_maskz_loadu_epi64(lanes, p));
+#endif
   Vec<T> v = {};
   for (int64_t i = 0; i < n; ++i) v[i] = p[i];
   return v;
@@ -100,6 +110,12 @@ template <class T>
 TANDEM_HOST void store(T* p, Vec<T> v, int64_t n) {
   if (n >= kLanes<T>) {
     *reinterpret_cast<typename Simd<T>::Unaligned*>(p) = v;
+#if defined(__AVX512BW__)
+  } else if constexpr (sizeof(T) == 4) {
+    _mm512_mask_storeu_epi32(p, first_lanes(n), reinterpret_cast<__m512i>(v));
+  } else if constexpr (sizeof(T) == 8) {
+    _mm512_mask_storeu_epi64(p, first_lanes(n), reinterpret_cast<__m512i>(v));
+#endif
   } else {
     const int64_t some = n < 0 ? 0 : n;  // GCC takes the loop for a memcpy, and warns of negative sizes
     for (int64_t i = 0; i < some; ++i) p[i] = v[i];
@@ -217,6 +233,12 @@ TANDEM_HOST void store_word(uint8_t* p, typename Simd<T>::Word word, int64_t n) 
   const auto bytes = __builtin_convertvector(word, typename Simd<T>::WordBytes);
   if (n >= kAll) {
     std::memcpy(p, &bytes, kAll);
+#if defined(__AVX512BW__)
+  } else if constexpr (kAll == 64) {
+    _mm512_mask_storeu_epi8(p, first_lanes(n), reinterpret_cast<__m512i>(bytes));
+  } else if constexpr (kAll == 32) {
+    _mm256_mask_storeu_epi8(p, first_lanes(n), reinterpret_cast<__m256i>(bytes));
+#endif
   } else {
     for (int64_t i = 0; i < kAll && i < n; ++i) p[i] = bytes[i];  // GCC warns of iterations past either
   }

@@ -96,13 +96,12 @@ TANDEM_HOST Vec<T> add_joined(const Joined<T>& joined, int64_t step, int64_t pla
   return x + (spikes ? amplitude : Vec<T>{});
 }
 
-// x and what the other branch brings all at once: numbers, or the values of spikes times the amplitudes of n channels
-// from the given one on.
+// x and what the other branch brings all at once to n neurons from a place on: numbers, or the values of spikes times
+// the amplitude.
 template <class T>
-TANDEM_HOST Vec<T> add_joined_values(const Joined<T>& joined, int64_t place, int64_t channel, int64_t n, Vec<T> x) {
+TANDEM_HOST Vec<T> add_joined_values(const Joined<T>& joined, int64_t place, Vec<T> amplitude, int64_t n, Vec<T> x) {
   if (joined.current) return x + load(joined.current + place, n);
-  const auto values = __builtin_convertvector(widen<T>(load_lane_bytes<T>(joined.bits + place, n)), Vec<T>);
-  return x + values * load_amplitude(joined, channel, n);
+  return x + __builtin_convertvector(widen<T>(load_lane_bytes<T>(joined.bits + place, n)), Vec<T>) * amplitude;
 }
 
 // The neurons of the words of spikes that step together, since each neuron waits for itself.

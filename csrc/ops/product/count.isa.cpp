@@ -12,6 +12,7 @@ const CountKernels kCountKernels = {
     byte_slope,
     {{kFillPanel<int8_t>}, {kFillPanel<int16_t>}, {kFillFloatPanel}},
     kFillRows,
+    kFillLines,
     {{kByteTile<int8_t>}, {kByteTile<int16_t>}},
     {{kMatrixTile<int8_t>}, {kMatrixTile<int16_t>}, {kMatrixTile<float>}},
 };

@@ -61,59 +61,93 @@ TANDEM_TILES inline void use_tiles() {
 }
 TANDEM_TILES inline void release_tiles() { _tile_release(); }
 
-// sum[32 pixels, 32 outputs] = counts * panel. kRows, kColumns: tiles of pixels and of outputs, 1 or 2.
+// sum[pixels, outputs] += counts * panel for 32 pixels and 32 outputs, of the bytes from..to-1 of a pixel's inputs.
+// begins: sum is 0, whatever it holds. rows: the inputs of every 16th pixel; panel: of byte `from`. kRows, kColumns:
+// tiles of pixels and of outputs, 1 or 2.
 template <int kRows, int kColumns>
-TANDEM_TILES inline void multiply_tiles(const uint8_t* counts, const PanelSizes& sizes, const uint8_t* panel,
+TANDEM_TILES inline void multiply_tiles(const uint8_t* const (&rows)[2], const InputPieces& pieces, int64_t from,
+                                        int64_t to, const uint8_t* panel, int64_t part_bytes, bool begins,
                                         int32_t* sum) {
-  const int64_t row_bytes = sizes.row_bytes(), part_bytes = sizes.part_bytes();
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
-  for (int64_t at = 0; at < sizes.depth; at += kMatrixBytes, panel += kMatrixBytes / 4 * kQuadBytes) {
-    _tile_loadd(4, counts + at, row_bytes);
-    _tile_loadd(6, panel, kQuadBytes);
-    _tile_dpbusd(0, 4, 6);
-    if constexpr (kColumns == 2) {
-      _tile_loadd(7, panel + part_bytes, kQuadBytes);
-      _tile_dpbusd(1, 4, 7);
-    }
-    if constexpr (kRows == 2) {
-      _tile_loadd(5, counts + 16 * row_bytes + at, row_bytes);
-      _tile_dpbusd(2, 5, 6);
-      if constexpr (kColumns == 2) _tile_dpbusd(3, 5, 7);
+  constexpr int64_t kSumRow = kMatrixOutputs * static_cast<int64_t>(sizeof(int32_t));
+  int32_t* const lower = sum + 16 * kMatrixOutputs;
+  if (begins) {
+    _tile_zero(0);
+    if constexpr (kColumns == 2) _tile_zero(1);
+    if constexpr (kRows == 2) _tile_zero(2);
+    if constexpr (kRows == 2 && kColumns == 2) _tile_zero(3);
+  } else {
+    _tile_loadd(0, sum, kSumRow);
+    if constexpr (kColumns == 2) _tile_loadd(1, sum + 16, kSumRow);
+    if constexpr (kRows == 2) _tile_loadd(2, lower, kSumRow);
+    if constexpr (kRows == 2 && kColumns == 2) _tile_loadd(3, lower + 16, kSumRow);
+  }
+  for (int64_t piece = from / pieces.bytes, at = from % pieces.bytes; from < to; ++piece, at = 0) {
+    const int64_t left = pieces.bytes - at, end = at + (left < to - from ? left : to - from);
+    from += end - at;
+    const uint8_t* const upper_row = rows[0] + pieces.at[piece];
+    const uint8_t* const lower_row = rows[1] + pieces.at[piece];
+    for (; at < end; at += kMatrixBytes, panel += kMatrixBytes / 4 * kQuadBytes) {
+      _tile_loadd(4, upper_row + at, pieces.stride);
+      _tile_loadd(6, panel, kQuadBytes);
+      _tile_dpbusd(0, 4, 6);
+      if constexpr (kColumns == 2) {
+        _tile_loadd(7, panel + part_bytes, kQuadBytes);
+        _tile_dpbusd(1, 4, 7);
+      }
+      if constexpr (kRows == 2) {
+        _tile_loadd(5, lower_row + at, pieces.stride);
+        _tile_dpbusd(2, 5, 6);
+        if constexpr (kColumns == 2) _tile_dpbusd(3, 5, 7);
+      }
     }
   }
-  constexpr int64_t kSumRow = kMatrixRows * static_cast<int64_t>(sizeof(int32_t));
   _tile_stored(0, sum, kSumRow);
   if constexpr (kColumns == 2) _tile_stored(1, sum + 16, kSumRow);
-  if constexpr (kRows == 2) _tile_stored(2, sum + 16 * kMatrixRows, kSumRow);
-  if constexpr (kRows == 2 && kColumns == 2) _tile_stored(3, sum + 16 * kMatrixRows + 16, kSumRow);
+  if constexpr (kRows == 2) _tile_stored(2, lower, kSumRow);
+  if constexpr (kRows == 2 && kColumns == 2) _tile_stored(3, lower + 16, kSumRow);
 }
 
+// Some bytes of the inputs are multiplied for all output pixels before those behind them are, so that their weights
+// stay in the L1 cache.
 template <class E>
 void matrix_tile(const CountTileArgs<E>& a) {
-  constexpr int64_t kDigits = kDigitsOf8<E>;
-  constexpr int64_t kSums = kMatrixRows * kMatrixRows;
-  const int64_t digit_bytes = a.sizes.digit_bytes(a.block);
+  constexpr int64_t kDigits = kDigitsOf8<E>, kSums = kMatrixRows * kMatrixOutputs;
+  // Equal shares of the depth, of kMatrixDepth bytes at most.
+  const int64_t depth = a.sizes.depth / kMatrixBytes, most = kMatrixDepth / kMatrixBytes / kDigits;
+  const int64_t shares = (depth + most - 1) / most, share = (depth + shares - 1) / shares * kMatrixBytes;
+  const int64_t digit_bytes = a.sizes.digit_bytes(a.block), part_bytes = a.sizes.part_bytes();
   const auto* const units = reinterpret_cast<const float*>(a.panel + kDigits * digit_bytes);
-  auto* const sum = static_cast<int32_t*>(a.scratch);  // [kDigits, 32, 32]
+  auto* const sums = static_cast<int32_t*>(a.scratch);  // [pixels / 32, kDigits, 32, 64]
+  const int64_t of_sum = a.paired_outputs ? 2 : 1, outputs = (a.valid + of_sum - 1) / of_sum;
+  const auto inputs_of = [&](int64_t pixel) {
+    return a.rows + pixel / a.pieces.band * a.pieces.band_bytes + pixel % a.pieces.band * a.pieces.stride;
+  };
   use_tiles();
-  for (int64_t first = 0; first < a.pixels; first += kMatrixRows) {
-    const int64_t rows = a.pixels - first < kMatrixRows ? a.pixels - first : kMatrixRows;
-    const uint8_t* const inputs = a.rows + first * a.sizes.row_bytes();
-    const int64_t of_sum = a.paired_outputs ? 2 : 1, sums = (a.valid + of_sum - 1) / of_sum;
-    for (int64_t c = 0; c < sums; c += kMatrixRows) {
-      const bool wide = sums - c > 16, tall = rows > 16;
-      for (int64_t digit = 0; digit < kDigits; ++digit) {
-        const auto multiply = wide   ? tall ? multiply_tiles<2, 2> : multiply_tiles<1, 2>
-                              : tall ? multiply_tiles<2, 1>
-                                     : multiply_tiles<1, 1>;
-        multiply(inputs, a.sizes, a.panel + digit * digit_bytes + c / kPartOutputs * a.sizes.part_bytes(),
-                 sum + digit * kSums);
+  for (int64_t c = 0; c < outputs; c += kMatrixOutputs) {
+    const int64_t some = outputs - c < kMatrixOutputs ? outputs - c : kMatrixOutputs;
+    for (int64_t from = 0; from < a.sizes.depth; from += share) {
+      const int64_t to = from + share < a.sizes.depth ? from + share : a.sizes.depth;
+      for (int64_t first = 0; first < a.pixels; first += kMatrixRows) {
+        const int64_t rows = a.pixels - first < kMatrixRows ? a.pixels - first : kMatrixRows;
+        const bool tall = rows > 16;
+        const uint8_t* const inputs[2] = {inputs_of(first), inputs_of(tall ? first + 16 : first)};
+        int32_t* const sum = sums + first / kMatrixRows * kDigits * kSums;
+        for (int64_t part = 0; part < some; part += 32) {
+          const bool wide = some - part > 16;
+          const auto multiply = wide   ? tall ? multiply_tiles<2, 2> : multiply_tiles<1, 2>
+                                : tall ? multiply_tiles<2, 1>
+                                       : multiply_tiles<1, 1>;
+          for (int64_t digit = 0; digit < kDigits; ++digit) {
+            const uint8_t* const panel =
+                a.panel + digit * digit_bytes + (c + part) / kPartOutputs * part_bytes + from * kPartOutputs;
+            multiply(inputs, a.pieces, from, to, panel, part_bytes, from == 0, sum + digit * kSums + part);
+          }
+        }
+        if (to < a.sizes.depth) continue;
+        const int64_t channel = c * of_sum, left = a.valid - channel, full = kMatrixOutputs * of_sum;
+        const TileSums of_tile = {sum, nullptr, kMatrixOutputs, kSums, 0};
+        write_sums<E>(a, first, rows, left < full ? left : full, of_tile, channel, units);
       }
-      const int64_t channel = c * of_sum, left = a.valid - channel, most = kMatrixRows * of_sum;
-      write_sums<E>(a, first, rows, left < most ? left : most, {sum, nullptr, kMatrixRows, kSums, 0}, channel, units);
     }
   }
   release_tiles();

@@ -6,11 +6,12 @@
 // both products in 16 bits, where the sums of several of them fit: the smaller the counts, the more.
 //
 // The weights were rearranged when they were packed (fill_panel); the inputs of some output pixels are, once for all
-// blocks of outputs (fill_rows).
+// blocks of outputs (count_rows.inl.h).
 #pragma once
 
 #include "cpu/simd.inl.h"
 #include "neuron/epilogue.inl.h"
+#include "ops/product/count_rows.inl.h"
 #include "ops/product/cpu_count_kernels.h"
 #include "ops/radix_spikes/radix_spikes.inl.h"
 
@@ -76,98 +77,6 @@ void fill_panel(const PanelArgs<E>& a) {
     std::memcpy(&few, from(row, output), sizeof(few));
     return __builtin_convertvector(few, Quads);
   });
-}
-
-// n bytes. Both arrays may be unaligned.
-TANDEM_HOST void copy_bytes(uint8_t* to, const uint8_t* from, int64_t n) {
-  const auto copy = [&](int64_t at, auto size) TANDEM_INLINE { std::memcpy(to + at, from + at, size); };
-  // The last ones may overlap those before them.
-  const auto copy_all = [&](auto size) TANDEM_INLINE {
-    for (int64_t at = 0; at + size < n; at += size) copy(at, size);
-    copy(n - size, size);
-  };
-  if (n >= 32) {
-    copy_all(std::integral_constant<int, 32>{});
-  } else if (n >= 8) {
-    copy_all(std::integral_constant<int, 8>{});
-  } else {
-    for (int64_t at = 0; at < n; ++at) to[at] = from[at];
-  }
-}
-
-// n bytes, each of two inputs.
-template <RowOf kOf>
-TANDEM_HOST void copy_pairs(uint8_t* to, const uint8_t* from, int64_t n, uint8_t offset) {
-  const auto of = [&](auto pair) TANDEM_INLINE {  // of the low and the high byte of 16 bits
-    if constexpr (kOf == RowOf::kFirst) return pair & 255;
-    if constexpr (kOf == RowOf::kSecond) return pair >> 8;
-    return (pair - (pair >> 8) + offset) & 255;
-  };
-  constexpr int64_t kPairs = kVectorBytes / 2;
-  typedef uint16_t Pairs __attribute__((vector_size(kVectorBytes)));
-  typedef uint8_t Bytes __attribute__((vector_size(kPairs)));
-  int64_t i = 0;
-  for (; i + kPairs <= n; i += kPairs) {
-    Pairs pairs;
-    std::memcpy(&pairs, from + 2 * i, sizeof(pairs));
-    const Bytes bytes = __builtin_convertvector(static_cast<Pairs>(of(pairs)), Bytes);
-    std::memcpy(to + i, &bytes, sizeof(bytes));
-  }
-  for (; i < n; ++i) to[i] = static_cast<uint8_t>(of(from[2 * i] | from[2 * i + 1] << 8));
-}
-
-template <RowOf kOf>
-void fill_rows_of(const RowsArgs& a) {
-  constexpr int64_t kInputs = kOf == RowOf::kInputs ? 1 : 2;  // of a byte
-  const ConvGeometry& g = *a.geometry;
-  const int64_t channels = g.group_in() / kInputs, tap_bytes = a.sizes.group_counts;
-  const int64_t line_bytes = g.kernel_w * tap_bytes;
-  const bool side_by_side = g.groups == 1 && g.dilation_w == 1 && channels == tap_bytes;
-  const auto copy = [&](uint8_t* to, const uint8_t* from, int64_t n) TANDEM_INLINE {
-    if constexpr (kOf == RowOf::kInputs) {
-      copy_bytes(to, from, n);
-    } else {
-      copy_pairs<kOf>(to, from, n, a.offset);
-    }
-  };
-  int64_t w = a.row_begin % g.out_width, h = a.row_begin / g.out_width % g.out_height;
-  int64_t n = a.row_begin / (g.out_width * g.out_height);
-  for (int64_t row = a.row_begin; row < a.row_end; ++row) {
-    uint8_t* to = a.rows + (row - a.row_begin) * a.sizes.row_bytes();
-    const int64_t top = h * g.stride_h - g.padding_h, left = w * g.stride_w - g.padding_w;
-    const bool inside = left >= 0 && left + (g.kernel_w - 1) * g.dilation_w < g.width;
-    for (int64_t kh = 0; kh < g.kernel_h; ++kh, to += line_bytes) {
-      const int64_t y = top + kh * g.dilation_h;
-      const uint8_t* const line =
-          a.counts + ((n * g.height + y) * g.width + left) * g.in_channels + a.group * channels * kInputs;
-      if (y < 0 || y >= g.height) {
-        std::memset(to, a.offset, static_cast<size_t>(line_bytes));
-      } else if (inside && side_by_side) {
-        copy(to, line, line_bytes);
-      } else {
-        for (int64_t kw = 0; kw < g.kernel_w; ++kw) {
-          const int64_t x = left + kw * g.dilation_w, seen = x < 0 || x >= g.width ? 0 : channels;
-          uint8_t* const tap = to + kw * tap_bytes;
-          copy(tap, line + kw * g.dilation_w * g.in_channels, seen);
-          for (int64_t c = seen; c < tap_bytes; ++c) tap[c] = a.offset;
-        }
-      }
-    }
-    std::memset(to, a.offset, static_cast<size_t>(a.sizes.depth - g.taps() * tap_bytes));
-    if (++w < g.out_width) continue;
-    w = 0;
-    if (++h < g.out_height) continue;
-    h = 0;
-    ++n;
-  }
-}
-
-inline void fill_rows(const RowsArgs& a) {
-  const auto fill = a.row_of == RowOf::kInputs        ? fill_rows_of<RowOf::kInputs>
-                    : a.row_of == RowOf::kDifferences ? fill_rows_of<RowOf::kDifferences>
-                    : a.row_of == RowOf::kFirst       ? fill_rows_of<RowOf::kFirst>
-                                                      : fill_rows_of<RowOf::kSecond>;
-  fill(a);
 }
 
 // Four counts in every lane.
@@ -380,50 +289,86 @@ struct TileSums {
   int64_t behind_stride;  // from the row that is subtracted from a row to that of the next row
 };
 
+// A vector of the sums of a row, from an output on. unit: of floats.
+template <class E, bool kPaired, bool kSubtracts>
+TANDEM_HOST Vec<float> sum_of(const TileSums& s, int64_t row, int64_t output, const float* unit, int64_t left) {
+  using Wide = LanesOf<float, double>::type;
+  const auto digit = [&](int64_t i) TANDEM_INLINE {
+    const int64_t place = i * s.digit_stride + output / (kPaired ? 2 : 1);
+    const auto found = sums_of_outputs<kPaired>(s.first + row * s.row_stride + place);
+    if constexpr (!kSubtracts) return found;
+    return found - sums_of_outputs<kPaired>(s.behind + row * s.behind_stride + place);
+  };
+  if constexpr (kDigitsOf8<E> == 1) return __builtin_convertvector(digit(0), Vec<float>);
+  Wide all = 256 * __builtin_convertvector(digit(1), Wide) + __builtin_convertvector(digit(0), Wide);
+  if constexpr (kDigitsOf8<E> == 3) all += 65536 * __builtin_convertvector(digit(2), Wide);
+  const Vec<float> v = __builtin_convertvector(all, Vec<float>);
+  if constexpr (std::is_same_v<E, float>) return v * load(unit + output, left);
+  return v;
+}
+
 template <class E, bool kPaired, bool kSubtracts>
 void write_rows(const CountTileArgs<E>& args, int64_t first, int64_t rows, int64_t outputs, const TileSums& sums,
                 int64_t channel, const float* unit) {
-  using Wide = LanesOf<float, double>::type;
-  constexpr int64_t kOutputs = kPaired ? 2 : 1;
   const CountTileArgs<E> a = args;  // a copy, which the stores cannot change
   const TileSums s = sums;
-  const auto total = [&](int64_t row, int64_t c) TANDEM_INLINE {
-    const int64_t left = outputs - c, at = channel + c;
-    const auto digit = [&](int64_t i) TANDEM_INLINE {
-      const int64_t place = i * s.digit_stride + c / kOutputs;
-      const auto found = sums_of_outputs<kPaired>(s.first + row * s.row_stride + place);
-      if constexpr (!kSubtracts) return found;
-      return found - sums_of_outputs<kPaired>(s.behind + row * s.behind_stride + place);
-    };
-    Vec<float> v;
-    if constexpr (kDigitsOf8<E> == 1) {
-      v = __builtin_convertvector(digit(0), Vec<float>);
-    } else {
-      Wide all = 256 * __builtin_convertvector(digit(1), Wide) + __builtin_convertvector(digit(0), Wide);
-      if constexpr (kDigitsOf8<E> == 3) all += 65536 * __builtin_convertvector(digit(2), Wide);
-      v = __builtin_convertvector(all, Vec<float>);
-    }
-    if constexpr (std::is_same_v<E, float>) v *= load(unit + at, left);
-    if (a.scale) v *= load(a.scale + at, left);
-    if (a.bias) v += load(a.bias + at, left);
-    if (a.joined) v = add_joined_values(a.joined, (first + row) * a.joined_stride + at, at, left, v);
-    return v;
-  };
   for (int64_t row = 0; row < rows; ++row) {
-    const int64_t to = (first + row) * a.row_stride + channel;
-    if (a.bits) {
-      constexpr int64_t kNeurons = int64_t{kSpikeVectors} * kLanes<float>;
-      for (int64_t c = 0; c < outputs; c += kNeurons) {
-        Vec<float> u[kSpikeVectors];
-        unrolled<kSpikeVectors>([&](int j) TANDEM_INLINE {
-          const int64_t at = c + int64_t{j} * kLanes<float>;
-          u[j] = at < outputs ? (total(row, at) + a.start) * a.inverse : Vec<float>{};
-        });
-        store_floors(u, a.most, a.bits + to + c, outputs - c);
-      }
-      continue;
+    const int64_t place = (first + row) * a.joined_stride + channel, to = (first + row) * a.row_stride + channel;
+    for (int64_t c = 0; c < outputs; c += kLanes<float>) {
+      const int64_t left = outputs - c, at = channel + c;
+      Vec<float> v = sum_of<E, kPaired, kSubtracts>(s, row, c, unit + channel, left);
+      if (a.scale) v *= load(a.scale + at, left);
+      if (a.bias) v += load(a.bias + at, left);
+      if (a.joined) v = add_joined_values(a.joined, place + c, load_amplitude(a.joined, at, left), left, v);
+      store(a.sum + to + c, v, left);
     }
-    for (int64_t c = 0; c < outputs; c += kLanes<float>) store(a.sum + to + c, total(row, c), outputs - c);
+  }
+}
+
+// What joins the sums: see Joined.
+enum class Joins { kNothing, kCurrent, kValues };
+
+// The spikes that sums drive. Whatever belongs to an output stays in registers for all rows.
+template <class E, bool kPaired, bool kSubtracts>
+void fire_rows(const CountTileArgs<E>& a, int64_t first, int64_t rows, int64_t outputs, const TileSums& sums,
+               int64_t channel, const float* unit) {
+  const TileSums s = sums;
+  const int64_t stride = a.row_stride, joined_stride = a.joined_stride;
+  const Vec<float> start = broadcast(a.start), inverse = broadcast(a.inverse);
+  const float most = a.most;
+  const auto fire = [&](auto joins, int64_t c, int64_t left) TANDEM_INLINE {
+    constexpr Joins kJoins = joins;
+    const Joined<float> joined = a.joined.at(0, first * joined_stride + channel + c);
+    uint8_t* bits = a.bits + first * stride + channel + c;
+    Vec<float> scale[kSpikeVectors], bias[kSpikeVectors], amplitude[kSpikeVectors];
+    unrolled<kSpikeVectors>([&](int j) TANDEM_INLINE {
+      const int64_t at = channel + c + j * kLanes<float>, n = left - j * kLanes<float>;
+      scale[j] = a.scale ? load(a.scale + at, n) : broadcast(1.0F);
+      bias[j] = a.bias ? load(a.bias + at, n) : Vec<float>{};
+      if constexpr (kJoins == Joins::kValues) amplitude[j] = load_amplitude(a.joined, at, n);
+    });
+    for (int64_t row = 0; row < rows; ++row, bits += stride) {
+      Vec<float> u[kSpikeVectors] = {};
+      unrolled<kSpikeVectors>([&](int j) TANDEM_INLINE {
+        const int64_t at = j * kLanes<float>, n = left - at;
+        if (n <= 0) return;
+        Vec<float> v = sum_of<E, kPaired, kSubtracts>(s, row, c + at, unit + channel, n) * scale[j] + bias[j];
+        const int64_t place = row * joined_stride + at;
+        if constexpr (kJoins == Joins::kCurrent) v += load(joined.current + place, n);
+        if constexpr (kJoins == Joins::kValues) v = add_joined_values(joined, place, amplitude[j], n, v);
+        u[j] = (v + start) * inverse;
+      });
+      store_floors(u, most, bits, left);
+    }
+  };
+  for (int64_t c = 0; c < outputs; c += kSpikeVectors * kLanes<float>) {
+    if (a.joined.current) {
+      fire(std::integral_constant<Joins, Joins::kCurrent>{}, c, outputs - c);
+    } else if (a.joined.bits) {
+      fire(std::integral_constant<Joins, Joins::kValues>{}, c, outputs - c);
+    } else {
+      fire(std::integral_constant<Joins, Joins::kNothing>{}, c, outputs - c);
+    }
   }
 }
 
@@ -432,9 +377,14 @@ void write_rows(const CountTileArgs<E>& args, int64_t first, int64_t rows, int64
 template <class E>
 TANDEM_HOST void write_sums(const CountTileArgs<E>& a, int64_t first, int64_t rows, int64_t outputs,
                             const TileSums& sums, int64_t channel, const float* unit) {
-  const auto write = sums.behind        ? a.paired_outputs ? write_rows<E, true, true> : write_rows<E, false, true>
-                     : a.paired_outputs ? write_rows<E, true, false>
-                                        : write_rows<E, false, false>;
+  const auto chosen = [&](auto paired, auto subtracts) {
+    return a.bits ? fire_rows<E, paired, subtracts> : write_rows<E, paired, subtracts>;
+  };
+  constexpr auto kYes = std::true_type{};
+  constexpr auto kNo = std::false_type{};
+  const auto write = sums.behind        ? a.paired_outputs ? chosen(kYes, kYes) : chosen(kNo, kYes)
+                     : a.paired_outputs ? chosen(kYes, kNo)
+                                        : chosen(kNo, kNo);
   write(a, first, rows, outputs, sums, channel, unit);
 }
 
@@ -458,6 +408,7 @@ void byte_tile(const CountTileArgs<E>& a) {
 
 constexpr bool kMultipliesBytes = true;
 constexpr auto kFillRows = fill_rows;
+constexpr auto kFillLines = fill_lines;
 template <class E>
 constexpr auto kByteTile = byte_tile<E>;
 template <class E>
@@ -468,6 +419,7 @@ constexpr auto kFillPanel = fill_panel<E>;
 constexpr bool kMultipliesBytes = false;
 constexpr double (*byte_slope)(int64_t) = nullptr;
 constexpr FillRows* kFillRows = nullptr;
+constexpr FillLines* kFillLines = nullptr;
 template <class E>
 constexpr CountTile<E>* kByteTile = nullptr;
 template <class E>

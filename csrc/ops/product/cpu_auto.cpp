@@ -143,7 +143,8 @@ double value_crossover(const ConvGeometry& g) {
 // The share of counts that are not zero above which matrix tiles are the faster ones. They read all weights, which
 // counts where few pixels use them. The sums of floats must not depend on the batch.
 double matrix_crossover(const ConvGeometry& g, bool integers) {
-  if (integers) return 0.4 / static_cast<double>(g.pixels_out());
+  // Of many pixels it would be hardly worth counting.
+  if (integers) return g.pixels_out() >= 64 ? -1 : 0.4 / static_cast<double>(g.pixels_out());
   return is_linear(g) ? 0.1 : crossover(g, 3, 20);
 }
 
@@ -177,7 +178,7 @@ struct Run {
 // Every sample chooses for itself, by its own density, so that its sums do not depend on its batch mates.
 std::vector<Run> choose(const Planes& in, Engine engine, double crossover) {
   const Samples all = {0, in.batch};
-  if (engine == Engine::kDense) return {{all, true, 0}};
+  if (engine == Engine::kDense || crossover < 0) return {{all, true, 0}};
   if (engine == Engine::kEvent || crossover >= 1) return {{all, false, density(in, all)}};
   std::vector<double> densities(in.batch);
   parallel_ranges(in.batch, 1, [&](int64_t begin, int64_t end) {

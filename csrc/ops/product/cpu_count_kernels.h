@@ -65,6 +65,9 @@ struct CountSweepArgs {
 
 // Of the dense engine of counts: bytes of a row whose weights stay in the L1 cache.
 constexpr int64_t kCacheDepth = 256;
+// The same of matrix tiles, for all digits of the weights together, and their outputs that share the inputs of output
+// pixels.
+constexpr int64_t kMatrixDepth = 640, kMatrixOutputs = 64;
 
 // The weights of a group and block of output channels, rearranged.
 template <class E>
@@ -95,14 +98,73 @@ struct RowsArgs {
   uint8_t offset;  // 0 but for differences
 };
 
+// Rows of an image, of which each row of the kernel reads some: for each of them and each output column a line, the
+// inputs of one row of the kernel. So an input is copied for each column of the kernel alone, and neighbouring output
+// pixels, also of neighbouring rows, lie at one distance from each other. Rows that a row of the kernel reads for
+// neighbouring output rows, `stride_h` apart in the image, are neighbours here.
+struct LineLayout {
+  static constexpr int64_t kMost = 8;  // rows of a kernel, and their stride
+
+  int64_t stride;        // bytes from line to line
+  int64_t image_rows;    // of an image, from the first that the first output row reads
+  int64_t places;        // of rows
+  int64_t first[kMost];  // the place of row 0, 1, .. stride_h - 1
+  int64_t count[kMost];  // places of this and each stride_h-th row
+
+  LineLayout() = default;
+  // For so many output rows.
+  LineLayout(const ConvGeometry& g, const PanelSizes& sizes, int64_t rows)
+      : stride(line_stride(g.kernel_w * sizes.group_counts)), image_rows(0), places(0), first{}, count{} {
+    for (int64_t phase = 0; phase < g.stride_h; ++phase) {
+      int64_t most = -1;
+      for (int64_t kh = 0; kh < g.kernel_h; ++kh) {
+        const int64_t y = kh * g.dilation_h;
+        if (y % g.stride_h == phase) most = y / g.stride_h;
+      }
+      first[phase] = places;
+      count[phase] = most < 0 ? 0 : rows + most;
+      places += count[phase];
+      const int64_t behind = (count[phase] - 1) * g.stride_h + phase + 1;
+      image_rows = image_rows < behind ? behind : image_rows;
+    }
+  }
+  // Even numbers of lines of the cache would evict each other.
+  static int64_t line_stride(int64_t bytes) { return bytes / kMatrixBytes % 2 ? bytes : bytes + kMatrixBytes; }
+  // The place of a row, or -1 where nothing reads it.
+  int64_t place_of(const ConvGeometry& g, int64_t row) const {
+    const int64_t phase = row % g.stride_h, i = row / g.stride_h;
+    return i < count[phase] ? first[phase] + i : -1;
+  }
+  int64_t image_bytes(const ConvGeometry& g) const { return places * g.out_width * stride; }
+};
+
+struct LinesArgs {
+  const ConvGeometry* geometry;
+  const uint8_t* counts;  // [pixels_in, in_channels]
+  PanelSizes sizes;
+  LineLayout layout;
+  int64_t group, image, images, row;  // the first image and how many there are, the first output row of each
+  uint8_t* lines;                     // [images, image_bytes()]
+};
+
+// Where the inputs of output pixels lie: in pieces, of which each goes on in the panel where the one before it ended.
+struct InputPieces {
+  int64_t count, bytes;  // of the pieces of a pixel, and of each, a multiple of kMatrixBytes
+  int64_t at[LineLayout::kMost];
+  int64_t stride;  // bytes from output pixel to output pixel
+  int64_t band,
+      band_bytes;  // output pixels that lie so, a multiple of 16, and bytes from the first of them to the next
+};
+
 // A product of spike counts with weights on instructions that multiply bytes: some output pixels with one block of
 // output channels. E: packed weights.
 template <class E>
 struct CountTileArgs {
   int64_t largest;  // byte that there may be in a row
   PanelSizes sizes;
-  const uint8_t* rows;    // [pixels + subtracted, row_bytes()]; for matrix tiles up to a multiple of 16, where the rows
-                          // behind them may hold anything
+  const uint8_t* rows;    // [pixels + subtracted, row_bytes()]; of matrix tiles as `pieces` says, where pixels up to a
+                          // multiple of 16 may hold anything
+  InputPieces pieces;     // of matrix tiles
   const uint8_t* panel;   // the weights of this group and block of output channels
   int64_t block;          // sums of an output pixel
   bool paired_outputs;    // whether each sum has two outputs, the second with the other sign
@@ -121,10 +183,11 @@ struct CountTileArgs {
   void* scratch;          // byte_scratch_bytes() or matrix_scratch_bytes(), 64-byte aligned
 };
 
-// Sums of a pair of matrix tiles for each digit of the weights.
+// Sums for each digit of the weights: of so many output pixels and the outputs that share their inputs.
 template <class E>
-constexpr int64_t matrix_scratch_bytes() {
-  return kDigitsOf8<E> * kMatrixRows * kMatrixRows * static_cast<int64_t>(sizeof(int32_t));
+constexpr int64_t matrix_scratch_bytes(int64_t pixels) {
+  const int64_t rows = (pixels + kMatrixRows - 1) / kMatrixRows * kMatrixRows;
+  return kDigitsOf8<E> * rows * kMatrixOutputs * static_cast<int64_t>(sizeof(int32_t));
 }
 
 // Sums for each digit of the weights.
@@ -140,6 +203,7 @@ using CountTile = void(const CountTileArgs<E>&);
 template <class E>
 using FillPanel = void(const PanelArgs<E>&);
 using FillRows = void(const RowsArgs&);
+using FillLines = void(const LinesArgs&);
 
 struct CountKernels {
   // The lists of a tile of counts, and a tile of a product with them.
@@ -151,6 +215,7 @@ struct CountKernels {
   double (*byte_slope)(int64_t largest);
   KernelOf<FillPanel<int8_t>, FillPanel<int16_t>, FillPanel<float>> fill_panel;
   FillRows* fill_rows;
+  FillLines* fill_lines;  // of matrix tiles
   KernelOf<CountTile<int8_t>, CountTile<int16_t>> byte_tile;
   KernelOf<CountTile<int8_t>, CountTile<int16_t>, CountTile<float>> matrix_tile;  // where has_matrix_tiles()
 };

@@ -10,9 +10,10 @@
 #include "ops/neuron_loop/cpu_run_neurons.h"
 #include "ops/product/cpu_count_kernels.h"
 #include "ops/product/cpu_event_kernels.h"
+#include "ops/product/cpu_matrix.h"
 #include "ops/product/cpu_pack_weight.h"
+#include "ops/product/cpu_panels.h"
 #include "ops/product/cpu_tiles.h"
-#include "ops/radix_spikes/cpu_fire.h"
 
 namespace tandem {
 
@@ -98,46 +99,6 @@ bool multiplies_counts(const ProductPlan& plan) {
 
 namespace {
 
-// What all tiles of a block of outputs have in common. panels: of all groups and blocks.
-template <class E>
-CountTileArgs<E> block_of_tiles(const ProductPlan& plan, const uint8_t* panels, int64_t group, int64_t b) {
-  const ConvGeometry& g = plan.geometry;
-  const PackedLayout layout = packed_layout<E>(g);
-  const int64_t channel = group * g.group_out() + b * layout.block;
-  CountTileArgs<E> tile = {};
-  tile.panel = panels + (group * layout.blocks + b) * panel_bytes<E>(g);
-  const PanelHolds& holds = holds_of<E>(g, tile.panel);
-  tile.sizes = PanelSizes(g, holds.paired_inputs);
-  tile.paired_outputs = holds.paired_outputs;
-  tile.block = layout.block / (holds.paired_outputs ? 2 : 1);
-  tile.valid = std::min(layout.block, g.group_out() - b * layout.block);
-  tile.scale = plan.scale ? data_or_null<float>(plan.scale) + channel : nullptr;
-  tile.bias = plan.bias ? data_or_null<float>(plan.bias) + channel : nullptr;
-  if (plan.radix_neurons) {
-    RadixSpikesArgs<float> neurons = {};
-    set_neurons<float>(neurons, *plan.radix_neurons);
-    tile.start = neurons.start;
-    tile.inverse = exact_inverse(neurons.threshold);
-    tile.most = static_cast<float>((1 << neurons.time_steps) - 1);
-    tile.joined = joined_of<float>(plan);
-    if (tile.joined.amplitude) tile.joined.amplitude += channel;
-    tile.joined_stride = g.out_channels;
-  }
-  return tile;
-}
-
-// Lets the sums of a tile drive neurons, whose bits lie `stride` apart from output pixel to output pixel. All of them
-// fire at once, since a call for each pixel would leave most vectors partly empty. scratch: for the bits.
-template <class E>
-void fire_tile(const CountTileArgs<E>& tile, const RadixNeurons& neurons, int64_t stride, uint8_t* scratch,
-               uint8_t* bits) {
-  const bool dense = tile.valid == stride;
-  fire_radix<float>(neurons, tile.sum, tile.pixels * tile.valid, dense ? bits : scratch);
-  for (int64_t i = 0; i < tile.pixels && !dense; ++i) {
-    std::memcpy(bits + i * stride, scratch + i * tile.valid, static_cast<size_t>(tile.valid));
-  }
-}
-
 // Whether a byte holds the difference of two inputs, made positive.
 bool holds_differences(int64_t largest) { return 2 * largest <= 255; }
 
@@ -172,59 +133,39 @@ void multiply_panels(const char* op, const ProductPlan& plan, Samples samples, c
                      const uint8_t* panels) {
   ConvGeometry g = plan.geometry;
   g.batch = samples.count();
+  // Of a task, in the L2 cache beside a block of weights.
+  constexpr int64_t kInputBytes = int64_t{96} << 10, kSumBytes = int64_t{128} << 10;
+  constexpr int64_t kStep = 6;  // output pixels that kernels take at a time
   const bool paired_inputs = holds_of<E>(g, panels).paired_inputs;
-  const bool matrices = uses_matrices(plan) && !paired_inputs;  // matrix tiles subtract no rows
-  // Of a task, in the L2 cache beside a block of weights. Processors with matrix tiles have a larger one.
-  const int64_t input_bytes = int64_t{matrices ? 768 : 96} << 10, sum_bytes = int64_t{128} << 10;
-  const int64_t step = matrices ? kMatrixRows : 6;  // output pixels that kernels take at a time
-  const CountKernels& k = kernels<CountKernels>();
   const PackedLayout layout = packed_layout<E>(g);
   const PanelSizes sizes(g, paired_inputs);
   const uint8_t* const counts = given.bytes + samples.first * g.height * g.width * g.in_channels;
-  const auto parts_of = [](int64_t all, int64_t most) { return (all + most - 1) / std::max<int64_t>(1, most); };
-  const auto in_steps = [&](int64_t rows) { return std::max(step, parts_of(rows, step) * step); };
-  int64_t most = std::min<int64_t>(512, input_bytes / sizes.row_bytes());
-  if (!matrices) most = std::min(most, sum_bytes / byte_scratch_bytes<E>(1, layout.block));
-  most = in_steps(most - step + 1);
+  const auto in_steps = [&](int64_t rows) { return std::max(kStep, parts_of(rows, kStep) * kStep); };
+  const int64_t fit = std::min(kInputBytes / sizes.row_bytes(), kSumBytes / byte_scratch_bytes<E>(1, layout.block));
+  const int64_t most = in_steps(std::min<int64_t>(512, fit) - kStep + 1);
   const int64_t pixels = g.pixels_out(), wanted = parts_of(int64_t{4} * torch::stable::get_num_threads(), g.groups);
   const int64_t splits = std::clamp<int64_t>(parts_of(wanted, parts_of(pixels, most)), 1, layout.blocks);
   const int64_t rows = std::min(most, in_steps(parts_of(pixels, parts_of(wanted, splits))));
   const int64_t tiles = parts_of(pixels, rows), largest = largest_input(plan);
+  const int64_t before = samples.first * g.out_height * g.out_width;
   const int64_t behind = !paired_inputs ? 0 : holds_differences(largest) ? 1 : rows;
-  const bool fires = plan.radix_neurons.has_value();
-  // Whether a tile stores its sums before its neurons fire.
-  const bool stores = fires && exact_inverse(static_cast<float>(plan.radix_neurons->threshold)) == 0;
   parallel_tasks(g.groups * splits, tiles, [&](const auto& next) {
     const AlignedBuffer<uint8_t> inputs(op, (rows + behind) * sizes.row_bytes());
-    const AlignedBuffer<uint8_t> scratch(
-        op, matrices ? matrix_scratch_bytes<E>() : byte_scratch_bytes<E>(rows + behind, layout.block));
-    const AlignedBuffer<float> sums(op, stores ? rows * layout.block : 0);
-    const AlignedBuffer<uint8_t> bits(op, stores ? rows * layout.block : 0);
+    const AlignedBuffer<uint8_t> scratch(op, byte_scratch_bytes<E>(rows + behind, layout.block));
+    const PanelOutputs<E> outputs(op, plan, panels, rows);
     for (int64_t task = next(); task >= 0; task = next()) {
       const int64_t split = task / tiles % splits, group = task / tiles / splits;
       const int64_t first = task % tiles * rows, last = std::min(pixels, first + rows);
       const RowsArgs of_task = {&g, counts, sizes, group, first, last, inputs.data, RowOf::kInputs, 0};
       const int64_t subtracted = fill_task(of_task, paired_inputs, largest);
       for (int64_t b = split * layout.blocks / splits; b < (split + 1) * layout.blocks / splits; ++b) {
-        CountTileArgs<E> tile = block_of_tiles<E>(plan, panels, group, b);
-        const int64_t at = (samples.first * g.out_height * g.out_width + first) * g.out_channels +
-                           group * g.group_out() + b * layout.block;
+        CountTileArgs<E> tile = outputs.tile(group, b, before + first, last - first);
         tile.largest = paired_inputs && holds_differences(largest) ? 2 * largest : largest;
         tile.rows = inputs.data;
-        tile.pixels = last - first;
         tile.subtracted = subtracted;
-        tile.row_stride = stores ? tile.valid : g.out_channels;
-        uint8_t* const to = fires ? output<uint8_t>(plan.out_bits) + at : nullptr;
-        tile.bits = stores ? nullptr : to;
-        tile.joined = tile.joined.at(0, at);
-        tile.sum = stores ? sums.data : fires ? nullptr : output<float>(plan.out_sum) + at;
         tile.scratch = scratch.data;
-        if (matrices) {
-          k.matrix_tile(tile);
-        } else if constexpr (!std::is_same_v<E, float>) {
-          k.byte_tile(tile);
-        }
-        if (stores) fire_tile(tile, *plan.radix_neurons, g.out_channels, bits.data, to);
+        kernels<CountKernels>().byte_tile(tile);
+        outputs.finish(tile, group, b, before + first);
       }
     }
   });
@@ -232,7 +173,12 @@ void multiply_panels(const char* op, const ProductPlan& plan, Samples samples, c
 
 template <class E>
 void run_bytes(const char* op, const ProductPlan& plan, Samples samples, const BinaryCounts& given) {
-  with_panels<E>(op, plan, [&](const uint8_t* panels) { multiply_panels<E>(op, plan, samples, given, panels); });
+  with_panels<E>(op, plan, [&](const uint8_t* panels) {
+    const bool paired_inputs = holds_of<E>(plan.geometry, panels).paired_inputs;
+    // Matrix tiles subtract no rows.
+    if (uses_matrices(plan) && !paired_inputs) return multiply_matrices<E>(op, plan, samples, given, panels);
+    if constexpr (!std::is_same_v<E, float>) multiply_panels<E>(op, plan, samples, given, panels);
+  });
 }
 
 }  // namespace
