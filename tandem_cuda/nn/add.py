@@ -19,8 +19,9 @@ from .coupling import coupled, fired_train, needs_gradient
 from .drive import Drive, spike_scale
 from .firing import check_reads_radix
 from .frozen import Span, State, class_of
-from .leak import check_two_phase, folded
+from .leak import check_two_phase, folded, negative
 from .nir import NirWriter, Signal
+from .repeated import Repeated
 from .schema import Settings, Tensors
 from .sizes import SPIKES, Value, agreed
 from .spiking import KINDS, Spiking
@@ -85,6 +86,7 @@ class TandemAdd(Spiking):
     log_threshold: nn.Parameter | None
     scale: Tensor | None
     """exp(-log_threshold) of a frozen TandemAdd, [1]."""
+    _repeated: Repeated | None = None
 
     def __init__(
         self, *branches: nn.Module, neuron: Neuron = IF(), engine: str = "auto", learn_threshold: bool = False
@@ -274,6 +276,15 @@ class TandemAdd(Spiking):
             kernels: the branches' weights, if they are at hand; None for an identity.
             drives: the branches' drives, if not their own; with ``kernels``.
         """
+        return self._summands(pairs, steps, kernels, drives).fire(state, want_state)
+
+    def _summands(
+        self,
+        pairs: list[BranchInput],
+        steps: int,
+        kernels: Sequence[Kernel | None] | None,
+        drives: Sequence[Drive | TandemLayer | None] | None,
+    ) -> Summands:
         now, dtype, scale = pairs[0][1].time_steps, self.dtype_of([x for _, x in pairs]), self.current_scale()
         total = 1 if self.neuron.two_phase else steps  # two-phase neurons take the whole bias at once
         summands = Summands(self.neuron, self.engine, now, dtype)
@@ -289,7 +300,7 @@ class TandemAdd(Spiking):
             else:
                 amplitude = None if x.amplitude == 1 else torch.full([1], x.amplitude, dtype=dtype, device=x.device)
                 summands.identities.append((x, amplitude if scale is None else scale * x.amplitude))
-        return summands.fire(state, want_state)
+        return summands
 
     # -- frozen
 
@@ -381,6 +392,11 @@ class TandemAdd(Spiking):
         return joined._replace(kind=SPIKES, pair_dim=self._sum_pair_dim(inputs), radix=self.neuron.radix)
 
     def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[SpikeTrain, State | None]:
+        whole = span.whole and state is None and not torch.compiler.is_compiling()
+        if whole and self._repeated is not None:
+            fired = self._repeated.run(inputs, (self.neuron, self.engine))
+            if fired is not None:
+                return fired, None
         self.check_inputs(inputs)
         pairs = list(zip(self.branches, inputs, strict=True))
         self._check_shapes(pairs)
@@ -393,9 +409,21 @@ class TandemAdd(Spiking):
                 kernels[i] = branch.weights.kernel() if compiling else branch.constant_kernel()
                 drives[i] = branch
         before = None if state is None else stacked(state)
-        bits, carried = self.spikes(pairs, span.total, before, not span.ends, kernels, drives)
+        summands = self._summands(pairs, span.total, kernels, drives)
+        bits, carried = summands.fire(before, not span.ends)
         train = fired_train(self.neuron, bits, span.now, None, self.dtype_of(inputs), self._sum_pair_dim(inputs))
-        return self.with_pairs(train), None if span.ends else carried.unbind(0)
+        fired = self.with_pairs(train)
+        if whole:
+            self._repeated = self._repeatable(summands, inputs, fired)
+        return fired, None if span.ends else carried.unbind(0)
+
+    def _repeatable(self, summands: Summands, inputs: Sequence[SpikeTrain], fired: SpikeTrain) -> Repeated | None:
+        """Return how to run calls like this one, if there is a shorter way."""
+        layers = [self, *self._layers()]
+        if any(negative(layer) is not None for layer in layers[1:]) or not Repeated.applies(layers, inputs):
+            return None
+        call = summands.radix_call(inputs)
+        return None if call is None else Repeated(call, layers, inputs, (self.neuron, self.engine), fired)
 
     def extra_repr(self) -> str:
         engine = "" if self.engine == "auto" else f"engine={self.engine!r}, "

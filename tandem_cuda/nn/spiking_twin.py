@@ -18,7 +18,8 @@ from .drive import Affine, Drive, per_step
 from .encode import EncodedInput
 from .firing import Firing, check_reads_radix, mode_for, run_neurons
 from .frozen import Span, State, class_of, single
-from .leak import check_folds, check_two_phase, folded, folds_of
+from .leak import check_folds, check_two_phase, folded, folds_of, negative
+from .repeated import RadixCall, Repeated
 from .schema import Settings, Tensors
 from .sizes import ENCODED, SPIKES, Value, check_count
 from .weight_cache import Kernel, SpikingWeights
@@ -45,6 +46,7 @@ class SpikingTwin(WeightedLayer):
     packed: Tensor | None
     _constant: _Constant | None
     _of_spikes: _OfSpikes | None = None
+    _repeated: Repeated | None = None
 
     @property
     def is_frozen(self) -> bool:
@@ -233,7 +235,13 @@ class SpikingTwin(WeightedLayer):
     def __getstate__(self) -> dict[str, Any]:
         if not self.is_frozen:
             return self.__dict__
-        return {**self.__dict__, "_buffers": {**self._buffers, "packed": None}, "_constant": None, "_of_spikes": None}
+        return {
+            **self.__dict__,
+            "_buffers": {**self._buffers, "packed": None},
+            "_constant": None,
+            "_of_spikes": None,
+            "_repeated": None,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -262,6 +270,11 @@ class SpikingTwin(WeightedLayer):
         return size._replace(pair_dim=pair_dim, radix=self.neuron.radix)
 
     def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[SpikeTrain, State | None]:
+        whole = span.whole and state is None and not torch.compiler.is_compiling()
+        if whole and self._repeated is not None:
+            fired = self._repeated.run(inputs, (self.neuron, self.engine))
+            if fired is not None:
+                return fired, None
         (x,) = inputs
         kernel = self.constant_kernel()
         carried: State | None = None
@@ -271,18 +284,26 @@ class SpikingTwin(WeightedLayer):
             if x.code.radix:
                 check_reads_radix(self.neuron, type(self).__name__)
             self.synapses.check_pairs(x)
-            bits, _, neurons = self.synapses.fire(
-                x,
-                self.of_spikes(kernel, self.neuron.shares(span.total), x.amplitude),
-                Firing(self.neuron, self.engine),
-                state=None if state is None else stacked(state),
-                want_state=not span.ends,
-            )
+            weights = self.of_spikes(kernel, self.neuron.shares(span.total), x.amplitude)
+            firing, before = Firing(self.neuron, self.engine), None if state is None else stacked(state)
+            bits, _, neurons = self.synapses.fire(x, weights, firing, state=before, want_state=not span.ends)
             carried = None if span.ends else neurons.unbind(0)
         else:
             raise TypeError(f"{type(self).__name__}: input must be a SpikeTrain, got {type(x).__name__}")
         dtype = torch.float32 if kernel.weight.dtype in INTEGERS else kernel.weight.dtype
-        return self.with_pairs(fired_train(self.neuron, bits, span.now, None, dtype)), carried
+        fired = self.with_pairs(fired_train(self.neuron, bits, span.now, None, dtype))
+        if whole and self.neuron.radix and self.reads == SPIKES:
+            self._repeated = self._repeatable(x, weights, firing, fired)
+        return fired, carried
+
+    def _repeatable(self, x: SpikeTrain, weights: SpikingWeights, firing: Firing, fired: SpikeTrain) -> Repeated | None:
+        """Return how to run calls like this one, if there is a shorter way."""
+        if not Repeated.applies([self], [x]) or negative(self) is not None:
+            return None
+        arguments = self.synapses.radix_arguments(x, weights, firing)
+        if arguments is None:
+            return None
+        return Repeated(RadixCall(0, arguments), [self], [x], (self.neuron, self.engine), fired)
 
     def with_pairs(self, fired: SpikeTrain) -> SpikeTrain:
         """Return the spikes, marked as ``paired`` if there are two neurons for each value, and folded if they are."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,8 +14,12 @@ from ..neuron import Neuron
 from ..ops.integrate_and_fire import discharge
 from ..spike_train import SpikeTrain
 from .firing import Firing
+from .repeated import RadixCall
 from .synapses import Synapses
 from .weight_cache import SpikingWeights
+
+Product = tuple[Synapses, SpikeTrain, SpikingWeights]
+"""A product with spikes."""
 
 
 class Summands:
@@ -26,9 +31,30 @@ class Summands:
 
     def __init__(self, neuron: Neuron, engine: str, time_steps: int, dtype: torch.dtype) -> None:
         self.neuron, self.engine, self.time_steps, self.dtype = neuron, engine, time_steps, dtype
-        self.products: list[tuple[Synapses, SpikeTrain, SpikingWeights]] = []
+        self.products: list[Product] = []
         self.identities: list[tuple[SpikeTrain, Tensor | None]] = []
         """Spikes and the amplitude of each, [1], None for 1."""
+
+    def radix_call(self, inputs: Sequence[SpikeTrain]) -> RadixCall | None:
+        """Return how an operator fires these neurons, if that is so simple: two branches, of which one is a product."""
+        if not (self.neuron.radix and len(self.products) + len(self.identities) == len(inputs) == 2 and self.products):
+            return None
+        (synapses, x, weights), others = self._largest()
+        arguments = synapses.radix_arguments(x, weights, Firing(self.neuron, self.engine))
+        main = 0 if inputs[0].bits is x.bits else 1
+        if arguments is None or inputs[0].bits is inputs[1].bits:
+            return None
+        if others:
+            ((of_other, _, its_weights),) = others
+            return RadixCall(main, arguments, 1 - main, lambda other: of_other.count_product(other, its_weights))
+        added, amplitude = self._joined([], synapses.outputs)
+        return RadixCall(main, arguments, 1 - main, None, amplitude) if added is inputs[1 - main].bits else None
+
+    def _largest(self) -> tuple[Product, list[Product]]:
+        """Return the product with the most inputs per neuron, and all others."""
+        sizes = [weights.kernel.weight[0].numel() for _, _, weights in self.products]
+        at = sizes.index(max(sizes))
+        return self.products[at], [*self.products[:at], *self.products[at + 1 :]]
 
     def fire(self, state: Tensor | None, want_state: bool) -> tuple[Tensor, Tensor]:
         """Return the bits and the neurons' final state; ``state`` continues an earlier call."""
@@ -40,10 +66,7 @@ class Summands:
             options: dict[str, Any] = {"want_sum": False, "want_state": want_state}
             options |= {"mode": "series", "neuron": self.neuron}
             return first_two(ops.integrate_and_fire.trusted(added, steps, None, state, **options))
-        sizes = [weights.kernel.weight[0].numel() for _, _, weights in self.products]
-        largest = sizes.index(max(sizes))
-        synapses, x, weights = self.products[largest]
-        others = [*self.products[:largest], *self.products[largest + 1 :]]
+        (synapses, x, weights), others = self._largest()
         if two_phase and (want_state or not self.neuron.radix):
             v = synapses.count_product(x, weights) + self._currents(others)
             return first_two(discharge(v, steps, self.neuron, False, want_state))
@@ -61,7 +84,7 @@ class Summands:
         """Return whether the neurons read such bits as they are."""
         return x.code.radix == self.neuron.radix
 
-    def _currents(self, products: list[tuple[Synapses, SpikeTrain, SpikingWeights]]) -> Tensor:
+    def _currents(self, products: list[Product]) -> Tensor:
         """Return the currents of some products and of all identities; for two-phase neurons of all steps at once."""
         of_product, of_identity = Synapses.step_product, self._steps
         if self.neuron.two_phase:

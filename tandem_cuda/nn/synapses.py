@@ -14,7 +14,9 @@ from torch import Tensor
 from .. import ops
 from ..neuron import Neuron
 from ..ops import autocast, checks
+from ..ops.geometry import Geometry, pairs
 from ..ops.integrate_and_fire import check_whole, discharge, total_bias
+from ..ops.product import LINEAR, radix_arguments
 from ..spike_train import SpikeTrain
 from .firing import Fired, Firing
 from .sizes import SPIKES, Size, Value
@@ -154,6 +156,19 @@ class Synapses(ABC):
         """Return the bits of RadixIF neurons that such sums drive, without a gradient."""
         joined = {} if firing.added is None else {"added": self.to_image(firing.added), "amplitude": firing.amplitude}
         return self._counted(x, weights, neuron=firing.neuron, time_steps=x.time_steps, **joined)
+
+    def radix_arguments(self, x: SpikeTrain, weights: SpikingWeights, firing: Firing) -> tuple[Any, ...] | None:
+        """Return what the operator of :meth:`radix_product` gets behind the bits, without what another branch adds.
+
+        None where inputs or results must be rearranged.
+        """
+        image, where = self._as_image(x)
+        if image is not x or type(self).to_output is not Synapses.to_output:
+            return None
+        geometry = (*pairs(*(where[n] for n in Geometry._fields)), where["groups"]) if where else LINEAR
+        constants = weights.kernel.weight, weights.kernel.packed, weights.scale, weights.bias
+        radix = x.time_steps if x.code.radix else 0
+        return radix_arguments(constants, geometry, self.engine, radix, firing.neuron, x.time_steps)
 
     def _counted(self, x: SpikeTrain, weights: SpikingWeights, **neurons: Any) -> Tensor:
         image, where = self._as_image(x)

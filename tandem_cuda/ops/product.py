@@ -76,16 +76,33 @@ def count_product(
 
     With a neuron, return the bits of the radix spikes that the sums drive, and what another branch adds to them.
     """
-    options = ENGINES.index(engine), terms_of(operands[2])
     if neuron is None:
+        options = ENGINES.index(engine), terms_of(operands[2])
         return torch.ops.tandem_cuda.count_product(*_as_cast(operands), *geometry, *options, master, unit, radix)
     refuse_tangents("count_linear" if operands[2].dim() == 2 else "count_conv2d", operands)
     bits, _, *constants = _as_cast(operands)
     if torch.is_grad_enabled():
         constants = [None if x is None else x.detach() for x in constants]
         added, amplitude = (None if x is None else x.detach() for x in (added, amplitude))
-    firing = radix, time_steps, neuron.threshold_at(time_steps), neuron.initial, added, amplitude
-    return torch.ops.tandem_cuda.radix_product(bits, *constants, *geometry, *options, *firing)
+    arguments = radix_arguments(constants, geometry, engine, radix, neuron, time_steps)
+    return torch.ops.tandem_cuda.radix_product(bits, *arguments, added, amplitude)
+
+
+def radix_arguments(
+    constants: Sequence[Tensor | None],
+    geometry: tuple[Any, ...],
+    engine: str,
+    radix: int,
+    neuron: Neuron,
+    time_steps: int,
+) -> tuple[Any, ...]:
+    """Return what ``radix_product`` gets between the bits and what another branch adds.
+
+    ``constants`` are weight, packed, scale and bias.
+    """
+    assert constants[0] is not None
+    options = ENGINES.index(engine), terms_of(constants[0]), radix, time_steps
+    return *constants, *geometry, *options, neuron.threshold_at(time_steps), neuron.initial
 
 
 def spiking_product(

@@ -94,7 +94,9 @@ void ordered_tile(const OrderedTileArgs<E>& a) {
   constexpr int64_t lanes = kLanes<float>;
   alignas(64) float weights[kOrderedWeights];
   alignas(64) float inputs[kOrderedPixels * kOrderedInputs];
-  float* const sums = a.scratch;
+  // Where all outputs are one block, their place is theirs from the first product on.
+  const bool in_place = a.valid == block && g.out_channels == block;
+  float* const sums = in_place ? a.out : a.scratch;
   std::memset(sums, 0, static_cast<size_t>(rows * block) * sizeof(float));
   Views<kTileRows> views;
   views.look(g, a.row_begin, rows);
@@ -156,7 +158,7 @@ void ordered_tile(const OrderedTileArgs<E>& a) {
       }
     }
   }
-  for (int64_t row = 0; row < rows; ++row) {
+  for (int64_t row = 0; row < rows && !in_place; ++row) {
     std::memcpy(a.out + row * g.out_channels, sums + row * block, static_cast<size_t>(a.valid) * sizeof(float));
   }
 }

@@ -1,0 +1,96 @@
+"""Calls of a frozen layer that differ from the call before in the spikes alone.
+
+Small layers would spend most of their time in Python, finding out again what they have found out before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.autograd.forward_ad as _forward_ad
+from torch import Tensor, nn
+
+from ..neuron import Neuron
+from ..spike_train import SpikeTrain
+
+
+class RadixCall(NamedTuple):
+    """A call of the operator whose sums drive RadixIF neurons."""
+
+    main: int
+    """The input that the weights multiply."""
+    arguments: tuple[Any, ...]
+    """What the operator gets behind the bits of that input, without what another branch adds."""
+    joined: int | None = None
+    """The input of another branch of a sum."""
+    product: Callable[[SpikeTrain], Tensor] | None = None
+    """What the branch makes of it; None where it adds its spikes."""
+    amplitude: Tensor | None = None
+    """The weight of these spikes' values."""
+
+    def run(self, inputs: Sequence[SpikeTrain]) -> Tensor:
+        added = None
+        if self.joined is not None:
+            x = inputs[self.joined]
+            added = x.bits if self.product is None else self.product(x.detach())
+        bits = inputs[self.main].bits
+        return torch.ops.tandem_cuda.radix_product(bits, *self.arguments, added, self.amplitude)
+
+
+class Repeated:
+    """What a call was like. Calls that are like it, and whose constants have not changed, run the operator at once.
+
+    Args:
+        call: what the operator got.
+        layers: the layers whose buffers are constants of the call.
+        inputs: the layer's.
+        settings: the layer's neuron and engine.
+        fired: the output.
+    """
+
+    def __init__(
+        self,
+        call: RadixCall,
+        layers: Sequence[nn.Module],
+        inputs: Sequence[SpikeTrain],
+        settings: tuple[Neuron, str],
+        fired: SpikeTrain,
+    ) -> None:
+        self._call, self._settings = call, settings
+        self._inputs = [(x.bits.shape, x.code, x.time_steps) for x in inputs]
+        self._constants = [
+            (layer._buffers, name, tensor, None if tensor is None else tensor._version)
+            for layer in layers
+            for name, tensor in layer._buffers.items()
+        ]
+        self._fired = {"time_steps": fired.time_steps, "dtype": fired.dtype, **fired.code._asdict()}
+
+    @staticmethod
+    def applies(layers: Sequence[nn.Module], inputs: Sequence[SpikeTrain]) -> bool:
+        """Return whether constants tell of their changes, and spikes are plain tensors, all on a CPU."""
+        constants = [x for layer in layers for x in layer._buffers.values() if x is not None]
+        counted = all(type(x) is Tensor and x.is_cpu and not x.is_inference() for x in constants)
+        return counted and _is_plain(inputs)
+
+    def run(self, inputs: Sequence[Any], settings: tuple[Neuron, str]) -> SpikeTrain | None:
+        """Return the output, or None where the call is not like the one before."""
+        if len(inputs) != len(self._inputs) or settings[0] is not self._settings[0] or settings[1] != self._settings[1]:
+            return None
+        for x, known in zip(inputs, self._inputs, strict=True):
+            if type(x) is not SpikeTrain or (x.bits.shape, x.code, x.time_steps) != known:
+                return None
+        for buffers, name, tensor, version in self._constants:
+            if buffers.get(name) is not tensor or (tensor is not None and tensor._version != version):
+                return None
+        if torch.is_grad_enabled() or _forward_ad._current_level >= 0 or not _is_plain(inputs):
+            return None
+        return SpikeTrain.unchecked(self._call.run(inputs), **self._fired)
+
+    def __reduce__(self) -> tuple[Any, tuple[()]]:
+        return type(None), ()  # copies and pickles begin anew
+
+
+def _is_plain(inputs: Sequence[SpikeTrain]) -> bool:
+    return all(type(x.bits) is Tensor and x.bits.is_cpu for x in inputs)

@@ -1,0 +1,176 @@
+"""Calls of frozen layers that are like the call before run an operator at once; those that are not, do not."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import fx, nn
+from torch.func import functional_call
+
+from exact import dyadic, same
+from tandem_cuda import RadixIF, SpikeTrain, TandemAdd, TandemConv2d, TandemLinear, freeze
+from tandem_cuda.nn.repeated import RadixCall
+from test_python_calls import python_calls
+
+pytest.importorskip("safetensors")
+NEURON = RadixIF(level=4.0)
+
+
+def train(*shape, seed=0, steps=4, amplitude=0.25):
+    bits = torch.randint(0, 1 << steps, (1, *shape), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    return SpikeTrain(bits, steps, amplitude=amplitude, radix=True)
+
+
+def conv(**named):
+    return TandemConv2d(16, 16, 3, padding=1, neuron=NEURON, **named)
+
+
+def alone(layer, inputs=1):
+    """A network of one layer."""
+    graph = fx.Graph()
+    graph.output(graph.call_module("layer", tuple(graph.placeholder(f"x{i}") for i in range(inputs))))
+    return fx.GraphModule({"layer": layer}, graph)
+
+
+def joined(*branches):
+    return alone(TandemAdd(*branches, neuron=NEURON), len(branches))
+
+
+IMAGE = (2, 16, 6, 6)
+NETWORKS = {
+    "convolution": lambda: (alone(conv()), [IMAGE]),
+    "convolution without bias": lambda: (alone(conv(bias=False)), [IMAGE]),
+    "linear": lambda: (alone(TandemLinear(16, 8, neuron=NEURON)), [(3, 5, 16)]),
+    "identity": lambda: (joined(conv(), nn.Identity()), [IMAGE] * 2),
+    "identity first": lambda: (joined(nn.Identity(), conv()), [IMAGE] * 2),
+    "two products": lambda: (joined(TandemConv2d(16, 16, 1), conv()), [IMAGE] * 2),
+}
+
+
+@pytest.fixture(params=NETWORKS)
+def case(request):
+    network, shapes = NETWORKS[request.param]()
+    with torch.no_grad():
+        for i, p in enumerate(network.parameters()):
+            p.copy_(dyadic(*p.shape, seed=i))
+    frozen = freeze(network)
+    inputs = [train(*shape, seed=i) for i, shape in enumerate(shapes)]
+    return frozen, inputs
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """How often an operator was run at once."""
+    seen, run = [], RadixCall.run
+
+    def counting(self, inputs):
+        seen.append(self)
+        return run(self, inputs)
+
+    monkeypatch.setattr(RadixCall, "run", counting)
+    return seen
+
+
+def layer_of(frozen):
+    return frozen.layers[0].layer
+
+
+def other(inputs, seed=9):
+    return [x.replace(bits=train(*x.shape, seed=seed + i).bits) for i, x in enumerate(inputs)]
+
+
+def fresh(frozen, inputs):
+    """What a network returns that has not been called before."""
+    return copy.deepcopy(frozen)(*inputs)
+
+
+def test_other_spikes(case, calls):
+    frozen, inputs = case
+    frozen(*inputs)
+    assert not calls
+    for seed in (9, 19):
+        got, want = frozen(*other(inputs, seed)), fresh(frozen, other(inputs, seed))
+        same(got.bits, want.bits)
+        assert (got.code, got.time_steps, got.dtype) == (want.code, want.time_steps, want.dtype)
+        assert got.value.any()
+    assert len(calls) == 2
+
+
+def test_constants_that_have_changed(case, calls):
+    frozen, inputs = case
+    layer = layer_of(frozen)
+    names = [name for name, x in layer.named_buffers() if name.rpartition(".")[2] != "packed"]
+    assert any("weight" in name for name in names)
+    for name in names:
+        frozen(*inputs)
+        before = len(calls)
+        frozen(*inputs)
+        assert len(calls) == before + 1
+        tensor = layer.get_buffer(name)
+        tensor.mul_(0.5)  # in place
+        same(frozen(*inputs).bits, fresh(frozen, inputs).bits)
+        assert len(calls) == before + 1
+        parent, _, leaf = name.rpartition(".")
+        layer.get_submodule(parent).register_buffer(leaf, tensor * 4)  # another tensor
+        same(frozen(*inputs).bits, fresh(frozen, inputs).bits)
+        assert len(calls) == before + 1
+
+
+def test_other_settings(case, calls):
+    frozen, inputs = case
+    layer = layer_of(frozen)
+    frozen(*inputs)
+    layer.neuron = RadixIF(level=2.0)
+    same(frozen(*inputs).bits, fresh(frozen, inputs).bits)
+    layer.engine = "dense"
+    same(frozen(*inputs).bits, fresh(frozen, inputs).bits)
+    assert not calls
+
+
+def test_other_inputs(case, calls):
+    frozen, inputs = case
+    frozen(*inputs)
+    more = [train(5, *x.shape[1:]) for x in inputs]
+    finer = [train(*x.shape, steps=5, amplitude=0.125) for x in inputs]
+    heavier = [train(*x.shape, amplitude=0.5) for x in inputs]
+    for wanted in (more, finer, heavier, inputs):
+        same(frozen(*wanted).bits, fresh(frozen, wanted).bits)
+    assert not calls
+    frozen(*inputs)
+    assert len(calls) == 1
+
+
+def test_other_weights_of_a_call(case, calls):
+    frozen, inputs = case
+    frozen(*inputs)
+    buffers = {name: x * 0.5 for name, x in frozen.named_buffers() if "packed" not in name}
+    halved = copy.deepcopy(frozen)
+    halved.load_state_dict(buffers)
+    same(functional_call(frozen, buffers, tuple(inputs)).bits, halved(*inputs).bits)
+    assert not calls
+
+
+def test_copies_begin_anew(case, calls):
+    frozen, inputs = case
+    want = frozen(*inputs).bits
+    for copied in (copy.deepcopy(frozen), pickle.loads(pickle.dumps(frozen))):
+        assert layer_of(copied)._repeated is None
+        same(copied(*inputs).bits, want)
+    assert not calls
+
+
+def test_errors_stay(case):
+    frozen, inputs = case
+    frozen(*inputs)
+    with pytest.raises((ValueError, TypeError)):
+        frozen(*[train(2, 7, 6, 6)] * len(inputs))
+    past = [SpikeTrain.unchecked(x.bits + 16, 4, amplitude=0.25, radix=True) for x in inputs]
+    with pytest.raises(RuntimeError, match="past"):
+        frozen(*past)
+
+
+def test_python_calls(case):
+    """A layer that repeats a call runs few functions."""
+    frozen, inputs = case
+    assert python_calls(lambda: frozen(*inputs)) < 90
