@@ -206,7 +206,7 @@ class ElementwiseSynapses(Conv2dSynapses):
             bits, total, state = super().fire(x, weights, firing, want_sum=want_sum, state=state, want_state=want_state)
             return Fired(bits.reshape(len(bits), *shape), total.reshape(shape) if want_sum else total, state)
         if firing.neuron.two_phase:
-            return self._fire_at_once(x, weights, firing.neuron, state, want_state)
+            return self._fire_at_once(x, weights, firing, state, want_state)
         total = x.value.new_empty(0)
         if want_sum:
             total = self.count_product(x, weights._replace(bias=total_bias(weights.bias, steps)))

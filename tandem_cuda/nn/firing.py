@@ -16,9 +16,20 @@ class Firing(NamedTuple):
     neuron: Neuron
     engine: str
     added: Tensor | None = None
-    """What another branch adds: currents [T, N, O, ...], or [N, O, ...] to RadixIF, or bits [P, N, O, ...]."""
+    """What another branch adds: currents [T, N, O, ...], for RadixIF their sum [1, N, O, ...]; or bits [P, N, O, ...]."""
     amplitude: Tensor | None = None
     """The weight of spikes in ``added``, or of their values, [O]; None for 1."""
+
+    def values(self, like: Tensor, features: int) -> Tensor:
+        """Return what RadixIF neurons [N, O, ...] get from the other branch, in the dtype of ``like``.
+
+        ``features`` is the dimension of the O neurons, 1 or -1.
+        """
+        assert self.added is not None
+        values = self.added.squeeze(0).to(like.dtype)
+        if self.amplitude is None:
+            return values
+        return values * (self.amplitude if features == -1 else self.amplitude.view(-1, *[1] * (like.dim() - 2)))
 
 
 class Fired(NamedTuple):

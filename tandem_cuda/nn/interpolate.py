@@ -207,7 +207,7 @@ class InterpolatingSynapses(ElementwiseSynapses):
         want_state: bool = False,
     ) -> Fired:
         if firing.neuron.two_phase:
-            return self._fire_at_once(x, weights, firing.neuron, state, want_state)
+            return self._fire_at_once(x, weights, firing, state, want_state)
         self.check_shape(x.shape)
         steps = x.time_steps
         current = self.step_product(x.detach(), weights)

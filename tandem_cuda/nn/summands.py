@@ -76,7 +76,8 @@ class Summands:
     def _joined(self, others: list[Any], outputs: int) -> tuple[Tensor, Tensor | None]:
         """Return what joins a product: currents, or the spikes of a single identity and their amplitude, [O]."""
         if others or len(self.identities) > 1 or not self._fits(self.identities[0][0]):
-            return self._currents(others), None
+            currents = self._currents(others)
+            return currents.unsqueeze(0) if self.neuron.radix else currents, None
         ((x, amplitude),) = self.identities
         return x.bits, None if amplitude is None else amplitude.to(self.dtype).expand(outputs)
 
@@ -86,12 +87,13 @@ class Summands:
 
     def _currents(self, products: list[Product]) -> Tensor:
         """Return the currents of some products and of all identities; for two-phase neurons of all steps at once."""
-        of_product, of_identity = Synapses.step_product, self._steps
-        if self.neuron.two_phase:
-            of_product, of_identity = Synapses.count_product, self._value
-        currents = [of_product(*product) for product in products]
+        at_once = self.neuron.two_phase
+        currents = [
+            synapses.count_product(x, weights) if at_once else synapses.step_product(x, weights)
+            for synapses, x, weights in products
+        ]
         for x, amplitude in self.identities:
-            current = of_identity(x)
+            current = self._value(x) if at_once else self._steps(x)
             currents.append(current if amplitude is None else current * amplitude)
         return functools.reduce(torch.add, currents)
 

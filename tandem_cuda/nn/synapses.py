@@ -154,7 +154,11 @@ class Synapses(ABC):
 
     def radix_product(self, x: SpikeTrain, weights: SpikingWeights, firing: Firing) -> Tensor:
         """Return the bits of RadixIF neurons that such sums drive, without a gradient."""
-        joined = {} if firing.added is None else {"added": self.to_image(firing.added), "amplitude": firing.amplitude}
+        joined: dict[str, Any] = {}
+        if firing.added is not None:
+            added = self.to_image(firing.added)
+            joined["added"] = added if added.dtype == torch.uint8 else added.squeeze(0)
+            joined["amplitude"] = firing.amplitude
         return self._counted(x, weights, neuron=firing.neuron, time_steps=x.time_steps, **joined)
 
     def radix_arguments(self, x: SpikeTrain, weights: SpikingWeights, firing: Firing) -> tuple[Any, ...] | None:
@@ -208,7 +212,7 @@ class Synapses(ABC):
             check_whole(self.name, state)
             return Fired(self.radix_product(x, weights, firing), _NOTHING, _NOTHING)
         if firing.neuron.two_phase:
-            return self._fire_at_once(x, weights, firing.neuron, state, want_state)
+            return self._fire_at_once(x, weights, firing, state, want_state)
         image, where = self._as_image(x)
         spiking = ops.spiking_linear if self.is_linear else ops.spiking_conv2d
         options: dict[str, Any] = {**where, "want_sum": want_sum, "want_state": want_state, **firing._asdict()}
@@ -224,14 +228,17 @@ class Synapses(ABC):
         self,
         x: SpikeTrain,
         weights: SpikingWeights,
-        neuron: Neuron,
+        firing: Firing,
         state: Tensor | None,
         want_state: bool,
     ) -> Fired:
         """Drive neurons that first integrate the input of all steps. The sum is returned in any case."""
         check_whole(self.name, state)
+        neuron = firing.neuron
         bias = weights.bias if neuron.radix else total_bias(weights.bias, x.time_steps)
         v = self.count_product(x, weights._replace(bias=bias))
+        if firing.added is not None:
+            v = v + firing.values(v, self.features)
         return self.discharged(v, x.time_steps, neuron, want_state)
 
     def discharged(self, v: Tensor, steps: int, neuron: Neuron, want_state: bool = False) -> Fired:

@@ -45,6 +45,18 @@ ConvGeometry drawn_geometry() {
   return g;
 }
 
+// Whose inputs lie in lines.
+ConvGeometry drawn_lines() {
+  ConvGeometry g = drawn_geometry();
+  g.kernel_h = drawn(1, 4), g.kernel_w = drawn(1, 3), g.stride_h = drawn(1, 3), g.dilation_h = drawn(1, 3);
+  g.in_channels = g.groups * 64 * drawn(1, 2) / (g.kernel_w == 2 ? 2 : 1);
+  g.out_height = int64_t{1} << drawn(1, 3), g.out_width = 16 / g.out_height * drawn(1, 2);
+  g.padding_h = std::min(g.padding_h, g.kernel_h - 1), g.padding_w = std::min(g.padding_w, g.kernel_w - 1);
+  g.height = (g.out_height - 1) * g.stride_h + g.dilation_h * (g.kernel_h - 1) + 1 - 2 * g.padding_h;
+  g.width = (g.out_width - 1) * g.stride_w + g.dilation_w * (g.kernel_w - 1) + 1 - 2 * g.padding_w;
+  return g.height > 0 && g.width > 0 ? g : drawn_lines();
+}
+
 template <class E>
 E drawn_weight() {
   if constexpr (std::is_same_v<E, float>) return std::ldexp(static_cast<float>(drawn(-(1 << 20), 1 << 20)), -25);
@@ -72,7 +84,8 @@ double expected(const ConvGeometry& g, const std::vector<uint8_t>& counts, const
 
 template <class E>
 int64_t wrong(CountTile<E>* kernel, FillPanel<E>* fill, bool on_bytes) {
-  const ConvGeometry g = drawn_geometry();
+  const bool lines = !on_bytes && drawn(0, 1);
+  const ConvGeometry g = lines ? drawn_lines() : drawn_geometry();
   const int64_t block = block_size<E>(g.group_out()), outputs = std::min(block, g.group_out());
   const int64_t pixels = g.pixels_out(), group = drawn(0, g.groups - 1), channels = g.group_in();
   const int64_t largest = drawn(0, 2) ? drawn(0, 1) ? 255 : drawn(1, 128) : 15;
@@ -96,9 +109,9 @@ int64_t wrong(CountTile<E>* kernel, FillPanel<E>* fill, bool on_bytes) {
   std::vector<uint8_t> counts(g.pixels_in() * g.in_channels);
   for (uint8_t& count : counts) count = static_cast<uint8_t>(drawn(0, 3) ? drawn(0, largest) : largest);
   const Buffer panel = aligned(PanelSizes(g).panel_bytes<E>(block));
-  const Buffer rows = aligned((2 * pixels + 32) * sizes.row_bytes());
-  const Buffer scratch =
-      aligned(std::max(matrix_scratch_bytes<E>(), on_bytes ? byte_scratch_bytes<E>(2 * pixels, block) : 0));
+  const LineLayout layout = lines ? LineLayout(g, sizes, g.out_height) : LineLayout{};
+  const Buffer rows = aligned(lines ? g.batch * layout.image_bytes(g) : (2 * pixels + 32) * sizes.row_bytes());
+  const Buffer scratch = aligned(on_bytes ? byte_scratch_bytes<E>(2 * pixels, block) : matrix_scratch_bytes<E>(pixels));
   const int64_t stride = outputs + drawn(0, 40);
   std::vector<float> sum(pixels * stride, -1.0F), scale(outputs + 64), bias(outputs + 64);
   for (float& x : scale) x = std::ldexp(1.0F, static_cast<int>(drawn(-3, 3)));
@@ -111,8 +124,16 @@ int64_t wrong(CountTile<E>* kernel, FillPanel<E>* fill, bool on_bytes) {
     fill_rows({&g, counts.data(), sizes, group, 0, pixels, rows.get() + first * sizes.row_bytes(), of,
                static_cast<uint8_t>(offset)});
   };
-  if (!holds.paired_inputs) {
+  if (lines) {
+    fill_lines({&g, counts.data(), sizes, layout, group, 0, g.batch, 0, rows.get()});
+    args.pieces = {g.kernel_h, g.kernel_w * sizes.group_counts, {}, layout.stride};
+    args.pieces.band = g.out_height * g.out_width, args.pieces.band_bytes = layout.image_bytes(g);
+    for (int64_t kh = 0; kh < g.kernel_h; ++kh) {
+      args.pieces.at[kh] = layout.place_of(g, kh * g.dilation_h) * g.out_width * layout.stride;
+    }
+  } else if (!holds.paired_inputs) {
     fill_all(RowOf::kInputs, 0, 0);
+    args.pieces = {1, sizes.depth, {}, sizes.row_bytes(), pixels, 0};
   } else if (largest <= 127) {
     fill_all(RowOf::kDifferences, largest, 0);
     std::memset(rows.get() + pixels * sizes.row_bytes(), static_cast<int>(largest), sizes.row_bytes());
@@ -131,6 +152,17 @@ int64_t wrong(CountTile<E>* kernel, FillPanel<E>* fill, bool on_bytes) {
   const float threshold = std::ldexp(1.0F, static_cast<int>(drawn(0, 20)) - (std::is_same_v<E, float> ? 20 : 0));
   args.bits = fires ? bits.data() : nullptr;
   args.start = threshold / 2, args.inverse = 1 / threshold, args.most = static_cast<float>((1 << drawn(1, 8)) - 1);
+  std::vector<float> current(pixels * stride), amplitude(outputs);
+  std::vector<uint8_t> values(pixels * stride);
+  for (float& x : current) x = static_cast<float>(drawn(-9999, 9999));
+  for (float& x : amplitude) x = std::ldexp(1.0F, static_cast<int>(drawn(-3, 3)));
+  for (uint8_t& x : values) x = static_cast<uint8_t>(drawn(0, 255));
+  args.joined_stride = stride;
+  if (drawn(0, 1)) {
+    if (drawn(0, 1)) args.joined.current = current.data();
+    if (!args.joined.current) args.joined.bits = values.data();
+    args.joined.amplitude = args.joined.bits && drawn(0, 1) ? amplitude.data() : nullptr;
+  }
   kernel(args);
   int64_t found = 0;
   for (int64_t i = 0; i < pixels * stride; ++i) {
@@ -142,6 +174,8 @@ int64_t wrong(CountTile<E>* kernel, FillPanel<E>* fill, bool on_bytes) {
       v = static_cast<float>(expected(g, counts, weight, block, group, i / stride, output));
       if (args.scale) v *= scale[output];
       if (args.bias) v += bias[output];
+      if (args.joined.current) v += current[i];
+      if (args.joined.bits) v += static_cast<float>(values[i]) * (args.joined.amplitude ? amplitude[output] : 1.0F);
       spikes = static_cast<uint8_t>(std::min(std::max((v + args.start) * args.inverse, 0.0F), args.most));
     }
     found += fires ? bits[i] != spikes : sum[i] != v;

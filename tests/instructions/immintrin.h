@@ -129,6 +129,32 @@ inline __m512i _mm512_permutexvar_epi32(__m512i order, __m512i a) {
   return (__m512i)moved;
 }
 
+// The first lanes, of which a mask has bits.
+inline __m512i _mm512_maskz_loadu_epi32(__mmask16 lanes, const void* from) {
+  software::Ints v = {};
+  for (int i = 0; i < 16; ++i) {
+    if (lanes >> i & 1) std::memcpy(reinterpret_cast<char*>(&v) + 4 * i, static_cast<const char*>(from) + 4 * i, 4);
+  }
+  return (__m512i)v;
+}
+inline void _mm512_mask_storeu_epi32(void* to, __mmask16 lanes, __m512i v) {
+  for (int i = 0; i < 16; ++i) {
+    if (lanes >> i & 1) std::memcpy(static_cast<char*>(to) + 4 * i, reinterpret_cast<const char*>(&v) + 4 * i, 4);
+  }
+}
+inline void _mm512_mask_storeu_epi8(void* to, __mmask64 lanes, __m512i v) {
+  for (int i = 0; i < 64; ++i) {
+    if (lanes >> i & 1) std::memcpy(static_cast<char*>(to) + i, reinterpret_cast<const char*>(&v) + i, 1);
+  }
+}
+inline __m512i _mm512_cvtepu8_epi32(__m128i bytes) {
+  uint8_t from[16];
+  std::memcpy(from, &bytes, sizeof(from));
+  software::Ints wide;
+  for (int i = 0; i < 16; ++i) wide[i] = from[i];
+  return (__m512i)wide;
+}
+
 // Matrix tiles of 16 rows of 64 bytes.
 inline uint8_t tiles[8][16][64];
 inline void _tile_loadconfig(const void*) {}
@@ -161,6 +187,10 @@ constexpr int _CMP_LE_OS = 2;
   template <class... Arguments> \
   __m512i name(Arguments...);
 NAMED_ONLY(_mm512_set1_epi8)
+NAMED_ONLY(_mm512_maskz_loadu_epi64)
+NAMED_ONLY(_mm512_mask_storeu_epi64)
+NAMED_ONLY(_mm256_mask_storeu_epi8)
+NAMED_ONLY(_mm512_cvtepu8_epi64)
 NAMED_ONLY(_mm512_mask_add_epi8)
 NAMED_ONLY(_mm512_mask_add_epi16)
 NAMED_ONLY(_mm512_ternarylogic_epi32)
