@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exact import generator, integers, same
@@ -61,6 +61,39 @@ def test_convolutions(batch, groups, channels, outputs, size, kernel, stride, pa
         packed = ops.pack_weight(weight, groups)
         same(product(bits, weight, packed=packed, **where), want)
         same(product(bits, weight, **where), want)
+    finally:
+        torch.set_num_threads(threads_before)
+
+
+@given(
+    batch=st.integers(1, 9),
+    groups=st.integers(1, 2),
+    channels=st.sampled_from([64, 128, 192]),
+    outputs=st.sampled_from([16, 48, 64, 80, 200]),
+    size=st.sampled_from([(1, 16), (4, 4), (2, 8), (8, 8), (16, 2), (4, 32), (28, 28), (40, 24)]),
+    kernel=st.tuples(st.integers(1, 4), st.integers(1, 3)),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 2)),
+    dilation=st.tuples(st.integers(1, 3), st.integers(1, 2)),
+    padding=st.integers(0, 2),
+    dtype=st.sampled_from([torch.int8, torch.int16, torch.float32]),
+    threads=st.integers(1, 3),
+)
+@settings(max_examples=60)
+def test_whole_tiles_of_output_pixels(
+    batch, groups, channels, outputs, size, kernel, stride, dilation, padding, dtype, threads
+):
+    """Where the inputs of 16 output pixels can lie at one distance from each other."""
+    reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
+    image = [max(1, (n - 1) * s + r - 2 * padding) for n, s, r in zip(size, stride, reach, strict=True)]
+    image = [max(n, r - 2 * padding) for n, r in zip(image, reach, strict=True)]
+    bits, shape = values(1, batch, groups * channels, *image, seed=1), (groups * outputs, channels, *kernel)
+    weight = integers(*shape, seed=2, dtype=torch.int8).to(dtype)
+    where = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    want = F.conv2d(bits[0].double(), weight.double(), **where).float()
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        same(product(bits, weight, packed=ops.pack_weight(weight, groups), **where), want)
     finally:
         torch.set_num_threads(threads_before)
 

@@ -392,8 +392,8 @@ class TandemAdd(Spiking):
         return joined._replace(kind=SPIKES, pair_dim=self._sum_pair_dim(inputs), radix=self.neuron.radix)
 
     def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[SpikeTrain, State | None]:
-        whole = span.whole and state is None and not torch.compiler.is_compiling()
-        if whole and self._repeated is not None:
+        repeats = self.neuron.radix and span.whole and state is None and not torch.compiler.is_compiling()
+        if repeats and self._repeated is not None:
             fired = self._repeated.run(inputs, (self.neuron, self.engine))
             if fired is not None:
                 return fired, None
@@ -413,7 +413,7 @@ class TandemAdd(Spiking):
         bits, carried = summands.fire(before, not span.ends)
         train = fired_train(self.neuron, bits, span.now, None, self.dtype_of(inputs), self._sum_pair_dim(inputs))
         fired = self.with_pairs(train)
-        if whole:
+        if repeats:
             self._repeated = self._repeatable(summands, inputs, fired)
         return fired, None if span.ends else carried.unbind(0)
 

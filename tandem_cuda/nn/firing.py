@@ -16,7 +16,7 @@ class Firing(NamedTuple):
     neuron: Neuron
     engine: str
     added: Tensor | None = None
-    """What another branch adds: currents [T, N, O, ...], for RadixIF their sum [1, N, O, ...]; or bits [P, N, O, ...]."""
+    """What another branch adds: currents [T, N, O, ...], added up for RadixIF (T = 1), or bits [P, N, O, ...]."""
     amplitude: Tensor | None = None
     """The weight of spikes in ``added``, or of their values, [O]; None for 1."""
 

@@ -270,8 +270,8 @@ class SpikingTwin(WeightedLayer):
         return size._replace(pair_dim=pair_dim, radix=self.neuron.radix)
 
     def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[SpikeTrain, State | None]:
-        whole = span.whole and state is None and not torch.compiler.is_compiling()
-        if whole and self._repeated is not None:
+        repeats = self.neuron.radix and span.whole and state is None and not torch.compiler.is_compiling()
+        if repeats and self._repeated is not None:
             fired = self._repeated.run(inputs, (self.neuron, self.engine))
             if fired is not None:
                 return fired, None
@@ -292,7 +292,7 @@ class SpikingTwin(WeightedLayer):
             raise TypeError(f"{type(self).__name__}: input must be a SpikeTrain, got {type(x).__name__}")
         dtype = torch.float32 if kernel.weight.dtype in INTEGERS else kernel.weight.dtype
         fired = self.with_pairs(fired_train(self.neuron, bits, span.now, None, dtype))
-        if whole and self.neuron.radix and self.reads == SPIKES:
+        if repeats and self.reads == SPIKES:
             self._repeated = self._repeatable(x, weights, firing, fired)
         return fired, carried
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import ops
 from ..neuron import Neuron
 from ..ops import autocast, checks
-from ..ops.geometry import Geometry, pairs
+from ..ops.geometry import pairs
 from ..ops.integrate_and_fire import check_whole, discharge, total_bias
 from ..ops.product import LINEAR, radix_arguments
 from ..spike_train import SpikeTrain
@@ -169,7 +169,9 @@ class Synapses(ABC):
         image, where = self._as_image(x)
         if image is not x or type(self).to_output is not Synapses.to_output:
             return None
-        geometry = (*pairs(*(where[n] for n in Geometry._fields)), where["groups"]) if where else LINEAR
+        geometry = (
+            LINEAR if not where else (*pairs(where["stride"], where["padding"], where["dilation"]), where["groups"])
+        )
         constants = weights.kernel.weight, weights.kernel.packed, weights.scale, weights.bias
         radix = x.time_steps if x.code.radix else 0
         return radix_arguments(constants, geometry, self.engine, radix, firing.neuron, x.time_steps)

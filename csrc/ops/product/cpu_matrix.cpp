@@ -32,9 +32,12 @@ class MatrixInputs {
     return g.taps() * g.stride_h * g.stride_w * g.groups == 1 && g.padding_h + g.padding_w == 0 &&
            g.in_channels % kMatrixBytes == 0;
   }
+  // Where the rows that a kernel reads lie far apart, lines would be more than rows.
   static bool makes_lines(const ConvGeometry& g, const PanelSizes& sizes) {
-    return g.kernel_w * sizes.group_counts % kMatrixBytes == 0 && g.taps() > 1 && g.kernel_h <= LineLayout::kMost &&
-           g.stride_h <= LineLayout::kMost && g.out_height * g.out_width % 16 == 0 && g.out_width <= kMostPixels;
+    const bool near = (g.kernel_h - 1) * g.dilation_h < 2 * g.kernel_h;
+    return near && g.kernel_w * sizes.group_counts % kMatrixBytes == 0 && g.taps() > 1 &&
+           g.kernel_h <= LineLayout::kMost && g.stride_h <= LineLayout::kMost && g.out_height * g.out_width % 16 == 0 &&
+           g.out_width <= kMostPixels;
   }
 
   // Whole images, or rows of one that make up tiles.
