@@ -42,9 +42,11 @@ TANDEM_HOST Vec<float> as_floats(const E* from) {
 #endif
 }
 
-// sum += input * weights for kPixels pixels, whose inputs lie kOrderedInputs apart, and kVectors vectors of outputs.
+// sum += input * weights for kPixels pixels and kVectors vectors of outputs. pixels: where the inputs of each begin;
+// places: of its n inputs from there on.
 template <int kVectors, int kPixels>
-TANDEM_HOST void add_inputs(const float* input, int64_t n, const float* rows, int64_t block, float* sum) {
+TANDEM_HOST void add_inputs(const float* const* pixels, const int64_t* places, int64_t n, const float* rows,
+                            int64_t block, float* sum) {
   constexpr int64_t lanes = kLanes<float>;
   Vec<float> total[kPixels][kVectors];
   unrolled<kPixels>([&](int p) TANDEM_INLINE {
@@ -54,7 +56,7 @@ TANDEM_HOST void add_inputs(const float* input, int64_t n, const float* rows, in
     Vec<float> weights[kVectors];
     unrolled<kVectors>([&](int v) TANDEM_INLINE { weights[v] = load(rows + v * lanes, lanes); });
     unrolled<kPixels>([&](int p) TANDEM_INLINE {
-      const Vec<float> value = broadcast(input[p * kOrderedInputs + i]);
+      const Vec<float> value = broadcast(pixels[p][places[i]]);
       unrolled<kVectors>([&](int v) TANDEM_INLINE { total[p][v] += value * weights[v]; });
     });
   }
@@ -64,15 +66,18 @@ TANDEM_HOST void add_inputs(const float* input, int64_t n, const float* rows, in
 }
 
 template <int kPixels>
-TANDEM_HOST void add_block(const float* input, int64_t n, const float* rows, int64_t block, float* sum) {
+TANDEM_HOST void add_block(const float* const* pixels, const int64_t* places, int64_t n, const float* rows,
+                           int64_t block, float* sum) {
   constexpr int kMost = kVectorBytes == 64 ? 4 : 2;  // as many sums as there are registers for
   constexpr int64_t lanes = kLanes<float>;
   int64_t c = 0;
   for (; c + kMost * lanes <= block; c += kMost * lanes) {
-    add_inputs<kMost, kPixels>(input, n, rows + c, block, sum + c);
+    add_inputs<kMost, kPixels>(pixels, places, n, rows + c, block, sum + c);
   }
-  for (; c + 2 * lanes <= block; c += 2 * lanes) add_inputs<2, kPixels>(input, n, rows + c, block, sum + c);
-  for (; c < block; c += lanes) add_inputs<1, kPixels>(input, n, rows + c, block, sum + c);
+  for (; c + 2 * lanes <= block; c += 2 * lanes) {
+    add_inputs<2, kPixels>(pixels, places, n, rows + c, block, sum + c);
+  }
+  for (; c < block; c += lanes) add_inputs<1, kPixels>(pixels, places, n, rows + c, block, sum + c);
 }
 
 // Copies n floats. Mostly they are few: memcpy, or a loop that the compiler makes vectors of, would take longer.
@@ -93,7 +98,9 @@ void ordered_tile(const OrderedTileArgs<E>& a) {
   constexpr int64_t kTaps = 16;  // of which the inputs are looked up together
   constexpr int64_t lanes = kLanes<float>;
   alignas(64) float weights[kOrderedWeights];
-  alignas(64) float inputs[kOrderedPixels * kOrderedInputs];
+  alignas(64) float inputs[kOrderedPixels * kOrderedInputs];  // of pixels at the borders
+  int64_t side_by_side[kOrderedInputs];
+  for (int64_t i = 0; i < kOrderedInputs; ++i) side_by_side[i] = i;
   // Where all outputs are one block, their place is theirs from the first product on.
   const bool in_place = a.valid == block && g.out_channels == block;
   float* const sums = in_place ? a.out : a.scratch;
@@ -114,45 +121,42 @@ void ordered_tile(const OrderedTileArgs<E>& a) {
       tap_w[tap] = (first + tap) % g.kernel_w * g.dilation_w;
       offset[tap] = (tap_h[tap] * g.width + tap_w[tap]) * g.in_channels;
     }
-    // Taps from each one on whose inputs lie side by side.
-    int64_t run[kTaps];
-    for (int64_t tap = taps; tap-- > 0;) {
-      const bool joins = g.groups == 1 && most_channels == channels && g.dilation_w == 1 && tap + 1 < taps &&
-                         (first + tap + 1) % g.kernel_w != 0;
-      run[tap] = joins ? run[tap + 1] + 1 : 1;
-    }
     for (int64_t c = 0; c < channels; c += most_channels) {
       const int64_t left = channels - c, some = left < most_channels ? left : most_channels;
       const E* const from = a.weight + (first * channels + c) * block;
       for (int64_t i = 0; i < taps * some * block; i += lanes) store(weights + i, as_floats(from + i), lanes);
       const float* const channel = a.input + a.group * channels + c;
+      int64_t in_image[kOrderedInputs];
+      for (int64_t i = 0; i < taps * some; ++i) in_image[i] = offset[i / some] + i % some;
       for (int64_t row = 0; row < rows; row += kOrderedPixels) {
         const int64_t pixels_left = rows - row, pixels = pixels_left < kOrderedPixels ? pixels_left : kOrderedPixels;
+        const float* begin[kOrderedPixels];
+        bool all_inside = true;
         for (int64_t p = 0; p < pixels; ++p) {
           const int64_t top = views.top[row + p], side = views.side[row + p];
-          const int64_t origin = views.image[row + p] + top * g.width + side;  // a pixel, but for the borders
-          const bool inside = top >= 0 && top + reach_h < g.height && side >= 0 && side + reach_w < g.width;
+          // A pixel, but for the borders.
+          begin[p] = channel + (views.image[row + p] + top * g.width + side) * g.in_channels;
+          all_inside &= top >= 0 && top + reach_h < g.height && side >= 0 && side + reach_w < g.width;
+        }
+        const int64_t* const places = all_inside ? in_image : side_by_side;
+        for (int64_t p = 0; p < pixels && !all_inside; ++p) {
+          const int64_t top = views.top[row + p], side = views.side[row + p];
           float* const to = inputs + p * kOrderedInputs;
-          const float* const from_origin = channel + origin * g.in_channels;
-          if (inside) {
-            for (int64_t tap = 0; tap < taps; tap += run[tap]) {
-              copy_inputs(from_origin + offset[tap], run[tap] * some, to + tap * some);
-            }
-          } else {  // where a tap sees nothing, zeros: adding them changes no sum
-            std::memset(to, 0, static_cast<size_t>(taps * some) * sizeof(float));
-            for (int64_t tap = 0; tap < taps; ++tap) {
-              const int64_t h = top + tap_h[tap], w = side + tap_w[tap];
-              if (h < 0 || h >= g.height || w < 0 || w >= g.width) continue;
-              copy_inputs(from_origin + offset[tap], some, to + tap * some);
-            }
+          // Where a tap sees nothing, zeros: adding them changes no sum.
+          std::memset(to, 0, static_cast<size_t>(taps * some) * sizeof(float));
+          for (int64_t tap = 0; tap < taps; ++tap) {
+            const int64_t h = top + tap_h[tap], w = side + tap_w[tap];
+            if (h < 0 || h >= g.height || w < 0 || w >= g.width) continue;
+            copy_inputs(begin[p] + offset[tap], some, to + tap * some);
           }
+          begin[p] = to;
         }
         float* const sum = sums + row * block;
         if (pixels == kOrderedPixels) {
-          add_block<kOrderedPixels>(inputs, taps * some, weights, block, sum);
+          add_block<kOrderedPixels>(begin, places, taps * some, weights, block, sum);
         } else {
           for (int64_t p = 0; p < pixels; ++p) {
-            add_block<1>(inputs + p * kOrderedInputs, taps * some, weights, block, sum + p * block);
+            add_block<1>(begin + p, places, taps * some, weights, block, sum + p * block);
           }
         }
       }
