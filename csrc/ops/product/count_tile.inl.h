@@ -342,7 +342,7 @@ void fire_rows(const CountTileArgs<E>& a, int64_t first, int64_t rows, int64_t o
     uint8_t* bits = a.bits + first * stride + channel + c;
     Vec<float> scale[kSpikeVectors], bias[kSpikeVectors], amplitude[kSpikeVectors];
     unrolled<kSpikeVectors>([&](int j) TANDEM_INLINE {
-      const int64_t at = channel + c + j * kLanes<float>, n = left - j * kLanes<float>;
+      const int64_t from = int64_t{j} * kLanes<float>, at = channel + c + from, n = left - from;
       scale[j] = a.scale ? load(a.scale + at, n) : broadcast(1.0F);
       bias[j] = a.bias ? load(a.bias + at, n) : Vec<float>{};
       if constexpr (kJoins == Joins::kValues) amplitude[j] = load_amplitude(a.joined, at, n);
@@ -350,7 +350,7 @@ void fire_rows(const CountTileArgs<E>& a, int64_t first, int64_t rows, int64_t o
     for (int64_t row = 0; row < rows; ++row, bits += stride) {
       Vec<float> u[kSpikeVectors] = {};
       unrolled<kSpikeVectors>([&](int j) TANDEM_INLINE {
-        const int64_t at = j * kLanes<float>, n = left - at;
+        const int64_t at = int64_t{j} * kLanes<float>, n = left - at;
         if (n <= 0) return;
         Vec<float> v = sum_of<E, kPaired, kSubtracts>(s, row, c + at, unit + channel, n) * scale[j] + bias[j];
         const int64_t place = row * joined_stride + at;
@@ -361,7 +361,7 @@ void fire_rows(const CountTileArgs<E>& a, int64_t first, int64_t rows, int64_t o
       store_floors(u, most, bits, left);
     }
   };
-  for (int64_t c = 0; c < outputs; c += kSpikeVectors * kLanes<float>) {
+  for (int64_t c = 0; c < outputs; c += int64_t{kSpikeVectors} * kLanes<float>) {
     if (a.joined.current) {
       fire(std::integral_constant<Joins, Joins::kCurrent>{}, c, outputs - c);
     } else if (a.joined.bits) {

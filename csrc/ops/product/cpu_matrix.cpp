@@ -43,7 +43,7 @@ class MatrixInputs {
   // Whole images, or rows of one that make up tiles.
   void share_lines(int64_t wanted) {
     const int64_t row_step = std::lcm<int64_t>(g_.out_width, 16) / g_.out_width;
-    const int64_t image_bytes = LineLayout(g_, sizes_, g_.out_height).image_bytes(g_);
+    const int64_t image_bytes = std::max<int64_t>(1, LineLayout(g_, sizes_, g_.out_height).image_bytes(g_));
     if (wanted >= image() && image_bytes <= kInputBytes) {
       pixels_ = std::max<int64_t>(1, std::min(wanted / image(), kInputBytes / image_bytes)) * image();
       period_ = g_.pixels_out();

@@ -22,17 +22,14 @@ class PanelOutputs {
   const ProductPlan& plan_;
   const uint8_t* const panels_;
   const PackedLayout layout_;
+  const RadixNeurons* const neurons_;  // or null
   const bool stores_;
   const AlignedBuffer<float> sums_;
   const AlignedBuffer<uint8_t> bits_;
 
-  static bool stores(const ProductPlan& plan) {
-    return plan.radix_neurons && exact_inverse(static_cast<float>(plan.radix_neurons->threshold)) == 0;
-  }
-
   void set_neurons_of(CountTileArgs<E>& tile, int64_t at, int64_t channel) const {
     RadixSpikesArgs<float> neurons = {};
-    set_neurons<float>(neurons, *plan_.radix_neurons);
+    set_neurons<float>(neurons, *neurons_);
     tile.start = neurons.start;
     tile.inverse = exact_inverse(neurons.threshold);
     tile.most = static_cast<float>((1 << neurons.time_steps) - 1);
@@ -48,7 +45,8 @@ class PanelOutputs {
       : plan_(plan),
         panels_(panels),
         layout_(packed_layout<E>(plan.geometry)),
-        stores_(stores(plan)),
+        neurons_(plan.radix_neurons ? &*plan.radix_neurons : nullptr),
+        stores_(neurons_ && exact_inverse(static_cast<float>(neurons_->threshold)) == 0),
         sums_(op, stores_ ? pixels * layout_.block : 0),
         bits_(op, stores_ ? pixels * layout_.block : 0) {}
 
@@ -67,8 +65,8 @@ class PanelOutputs {
     tile.scale = plan_.scale ? data_or_null<float>(plan_.scale) + channel : nullptr;
     tile.bias = plan_.bias ? data_or_null<float>(plan_.bias) + channel : nullptr;
     tile.row_stride = stores_ ? tile.valid : g.out_channels;
-    if (plan_.radix_neurons) set_neurons_of(tile, at, channel);
-    tile.sum = stores_ ? sums_.data : plan_.radix_neurons ? nullptr : output<float>(plan_.out_sum) + at;
+    if (neurons_) set_neurons_of(tile, at, channel);
+    tile.sum = stores_ ? sums_.data : neurons_ ? nullptr : output<float>(plan_.out_sum) + at;
     if (stores_) tile.bits = nullptr;
     return tile;
   }
@@ -81,7 +79,7 @@ class PanelOutputs {
     uint8_t* const to =
         output<uint8_t>(plan_.out_bits) + first * stride + group * plan_.geometry.group_out() + b * layout_.block;
     const bool dense = tile.valid == stride;
-    fire_radix<float>(*plan_.radix_neurons, tile.sum, tile.pixels * tile.valid, dense ? to : bits_.data);
+    fire_radix<float>(*neurons_, tile.sum, tile.pixels * tile.valid, dense ? to : bits_.data);
     for (int64_t i = 0; i < tile.pixels && !dense; ++i) {
       std::memcpy(to + i * stride, bits_.data + i * tile.valid, static_cast<size_t>(tile.valid));
     }
