@@ -178,7 +178,7 @@ struct Run {
 // Every sample chooses for itself, by its own density, so that its sums do not depend on its batch mates.
 std::vector<Run> choose(const Planes& in, Engine engine, double crossover) {
   const Samples all = {0, in.batch};
-  if (engine == Engine::kDense || crossover < 0) return {{all, true, 0}};
+  if (engine == Engine::kDense || (engine == Engine::kAuto && crossover < 0)) return {{all, true, 0}};
   if (engine == Engine::kEvent || crossover >= 1) return {{all, false, density(in, all)}};
   std::vector<double> densities(in.batch);
   parallel_ranges(in.batch, 1, [&](int64_t begin, int64_t end) {
