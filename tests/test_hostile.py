@@ -226,6 +226,7 @@ def radix_product_cases():
         "added-float64": ("added", lambda: call(added=floats(*SUMS).double())),
         "added-spikes-of-2-planes": ("added", lambda: call(added=bits(2, *SUMS))),
         "added-spikes-past-the-end": ("added", lambda: call(added=bits(1, *SUMS) + 255, time_steps=7)),
+        "amplitude-alone": ("amplitude", lambda: call(amplitude=floats(SUMS[1]))),
         "amplitude-short": ("amplitude", lambda: call(added=bits(1, *SUMS), amplitude=floats(0))),
         "amplitude-nan": ("amplitude", lambda: call(added=bits(1, *SUMS), amplitude=floats(SUMS[1]) + NAN)),
         "added-fits": (FINE, lambda: call(added=floats(*SUMS))),

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 import tandem_cuda
-from exact import same, train
+from exact import ISAS, dyadic, generator, same, train
 from layer_cases import JOINS, every, image, join, named
 from layer_twins import agree, fronts, twins
 from neurons import EVERY_KIND
-from tandem_cuda import IF
+from tandem_cuda import IF, RadixIF, _C, ops, reference
 
 
 def join_inputs(case, time_steps, batch):
@@ -94,3 +94,21 @@ def test_join_refuses():
         tandem_cuda.TandemAdd(layer, nn.Identity())(x, other)
     with pytest.raises(TypeError, match="inputs must be SpikeTrains, got Tensor"):
         tandem_cuda.TandemAdd(layer, nn.Identity())(x, torch.ones(1))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_threads_share_neurons_that_another_branch_joins(isa):
+    """Where a thread's neurons begin with any channel."""
+    bits = torch.randint(0, 16, (1, 1, 3, 41, 40), generator=generator(0), dtype=torch.uint8)
+    values = torch.randint(0, 16, (1, 1, 13, 41, 40), generator=generator(1), dtype=torch.uint8)
+    weight, amplitude = dyadic(13, 3, 1, 1, seed=2), dyadic(13, seed=3)
+    firing = {"neuron": RadixIF(2.0), "time_steps": 4, "radix": 4, "added": values, "amplitude": amplitude}
+    before, threads = _C.cpu_isa(), torch.get_num_threads()
+    _C.set_cpu_isa(isa)
+    torch.set_num_threads(3)
+    try:
+        got = ops.count_conv2d(bits, weight, **firing)
+    finally:
+        _C.set_cpu_isa(before)
+        torch.set_num_threads(threads)
+    same(got, reference.count_conv2d(bits, weight, **firing))

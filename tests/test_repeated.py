@@ -9,7 +9,8 @@ from torch import fx, nn
 from torch.func import functional_call
 
 from exact import dyadic, same
-from tandem_cuda import RadixIF, SpikeTrain, TandemAdd, TandemConv2d, TandemLinear, freeze
+from tandem_cuda import RadixIF, SpikeTrain, TandemAdd, TandemConv1d, TandemConv2d, TandemLinear, freeze
+from tandem_cuda.nn import TandemElementwise
 from tandem_cuda.nn.repeated import RadixCall
 from test_python_calls import python_calls
 
@@ -47,16 +48,30 @@ NETWORKS = {
     "two products": lambda: (joined(TandemConv2d(16, 16, 1), conv()), [IMAGE] * 2),
 }
 
+OTHERS = {
+    "pairs of values": lambda: (alone(TandemElementwise(8, 16, 8, neuron=NEURON)), [(2, 8, 6, 6)]),
+    "features": lambda: (alone(TandemElementwise(8, 8, 8, neuron=NEURON, of_features=True)), [(3, 5, 8)]),
+    "a feature of one": lambda: (alone(TandemElementwise(1, 2, 1, neuron=NEURON, of_features=True)), [(2, 1, 5, 1)]),
+    "line": lambda: (alone(TandemConv1d(16, 16, 3, neuron=NEURON)), [(2, 16, 9)]),
+    "sum of features": lambda: (
+        joined(TandemElementwise(8, 8, 8, neuron=NEURON, of_features=True), nn.Identity()),
+        [(3, 5, 8)] * 2,
+    ),
+    "sum of three": lambda: (joined(conv(), nn.Identity(), nn.Identity()), [IMAGE] * 3),
+}
+"""Whose calls are more than one operator's."""
 
-@pytest.fixture(params=NETWORKS)
-def case(request):
-    network, shapes = NETWORKS[request.param]()
+
+def made(network, shapes):
     with torch.no_grad():
         for i, p in enumerate(network.parameters()):
             p.copy_(dyadic(*p.shape, seed=i))
-    frozen = freeze(network)
-    inputs = [train(*shape, seed=i) for i, shape in enumerate(shapes)]
-    return frozen, inputs
+    return freeze(network), [train(*shape, seed=i) for i, shape in enumerate(shapes)]
+
+
+@pytest.fixture(params=NETWORKS)
+def case(request):
+    return made(*NETWORKS[request.param]())
 
 
 @pytest.fixture
@@ -125,6 +140,37 @@ def test_other_settings(case, calls):
     same(frozen(*inputs).bits, fresh(frozen, inputs).bits)
     layer.engine = "dense"
     same(frozen(*inputs).bits, fresh(frozen, inputs).bits)
+    assert not calls
+
+
+def test_changed_attributes(case, calls):
+    frozen, inputs = case
+    layer = layer_of(frozen)
+    for of in [layer, *getattr(layer, "branches", [])]:
+        for name, value in (("engine", "event"), ("padding_mode", "circular")):
+            if hasattr(of, name):
+                frozen(*inputs)
+                before = len(calls)
+                setattr(of, name, value)
+                same(frozen(*inputs).bits, fresh(frozen, inputs).bits)
+                assert len(calls) == before
+
+
+def test_another_branch(calls):
+    frozen, inputs = made(*NETWORKS["identity"]())
+    other, _ = made(joined(conv(), conv()), [IMAGE] * 2)
+    frozen(*inputs)
+    for branch in (0, 1):
+        layer_of(frozen).branches[branch] = layer_of(other).branches[branch]
+        same(frozen(*inputs).bits, fresh(frozen, inputs).bits)
+    assert not calls
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_calls_that_are_more_than_an_operator(name, calls):
+    frozen, inputs = made(*OTHERS[name]())
+    for seed in (9, 19, 29):
+        same(frozen(*other(inputs, seed)).bits, fresh(frozen, other(inputs, seed)).bits)
     assert not calls
 
 

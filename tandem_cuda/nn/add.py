@@ -393,8 +393,8 @@ class TandemAdd(Spiking):
 
     def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[SpikeTrain, State | None]:
         repeats = self.neuron.radix and span.whole and state is None and not torch.compiler.is_compiling()
-        if repeats and self._repeated is not None:
-            fired = self._repeated.run(inputs, (self.neuron, self.engine))
+        if repeats and (repeated := self._repeated) is not None:
+            fired = repeated.run(inputs, span.now)
             if fired is not None:
                 return fired, None
         self.check_inputs(inputs)
@@ -423,7 +423,7 @@ class TandemAdd(Spiking):
         if any(negative(layer) is not None for layer in layers[1:]) or not Repeated.applies(layers, inputs):
             return None
         call = summands.radix_call(inputs)
-        return None if call is None else Repeated(call, layers, inputs, (self.neuron, self.engine), fired)
+        return None if call is None else Repeated(call, layers, inputs, fired)
 
     def extra_repr(self) -> str:
         engine = "" if self.engine == "auto" else f"engine={self.engine!r}, "

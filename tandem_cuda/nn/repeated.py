@@ -6,13 +6,13 @@ Small layers would spend most of their time in Python, finding out again what th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import is_, itemgetter
 from typing import Any, NamedTuple
 
 import torch
 import torch.autograd.forward_ad as _forward_ad
 from torch import Tensor, nn
 
-from ..neuron import Neuron
 from ..spike_train import SpikeTrain
 
 
@@ -40,32 +40,33 @@ class RadixCall(NamedTuple):
 
 
 class Repeated:
-    """What a call was like. Calls that are like it, and whose constants have not changed, run the operator at once.
+    """What a call was like. Calls that are like it run the operator at once, unless a layer of the call has changed.
 
     Args:
         call: what the operator got.
-        layers: the layers whose buffers are constants of the call.
+        layers: the layers of the call, whose buffers are its constants: the layer itself, and the branches of a sum.
         inputs: the layer's.
-        settings: the layer's neuron and engine.
         fired: the output.
     """
 
     def __init__(
-        self,
-        call: RadixCall,
-        layers: Sequence[nn.Module],
-        inputs: Sequence[SpikeTrain],
-        settings: tuple[Neuron, str],
-        fired: SpikeTrain,
+        self, call: RadixCall, layers: Sequence[nn.Module], inputs: Sequence[SpikeTrain], fired: SpikeTrain
     ) -> None:
-        self._call, self._settings = call, settings
+        self._call = call
         self._inputs = [(x.bits.shape, x.code, x.time_steps) for x in inputs]
         self._constants = [
             (layer._buffers, name, tensor, None if tensor is None else tensor._version)
             for layer in layers
             for name, tensor in layer._buffers.items()
         ]
-        self._fired = {"time_steps": fired.time_steps, "dtype": fired.dtype, **fired.code._asdict()}
+        self._settings = []
+        for module in layers:
+            names = [name for name in vars(module) if not name.startswith("_")]
+            get = itemgetter(*names)
+            self._settings.append((vars(module), get, get(vars(module))))
+        modules = [module for layer in layers for module in layer.modules()]
+        self._modules = [(module._modules, (*module._modules.values(),)) for module in modules if module._modules]
+        self._steps, self._fired = fired.time_steps, {"dtype": fired.dtype, **fired.code._asdict()}
 
     @staticmethod
     def applies(layers: Sequence[nn.Module], inputs: Sequence[SpikeTrain]) -> bool:
@@ -74,9 +75,9 @@ class Repeated:
         counted = all(type(x) is Tensor and x.is_cpu and not x.is_inference() for x in constants)
         return counted and _is_plain(inputs)
 
-    def run(self, inputs: Sequence[Any], settings: tuple[Neuron, str]) -> SpikeTrain | None:
-        """Return the output, or None where the call is not like the one before."""
-        if len(inputs) != len(self._inputs) or settings[0] is not self._settings[0] or settings[1] != self._settings[1]:
+    def run(self, inputs: Sequence[Any], steps: int) -> SpikeTrain | None:
+        """Return the output for T = ``steps``, or None where the call is not like the one before."""
+        if len(inputs) != len(self._inputs) or steps != self._steps:
             return None
         for x, known in zip(inputs, self._inputs, strict=True):
             if type(x) is not SpikeTrain or (x.bits.shape, x.code, x.time_steps) != known:
@@ -84,9 +85,15 @@ class Repeated:
         for buffers, name, tensor, version in self._constants:
             if buffers.get(name) is not tensor or (tensor is not None and tensor._version != version):
                 return None
+        for attributes, get, values in self._settings:
+            if not all(map(is_, get(attributes), values)):
+                return None
+        for children, modules in self._modules:
+            if len(children) != len(modules) or not all(map(is_, children.values(), modules)):
+                return None
         if torch.is_grad_enabled() or _forward_ad._current_level >= 0 or not _is_plain(inputs):
             return None
-        return SpikeTrain.unchecked(self._call.run(inputs), **self._fired)
+        return SpikeTrain.unchecked(self._call.run(inputs), steps, **self._fired)
 
     def __reduce__(self) -> tuple[Any, tuple[()]]:
         return type(None), ()  # copies and pickles begin anew

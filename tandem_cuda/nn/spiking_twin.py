@@ -271,8 +271,8 @@ class SpikingTwin(WeightedLayer):
 
     def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[SpikeTrain, State | None]:
         repeats = self.neuron.radix and span.whole and state is None and not torch.compiler.is_compiling()
-        if repeats and self._repeated is not None:
-            fired = self._repeated.run(inputs, (self.neuron, self.engine))
+        if repeats and (repeated := self._repeated) is not None:
+            fired = repeated.run(inputs, span.now)
             if fired is not None:
                 return fired, None
         (x,) = inputs
@@ -303,7 +303,7 @@ class SpikingTwin(WeightedLayer):
         arguments = self.synapses.radix_arguments(x, weights, firing)
         if arguments is None:
             return None
-        return Repeated(RadixCall(0, arguments), [self], [x], (self.neuron, self.engine), fired)
+        return Repeated(RadixCall(0, arguments), [self], [x], fired)
 
     def with_pairs(self, fired: SpikeTrain) -> SpikeTrain:
         """Return the spikes, marked as ``paired`` if there are two neurons for each value, and folded if they are."""

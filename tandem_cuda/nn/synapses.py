@@ -23,6 +23,8 @@ from .sizes import SPIKES, Size, Value
 from .weight_cache import Kernel, SpikingWeights
 
 _NOTHING = torch.empty(0)
+_OF_ONE_OPERATOR = ("fire", "radix_product", "_counted", "to_output", "to_image")
+"""Methods of synapses whose product with radix neurons is one operator, as a base class has them."""
 
 
 class Synapses(ABC):
@@ -154,7 +156,7 @@ class Synapses(ABC):
 
     def radix_product(self, x: SpikeTrain, weights: SpikingWeights, firing: Firing) -> Tensor:
         """Return the bits of RadixIF neurons that such sums drive, without a gradient."""
-        joined: dict[str, Any] = {}
+        joined: dict[str, Any] = {"engine": firing.engine}
         if firing.added is not None:
             added = self.to_image(firing.added)
             joined["added"] = added if added.dtype == torch.uint8 else added.squeeze(0)
@@ -164,23 +166,23 @@ class Synapses(ABC):
     def radix_arguments(self, x: SpikeTrain, weights: SpikingWeights, firing: Firing) -> tuple[Any, ...] | None:
         """Return what the operator of :meth:`radix_product` gets behind the bits, without what another branch adds.
 
-        None where inputs or results must be rearranged.
+        None where inputs or results must be rearranged, or the product is more than that operator.
         """
         image, where = self._as_image(x)
-        if image is not x or type(self).to_output is not Synapses.to_output:
+        if image is not x or any(getattr(type(self), name) is not getattr(Synapses, name) for name in _OF_ONE_OPERATOR):
             return None
         geometry = (
             LINEAR if not where else (*pairs(where["stride"], where["padding"], where["dilation"]), where["groups"])
         )
         constants = weights.kernel.weight, weights.kernel.packed, weights.scale, weights.bias
         radix = x.time_steps if x.code.radix else 0
-        return radix_arguments(constants, geometry, self.engine, radix, firing.neuron, x.time_steps)
+        return radix_arguments(constants, geometry, firing.engine, radix, firing.neuron, x.time_steps)
 
     def _counted(self, x: SpikeTrain, weights: SpikingWeights, **neurons: Any) -> Tensor:
         image, where = self._as_image(x)
         count = ops.count_linear if self.is_linear else ops.count_conv2d
-        options: dict[str, Any] = {**where, **weights.operands(), **neurons}
-        options |= {"count": image.carried_value, "engine": self.engine}
+        options: dict[str, Any] = {"engine": self.engine, **where, **weights.operands(), **neurons}
+        options["count"] = image.carried_value
         if x.code.radix:
             options["radix"] = x.time_steps
         return self.to_output(count.trusted(image.bits, weights.kernel.weight, weights.bias, **options), x.shape)

@@ -76,9 +76,9 @@ def _radix_on_cuda(bits: Tensor, *others: Any) -> Tensor:
 
 def _numbers(added: Tensor, amplitude: Tensor | None, like: Tensor, trailing: int) -> Tensor:
     """Return what another branch adds to sums: numbers, or the values of spikes times the amplitude."""
-    if added.dtype != torch.uint8:
-        return added
-    values = added[0].to(like.dtype)
+    values = added if added.dtype != torch.uint8 else added[0].to(like.dtype)
+    if values.shape != like.shape:  # it would be broadcast
+        raise ValueError(f"added must have the shape of the sums, {list(like.shape)}, got {list(values.shape)}")
     return values if amplitude is None else values * amplitude.view(-1, *[1] * trailing)
 
 

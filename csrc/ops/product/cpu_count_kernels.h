@@ -147,13 +147,13 @@ struct LinesArgs {
   uint8_t* lines;                     // [images, image_bytes()]
 };
 
-// Where the inputs of output pixels lie: in pieces, of which each goes on in the panel where the one before it ended.
+// Where the inputs of output pixels lie: in pieces. A piece's weights follow those of the piece before it in the panel.
 struct InputPieces {
   int64_t count, bytes;  // of the pieces of a pixel, and of each, a multiple of kMatrixBytes
   int64_t at[LineLayout::kMost];
-  int64_t stride;  // bytes from output pixel to output pixel
-  int64_t band,
-      band_bytes;  // output pixels that lie so, a multiple of 16, and bytes from the first of them to the next
+  int64_t stride;      // bytes from output pixel to output pixel
+  int64_t band;        // output pixels that lie so: a multiple of 16, or all
+  int64_t band_bytes;  // from the first of them to the first of the next band
 };
 
 // A product of spike counts with weights on instructions that multiply bytes: some output pixels with one block of

@@ -87,7 +87,8 @@ class MatrixInputs {
     return parts_of(pixels_, kMatrixRows) * kMatrixRows * sizes_.row_bytes();
   }
 
-  // Says where the inputs of a task's output pixels lie, which `fill` has written before; may be `fresh` only.
+  // Says in `tile` where the inputs of a task's output pixels lie. fresh: copies them to the buffer first, unless tiles
+  // read them in place.
   template <class E>
   void place(CountTileArgs<E>& tile, int64_t group, int64_t of_task, bool fresh, uint8_t* buffer) const {
     const int64_t begin = first(of_task), n = count(of_task);

@@ -113,6 +113,7 @@ ProductPlan plan_inputs(const char* op, const ProductArguments& a, const ConvGeo
 void plan_added(const char* op, ProductPlan& plan, const std::optional<Tensor>& added,
                 const std::optional<Tensor>& amplitude, int64_t time_steps, const Sizes& bit_sizes,
                 const Sizes& number_sizes, int64_t dim) {
+  TANDEM_CHECK(added || !amplitude, op, "amplitude must be None without added, got a tensor");
   if (!added) return;
   if (added->scalar_type() == ScalarType::Byte) {
     check_same_device(op, "added", *added, plan.weight, "weight");
