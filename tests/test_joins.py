@@ -12,7 +12,7 @@ from exact import ISAS, dyadic, generator, same, train
 from layer_cases import JOINS, every, image, join, named
 from layer_twins import agree, fronts, twins
 from neurons import EVERY_KIND
-from tandem_cuda import IF, RadixIF, _C, ops, reference
+from tandem_cuda import _C, IF, RadixIF, ops, reference
 
 
 def join_inputs(case, time_steps, batch):
