@@ -112,3 +112,10 @@ def test_threads_share_neurons_that_another_branch_joins(isa):
         _C.set_cpu_isa(before)
         torch.set_num_threads(threads)
     same(got, reference.count_conv2d(bits, weight, **firing))
+
+
+def test_amplitude_belongs_to_spikes():
+    bits, weight = torch.zeros(1, 2, 3, dtype=torch.uint8), dyadic(4, 3, seed=0)
+    firing = {"neuron": RadixIF(2.0), "time_steps": 4, "radix": 4, "added": torch.ones(2, 4)}
+    with pytest.raises(ValueError, match="amplitude must be None where added is no spikes of uint8, got a tensor"):
+        ops.count_linear(bits, weight, amplitude=torch.ones(4), **firing)

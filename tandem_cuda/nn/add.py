@@ -137,7 +137,7 @@ class TandemAdd(Spiking):
             if v is not None and self.neuron.two_phase and self._uses_batch_statistics():
                 bits, _ = first_two(discharge(v, steps, self.neuron, False, False))
             else:
-                bits, _ = self.spikes(pairs, steps, kernels=kernels)
+                bits, _ = self._summands(pairs, steps, kernels).fire(None, False)
         return self._coupled(inputs, bits, v)
 
     def integrated(self, *inputs: SpikeTrain) -> Tensor:
@@ -257,34 +257,21 @@ class TandemAdd(Spiking):
 
     # -- spiking twin
 
-    def spikes(
-        self,
-        pairs: list[BranchInput],
-        steps: int,
-        state: Tensor | None = None,
-        want_state: bool = False,
-        kernels: Sequence[Kernel | None] | None = None,
-        drives: Sequence[Drive | TandemLayer | None] | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Return the bits and the neurons' final state.
-
-        Args:
-            pairs: the branches with their inputs.
-            steps: T, by which biases are divided.
-            state: continues an earlier call.
-            want_state: return the final state.
-            kernels: the branches' weights, if they are at hand; None for an identity.
-            drives: the branches' drives, if not their own; with ``kernels``.
-        """
-        return self._summands(pairs, steps, kernels, drives).fire(state, want_state)
-
     def _summands(
         self,
         pairs: list[BranchInput],
         steps: int,
-        kernels: Sequence[Kernel | None] | None,
-        drives: Sequence[Drive | TandemLayer | None] | None,
+        kernels: Sequence[Kernel | None] | None = None,
+        drives: Sequence[Drive | TandemLayer | None] | None = None,
     ) -> Summands:
+        """Return what drives the neurons.
+
+        Args:
+            pairs: the branches with their inputs.
+            steps: T, by which biases are divided.
+            kernels: the branches' weights, if they are at hand; None for an identity.
+            drives: the branches' drives, if not their own; with ``kernels``.
+        """
         now, dtype, scale = pairs[0][1].time_steps, self.dtype_of([x for _, x in pairs]), self.current_scale()
         total = 1 if self.neuron.two_phase else steps  # two-phase neurons take the whole bias at once
         summands = Summands(self.neuron, self.engine, now, dtype)

@@ -74,7 +74,7 @@ def count_product(
 ) -> Tensor:
     """Multiply counts, or values of radix spikes; ``geometry`` is stride, padding, dilation and groups.
 
-    With a neuron, return the bits of the radix spikes that the sums drive, and what another branch adds to them.
+    With a neuron, return the bits of its radix spikes. The sums drive it, with ``added`` of another branch.
     """
     if neuron is None:
         options = ENGINES.index(engine), terms_of(operands[2])
@@ -201,6 +201,8 @@ def check_added(
         checks.check_shape(op, "added", added, bits)
     else:
         check_operand(op, "added", added, weight, currents)
+        if amplitude is not None:
+            raise ValueError(f"{op}: amplitude must be None where added is no spikes of uint8, got a tensor")
 
 
 def check_arguments(

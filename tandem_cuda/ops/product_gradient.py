@@ -76,10 +76,11 @@ def _radix_on_cuda(bits: Tensor, *others: Any) -> Tensor:
 
 def _numbers(added: Tensor, amplitude: Tensor | None, like: Tensor, trailing: int) -> Tensor:
     """Return what another branch adds to sums: numbers, or the values of spikes times the amplitude."""
-    values = added if added.dtype != torch.uint8 else added[0].to(like.dtype)
+    spikes = added.dtype == torch.uint8
+    values = added[0].to(like.dtype) if spikes else added
     if values.shape != like.shape:  # it would be broadcast
         raise ValueError(f"added must have the shape of the sums, {list(like.shape)}, got {list(values.shape)}")
-    return values if amplitude is None else values * amplitude.view(-1, *[1] * trailing)
+    return values * amplitude.view(-1, *[1] * trailing) if spikes and amplitude is not None else values
 
 
 implement_on_cuda("radix_product", _radix_on_cuda)
