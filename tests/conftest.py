@@ -162,6 +162,12 @@ def laid_out(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
+def _same_random_numbers(request: pytest.FixtureRequest) -> None:
+    """Networks of a test have the same weights in every run, whatever ran before in this process."""
+    torch.manual_seed(_drawn(request.node))
+
+
+@pytest.fixture(autouse=True)
 def _restore_cpu_path():
     """Undo what a test did to the instruction set, the number of threads and torch's determinism."""
     isa, threads = _C.cpu_isa(), torch.get_num_threads()

@@ -729,6 +729,7 @@ def test_outputs_that_are_no_classes_are_compared_too():
 
 
 def test_thresholds_of_layers_where_channels_cannot_have_their_own():
+    torch.manual_seed(0)  # weights with which both layers fire
     ann = nn.Sequential(
         *(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.PixelShuffle(2), nn.Conv2d(1, 4, 3, padding=1), nn.ReLU()),
         *(nn.Flatten(), nn.Linear(4 * 144, 3)),
