@@ -79,10 +79,12 @@ class Experiment:
     """Whether it takes so long that it is run with --only alone."""
 
 
+BFLOAT16 = ("--trainer.precision", "bf16-mixed")
 SMALL = ("--model.ann", "tandem_cuda.models.small_cifarnet")
 QUARTER = (
     *("--model.ann", "tandem_cuda.models.cifarnet"),
     *("--model.ann.width", "0.25", "--model.ann.dropout", "0", "--trainer.max_epochs", "30"),
+    *BFLOAT16,
 )
 # Recipes and other libraries are compared on parts of the data.
 SOME_DIGITS = ("--data.limit", "12000", "--trainer.max_epochs", "4")
@@ -279,8 +281,8 @@ EXPERIMENTS = (
         (radix_at(4), radix_at(3), radix_at(2), trained_for(4), ANN),
         below="cifar10",
         options=(*FOLDER, *QUARTER),
-        remark="This network has a quarter of CifarNet's channels and is trained for 30 epochs; not comparable with "
-        "the paper's figures.",
+        remark="This network has a quarter of CifarNet's channels and is trained for 30 epochs with autocast to "
+        "bfloat16; not comparable with the paper's figures.",
         pictures=("counts", "curves", "time_steps", "early_exit"),
         on_demand=True,
     ),
@@ -291,10 +293,10 @@ EXPERIMENTS = (
         "cifar10/train",
         (radix_at(4), ANN),
         below="cifar10",
-        options=(*FOLDER, "--trainer.max_epochs", "6"),
+        options=(*FOLDER, "--trainer.max_epochs", "6", *BFLOAT16),
         seeds=(0,),
-        remark="As many epochs as two hours allow, with a learning rate that falls to zero over them. The network is "
-        "far from trained.",
+        remark="As many epochs as two hours allow, with autocast to bfloat16 and a learning rate that falls to zero "
+        "over them. The network is far from trained.",
         pictures=("curves",),
         on_demand=True,
     ),

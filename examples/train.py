@@ -16,7 +16,7 @@ import resource
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -242,13 +242,17 @@ def write(path: Path, text: str) -> None:
 
 
 def test(cli: CLI) -> dict[str, Any]:
-    """The best checkpoint on the test set, at its T and at others (tandem_module.at_time_steps)."""
+    """The best checkpoint on the test set, at its T and at others (tandem_module.at_time_steps).
+
+    Weights that training kept in float32 are tested without autocast.
+    """
     module, device = cli.model, cli.trainer.strategy.root_device
     best = Path(cli.checkpoints.best_model_path)
     module.load_state_dict(checkpoint_of(best)["state_dict"])
     module.to(device)
     steps = module.time_steps
-    with cli.trainer.precision_plugin.val_step_context():
+    mixed = str(cli.trainer.precision).endswith("mixed")
+    with nullcontext() if mixed else cli.trainer.precision_plugin.val_step_context():
         tested = tandem_module.evaluate(module, module.net, cli.datamodule.test_batches(steps), device)
         others: dict[int, Any] = {}
         for t in sorted({*cli.config.test_time_steps, *module.trained_steps} if module.spiking else set()):
