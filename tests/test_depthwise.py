@@ -140,20 +140,22 @@ def test_int8_values_at_the_limit_of_16_bits(channels, last, level):
 
 
 @pairs(
-    weights=FLOATS,
+    weights=[*FLOATS, *INTEGERS],
     outputs=[1, 2],
     groups=[2, 3, 4, 5, 8, 9, 16, 33],
+    kernel=[(1, 1), (3, 2)],
     time_steps=[1, 4, 8, 20],
     values=[False, True],
     scaled=[False, True],
 )
-def test_pairs_of_inputs(weights, outputs, groups, time_steps, values, scaled):
-    """Outputs that read both signs of a value of their own pixel; also where the last pair is the last of all."""
+def test_pairs_of_inputs(weights, outputs, groups, kernel, time_steps, values, scaled):
+    """Outputs that read both signs of a value; also where the last pair is the last of all."""
     steps = min(time_steps, 8) if values else time_steps
     bits = planes(steps, 3, 2 * groups, 3, 5, seed=groups, rate=0.5)
-    variant = Variant(weights, scaled=scaled)
-    weight, scale = variant.operands(groups * outputs, 2, 1, 1, seed=1)
+    variant = Variant(weights, scaled=scaled or weights in INTEGERS)
+    weight, scale = variant.operands(groups * outputs, 2, *kernel, seed=1)
     named = {"scale": scale, "bias": dyadic(groups * outputs, seed=2, dtype=variant.dtype), "groups": groups}
+    named |= {"padding": (1, 0), "stride": (2, 1), "dilation": (1, 2)} if kernel != (1, 1) else {}
     named |= {"radix": steps} if values else {}
     want = ref.count_conv2d(bits, weight, **named)
     everywhere(want, ops.count_conv2d, bits, weight, **named, **variant.how(weight, groups))
@@ -163,6 +165,17 @@ def test_pairs_of_inputs(weights, outputs, groups, time_steps, values, scaled):
         neuron = RadixIF(0.75)
         fired = ref.radix_spikes(want, steps, neuron)
         everywhere(fired, ops.count_conv2d, bits, weight, **named, neuron=neuron, time_steps=steps)
+
+
+@pytest.mark.parametrize("taps", [257, 258])
+def test_int8_pairs_at_the_limit_of_float32(taps):
+    """514 inputs: the most whose sums of values float32 holds exactly; and 516."""
+    bits = torch.full((1, 2, 6, 1, taps), 255, dtype=torch.uint8)
+    bits[0, 1, :, :, -1] = 0
+    weight, scale = full(3, 2, 1, taps, seed=1), torch.tensor([1.0, -1.0, 0.5])
+    want = scale.view(-1, 1, 1) * F.conv2d(bits[0].double(), weight.double(), groups=3).float()
+    for engine in ENGINES:
+        everywhere(want, ops.count_conv2d, bits, weight, scale=scale, groups=3, engine=engine, radix=8)
 
 
 @pytest.mark.parametrize("size", [362, 363])

@@ -9,7 +9,7 @@
 // dense, integer     | tables of sums                  | bytes, else tables            | -
 //
 // Counts are numbers of spikes, or the values of radix spikes. Depthwise counts include pairs, where an output reads
-// both signs of a value of its own pixel.
+// both signs of a value.
 // - Visits (event_visits.inl.h, event_rows.inl.h): lists of the inputs that spike, made once for all output channels.
 // - Lists of windows (window_lists.inl.h): made anew for each block of output channels, where the weights are few.
 // - Lists of counts (count_lists.inl.h): the inputs whose count is not zero, each with its count.

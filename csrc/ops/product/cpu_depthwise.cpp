@@ -56,8 +56,7 @@ void run_pixels(const DepthwiseArgs<T>& args, const ProductPlan& plan, int64_t b
   DepthwiseArgs<T> range = args;
   std::vector<DepthwiseTap> scratch(static_cast<size_t>(kDepthwisePixels * args.geometry->taps()));
   range.scratch = scratch.data();
-  const DepthwiseKernels& k = kernels<DepthwiseKernels>();
-  const auto& kernel = args.geometry->group_in() == 2 ? k.pairs : k.depthwise;
+  const auto& kernel = kernels<DepthwiseKernels>().depthwise;
   if (!plan.radix_neurons) return kernel(range, begin, end);
   const Joined<T> joined = joined_of<T>(plan);
   // As many pixels at once as the first level of the cache holds.
@@ -102,20 +101,23 @@ void run(const char* op, const ProductPlan& plan, DepthwiseArgs<T> args) {
                   [&](int64_t begin, int64_t end) { run_pixels(args, plan, begin, end); });
 }
 
+// Whether the kernel computes what the product's definition says: sums of integers, with none above 2^24.
+bool is_exact(const ProductPlan& plan, int64_t largest_input) {
+  const ScalarType type = plan.weight.scalar_type();
+  const int64_t most = (int64_t{1} << 24) / (type == ScalarType::Char ? 128 : kLargest16);
+  return !is_integer(type) || plan.geometry.features() <= most / largest_input;
+}
+
 }  // namespace
 
 bool is_depthwise(const ProductPlan& plan, int64_t largest_input) {
-  // Sums of integers are exact in float32 as long as none can exceed 2^24.
-  const ScalarType type = plan.weight.scalar_type();
-  const int64_t most = (int64_t{1} << 24) / (type == ScalarType::Char ? 128 : kLargest16);
   const ConvGeometry& g = plan.geometry;
-  return g.groups > 1 && g.group_in() == 1 && (!is_integer(type) || g.taps() <= most / largest_input);
+  return g.groups > 1 && g.group_in() == 1 && is_exact(plan, largest_input);
 }
 
 bool is_pairwise(const ProductPlan& plan) {
   const ConvGeometry& g = plan.geometry;
-  const bool of_pixels = g.taps() == 1 && g.stride_h * g.stride_w == 1 && g.padding_h + g.padding_w == 0;
-  return g.groups > 1 && g.group_in() == 2 && g.group_out() <= 2 && of_pixels && !is_integer(plan.weight.scalar_type());
+  return g.groups > 1 && g.group_in() == 2 && g.group_out() <= 2 && is_exact(plan, largest_input(plan));
 }
 
 void run_spiking_depthwise(const char* op, const ProductPlan& plan, int64_t time_steps) {

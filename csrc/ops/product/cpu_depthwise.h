@@ -8,7 +8,7 @@ namespace tandem {
 // Whether run_spiking_depthwise (largest_input: 1) or run_count_depthwise (largest_input: the largest possible count)
 // serves the product.
 bool is_depthwise(const ProductPlan& plan, int64_t largest_input);
-// Whether run_count_depthwise serves a product whose outputs read two inputs of their own pixel: a value's two signs.
+// Whether run_count_depthwise serves a product whose outputs read two inputs at every tap: a value's two signs.
 bool is_pairwise(const ProductPlan& plan);
 
 // Fills plan.out_bits, out_sum and out_state.

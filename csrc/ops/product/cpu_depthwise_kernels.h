@@ -21,14 +21,15 @@ struct DepthwiseTap {
   int64_t input, weight;
 };
 
-// A product of one input channel a group, with the neuron loop, or with spike counts or the values of radix spikes.
+// A product of one input channel a group, with the neuron loop, or with spike counts or the values of radix spikes; the
+// latter two also of two input channels a group.
 template <class T>
 struct DepthwiseArgs {
   const ConvGeometry* geometry;
   const uint8_t* bits;  // [planes, pixels_in, in_channels]
   int64_t planes;
   bool values;            // of a count product: the bytes are numbers, and no spikes to count
-  const T* weight;        // [taps, weight_stride]; of pairs [2, weight_stride]
+  const T* weight;        // [taps, inputs of a group, weight_stride]
   int64_t weight_stride;  // out_channels, but at least a vector of any instruction set
   // The same weights, of one output channel a group, where all sums of values times weights fit 16 bits; or null.
   const int16_t* short_weight;
@@ -51,8 +52,6 @@ using Depthwise = void(const DepthwiseArgs<T>&, int64_t begin, int64_t end);
 struct DepthwiseKernels {
   // Output pixels begin..end-1.
   KernelOf<Depthwise<float>, Depthwise<double>> depthwise;
-  // The same of a count product whose outputs read two inputs, of their own pixel. Without scratch.
-  KernelOf<Depthwise<float>, Depthwise<double>> pairs;
 };
 
 TANDEM_KERNELS(DepthwiseKernels)

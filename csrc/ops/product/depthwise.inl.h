@@ -244,41 +244,75 @@ void depthwise_pixel(const DepthwiseArgs<float>& a, TapList taps, int64_t pixel)
   }
 }
 
-// Count products of one pixel each, in which an output reads both inputs of its group. Output pixels begin..end-1.
-template <class T>
-void pairs(const DepthwiseArgs<T>& args, int64_t begin, int64_t end) {
-  const DepthwiseArgs<T> a = args;  // a copy, which the stores cannot change
+// The numbers of both inputs of the lanes' groups. kMoved: not those of a full vector of groups of one output.
+template <class T, bool kMoved>
+TANDEM_HOST void load_pairs(const DepthwiseArgs<T>& a, const DepthwiseLanes<T>& lanes, const uint8_t* from,
+                            const uint8_t* end, Vec<T>* number) {
+  if constexpr (kMoved) {
+    const LaneBytes in = load_16_bytes(from, end), numbers = a.values ? in : count_spiking(in);
+    number[0] = __builtin_convertvector(widen<T>(move_lane_bytes(numbers, lanes)), Vec<T>);
+    // The second of a pair lies behind the first.
+    number[1] = __builtin_convertvector(widen<T>(move_lane_bytes(numbers >> 8, lanes)), Vec<T>);
+  } else {
+    typedef uint16_t Pairs __attribute__((vector_size(2 * kLanes<T>)));
+    Pairs in;
+    std::memcpy(&in, from, sizeof(in));
+    if (!a.values) {
+      in -= (in >> 1) & 0x5555;
+      in = (in & 0x3333) + ((in >> 2) & 0x3333);
+      in = (in + (in >> 4)) & 0x0F0F;
+    }
+    number[0] = __builtin_convertvector(in & 0xFF, Vec<T>);
+    number[1] = __builtin_convertvector(in >> 8, Vec<T>);
+  }
+}
+
+// depthwise_count, of outputs that read both inputs of their groups.
+template <class T, bool kMoved>
+TANDEM_HOST void pair_count(const DepthwiseArgs<T>& a, const DepthwiseLanes<T>& lanes, TapList taps, int64_t pixel) {
   const ConvGeometry& g = *a.geometry;
-  const int64_t plane = g.pixels_in() * g.in_channels;
-  const uint8_t* const last = a.bits + a.planes * plane;
+  const int64_t plane = g.pixels_in() * g.in_channels, n = kMoved ? lanes.n : kLanes<T>;
+  const uint8_t* const end = a.bits + a.planes * plane;
+  const uint8_t* bits = a.bits + lanes.channel;
+  const T* weight = a.weight + lanes.first;
+  Vec<T> total = {};
+  for (int64_t p = 0; p < a.planes; ++p, bits += plane) {
+    for (const DepthwiseTap* tap = taps.begin; tap != taps.end; ++tap) {
+      Vec<T> number[2];
+      load_pairs<T, kMoved>(a, lanes, bits + tap->input, end, number);
+      total += load(weight + tap->weight, n) * number[0];
+      total += load(weight + tap->weight + a.weight_stride, n) * number[1];
+    }
+  }
+  const Vec<T> scale = a.scale ? load(a.scale + lanes.first, n) : Vec<T>{};
+  const Vec<T> bias = a.bias ? load(a.bias + lanes.first, n) : Vec<T>{};
+  total = current_of(total, a.scale != nullptr, scale, a.bias != nullptr, bias);
+  store(a.sum + (pixel - a.sum_pixel) * g.out_channels + lanes.first, total, n);
+}
+
+// The lanes of outputs that read both inputs of their groups; `first` and `channel` are left to set.
+template <class T>
+DepthwiseLanes<T> pair_lanes(const ConvGeometry& g, bool moved) {
   DepthwiseLanes<T> lanes = {};
-  const int64_t most = 8 * g.group_out();  // outputs whose inputs 16 bytes hold
+  const int64_t most = moved ? 8 * g.group_out() : kLanes<T>;  // outputs whose inputs 16 bytes hold
   lanes.n = g.out_channels < kLanes<T> ? g.out_channels : kLanes<T>;
   lanes.n = lanes.n < most ? lanes.n : most;
   for (int64_t i = 0; i < 16; ++i) {
     lanes.source[i] = static_cast<uint8_t>(i < lanes.n ? i / g.group_out() * 2 : 128);
   }
+  return lanes;
+}
+
+// All output channels of some pixels, each of which reads both inputs of its group.
+template <class T, bool kMoved>
+void pair_pixels(const DepthwiseArgs<T>& a, DepthwiseLanes<T>& lanes, const TapList* taps, int64_t pixel,
+                 int64_t pixels) {
+  const ConvGeometry& g = *a.geometry;
   for (int64_t c = 0; c < g.out_channels; c += lanes.n) {
     // The last vector overlaps the one before it, so that it is full, too.
     lanes.first = c + lanes.n <= g.out_channels ? c : g.out_channels - lanes.n;
     lanes.channel = lanes.first / g.group_out() * 2;
-    const Vec<T> first = load(a.weight + lanes.first, lanes.n);
-    const Vec<T> second = load(a.weight + a.weight_stride + lanes.first, lanes.n);
-    const Vec<T> scale = a.scale ? load(a.scale + lanes.first, lanes.n) : Vec<T>{};
-    const Vec<T> bias = a.bias ? load(a.bias + lanes.first, lanes.n) : Vec<T>{};
-    for (int64_t pixel = begin; pixel < end; ++pixel) {
-      typename Simd<T>::Mask number[2] = {};
-      for (int64_t p = 0; p < a.planes; ++p) {
-        const LaneBytes in = load_16_bytes(a.bits + p * plane + pixel * g.in_channels + lanes.channel, last);
-        const LaneBytes numbers = a.values ? in : count_spiking(in);
-        number[0] += widen<T>(move_lane_bytes(numbers, lanes));
-        number[1] += widen<T>(move_lane_bytes(numbers >> 8, lanes));  // the second of a pair lies behind the first
-      }
-      Vec<T> total = first * __builtin_convertvector(number[0], Vec<T>);
-      total += second * __builtin_convertvector(number[1], Vec<T>);
-      total = current_of(total, a.scale != nullptr, scale, a.bias != nullptr, bias);
-      store(a.sum + (pixel - a.sum_pixel) * g.out_channels + lanes.first, total, lanes.n);
-    }
+    for (int64_t i = 0; i < pixels; ++i) pair_count<T, kMoved>(a, lanes, taps[i], pixel + i);
   }
 }
 
@@ -321,6 +355,8 @@ void depthwise(const DepthwiseArgs<T>& a, int64_t begin, int64_t end) {
   const bool moved = g.group_out() > 1 || g.out_channels < kLanes<T>;
   int64_t column = begin % g.out_width, row = begin / g.out_width % g.out_height;
   int64_t image = begin / g.out_width / g.out_height * g.height;  // its first row
+  DepthwiseLanes<T> pairs = pair_lanes<T>(g, moved);
+  const int64_t tap_stride = g.group_in() * a.weight_stride;
   for (int64_t pixel = begin; pixel < end; pixel += kDepthwisePixels) {
     TapList taps[kDepthwisePixels];
     const int64_t pixels = end - pixel < kDepthwisePixels ? end - pixel : kDepthwisePixels;
@@ -334,7 +370,7 @@ void depthwise(const DepthwiseArgs<T>& a, int64_t begin, int64_t end) {
         for (int64_t kw = 0; kw < g.kernel_w; ++kw) {
           const int64_t w = left + kw * g.dilation_w;
           if (w < 0 || w >= g.width) continue;
-          *tap++ = {((image + h) * g.width + w) * g.in_channels, (kh * g.kernel_w + kw) * a.weight_stride};
+          *tap++ = {((image + h) * g.width + w) * g.in_channels, (kh * g.kernel_w + kw) * tap_stride};
         }
       }
       taps[i].end = tap;
@@ -342,6 +378,10 @@ void depthwise(const DepthwiseArgs<T>& a, int64_t begin, int64_t end) {
         column = 0;
         if (++row == g.out_height) row = 0, image += g.height;
       }
+    }
+    if (g.group_in() == 2) {
+      (moved ? pair_pixels<T, true> : pair_pixels<T, false>)(a, pairs, taps, pixel, pixels);
+      continue;
     }
     if constexpr (sizeof(T) == 4) {
       if (a.short_weight) {

@@ -3,7 +3,6 @@
 
 namespace tandem::TANDEM_ISA {
 
-const DepthwiseKernels kDepthwiseKernels = {{{depthwise<float>}, {depthwise<double>}},
-                                            {{pairs<float>}, {pairs<double>}}};
+const DepthwiseKernels kDepthwiseKernels = {{{depthwise<float>}, {depthwise<double>}}};
 
 }  // namespace tandem::TANDEM_ISA
