@@ -198,13 +198,14 @@ def values_at_a_hole(conv2d):
     """Products with the values of radix spikes, which no engine copies, of bits behind which nothing may be read."""
 
     def call(channels, groups, dtype, engine):
-        scales = {"scale": torch.ones(2 * groups)} if dtype in (torch.int8, torch.int16) else {}
+        outputs = 2 * groups if groups < 3 else groups
+        scales = {"scale": torch.ones(outputs)} if dtype in (torch.int8, torch.int16) else {}
         values = before_a_hole(torch.full((1, 1, 3, 1, groups * channels), 255, dtype=torch.uint8))
-        weight = before_a_hole(torch.ones(2 * groups, channels, 2, 1, dtype=dtype))
+        weight = before_a_hole(torch.ones(outputs, channels, 2, 1, dtype=dtype))
         return conv2d(values.permute(0, 1, 4, 2, 3), weight, groups=groups, engine=engine, radix=8, **scales)
 
     dtypes = torch.float32, torch.float64, torch.int8, torch.int16
-    return with_every_isa(call, (1, 3, 4, 17, 62, 64, 65, 128), (1, 2), dtypes, (AUTO, EVENT, DENSE))
+    return with_every_isa(call, (1, 2, 3, 4, 17, 62, 64, 65, 128), (1, 2, 33), dtypes, (AUTO, EVENT, DENSE))
 
 
 def operand_cases(op, conv2d, linear):

@@ -1,4 +1,4 @@
-"""Convolutions of one input channel a group, for which both convolutional products have a kernel of their own."""
+"""Convolutions of one input channel a group, or of a pair of them, for which products have a kernel of their own."""
 
 import pytest
 import torch
@@ -167,15 +167,33 @@ def test_pairs_of_inputs(weights, outputs, groups, kernel, time_steps, values, s
         everywhere(fired, ops.count_conv2d, bits, weight, **named, neuron=neuron, time_steps=steps)
 
 
-@pytest.mark.parametrize("taps", [257, 258])
+@pytest.mark.parametrize("taps", [257, 264])
 def test_int8_pairs_at_the_limit_of_float32(taps):
-    """514 inputs: the most whose sums of values float32 holds exactly; and 516."""
+    """514 inputs: the most whose sums of values float32 holds exactly; and so many that they would be wrong."""
     bits = torch.full((1, 2, 6, 1, taps), 255, dtype=torch.uint8)
     bits[0, 1, :, :, -1] = 0
     weight, scale = full(3, 2, 1, taps, seed=1), torch.tensor([1.0, -1.0, 0.5])
-    want = scale.view(-1, 1, 1) * F.conv2d(bits[0].double(), weight.double(), groups=3).float()
+    sums = F.conv2d(bits[0].double(), weight.double(), groups=3)
+    assert (sums.abs().max() < 2**24) == (taps == 257)
+    want = scale.view(-1, 1, 1) * sums.float()
     for engine in ENGINES:
         everywhere(want, ops.count_conv2d, bits, weight, scale=scale, groups=3, engine=engine, radix=8)
+    in_float32 = ops.count_conv2d(bits, weight.float(), scale=scale, groups=3, radix=8)
+    assert torch.equal(in_float32, want) == (taps == 257)
+
+
+@pytest.mark.parametrize(("groups", "outputs"), [(5, 2), (33, 1)])
+@pytest.mark.parametrize("time_steps", [8, 11])
+def test_ranges_of_pixels_of_pairs(groups, outputs, time_steps):
+    """Enough pixels for two threads and for several parts of a thread's, of which most begin inside a row."""
+    bits = planes(time_steps, 2, 2 * groups, 33, 35, seed=0, rate=0.2)
+    weight, bias = dyadic(groups * outputs, 2, 3, 3, seed=1), dyadic(groups * outputs, seed=2)
+    named = {"bias": bias, "groups": groups, "padding": 1}
+    everywhere(ref.count_conv2d(bits, weight, **named), ops.count_conv2d, bits, weight, **named)
+    if time_steps == 8:
+        named["radix"] = 8
+        fired = ref.radix_spikes(ref.count_conv2d(bits, weight, **named), 8, RadixIF(0.75))
+        everywhere(fired, ops.count_conv2d, bits, weight, **named, neuron=RadixIF(0.75), time_steps=8)
 
 
 @pytest.mark.parametrize("size", [362, 363])

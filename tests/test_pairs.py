@@ -215,3 +215,16 @@ def test_elementwise_layers_of_empty_batches(engine, neuron):
             layer.maps(0.5, 0.25, torch.empty(0))
             bits = torch.zeros(1, 0, inputs, *pixels, dtype=torch.uint8)
             assert layer(SpikeTrain(bits, 4, radix=neuron.radix)).shape == (0, 3, *pixels)
+
+
+@pytest.mark.parametrize("time_steps", [8, 9, 16, 33])
+def test_elementwise_layers_compute_the_same_with_a_gradient(time_steps):
+    """Torch multiplies then, and a kernel does otherwise: also of factors whose products are rounded."""
+    bits = torch.randint(0, 256, (-(-time_steps // 8), 4, 64, 9, 9), dtype=torch.uint8)
+    bits[-1] &= 2 ** ((time_steps - 1) % 8 + 1) - 1
+    layer = TandemElementwise(64, 64, 32, neuron=IF(0.2, initial=0.5, two_phase=True)).eval()
+    layer.maps(0.1, 0.0, torch.rand(32))  # sums are at thresholds, but for rounding
+    x = SpikeTrain(bits, time_steps)
+    want, got = layer(x), layer(SpikeTrain(bits, time_steps, x.count.requires_grad_()))
+    assert got.count.requires_grad
+    same(got.bits, want.bits)

@@ -101,8 +101,8 @@ void run(const char* op, const ProductPlan& plan, DepthwiseArgs<T> args) {
                   [&](int64_t begin, int64_t end) { run_pixels(args, plan, begin, end); });
 }
 
-// Whether the kernel computes what the product's definition says: sums of integers, with none above 2^24.
-bool is_exact(const ProductPlan& plan, int64_t largest_input) {
+// Whether the kernel adds as the product's definition says: integers exactly, which float32 does up to 2^24.
+bool adds_exactly(const ProductPlan& plan, int64_t largest_input) {
   const ScalarType type = plan.weight.scalar_type();
   const int64_t most = (int64_t{1} << 24) / (type == ScalarType::Char ? 128 : kLargest16);
   return !is_integer(type) || plan.geometry.features() <= most / largest_input;
@@ -112,12 +112,12 @@ bool is_exact(const ProductPlan& plan, int64_t largest_input) {
 
 bool is_depthwise(const ProductPlan& plan, int64_t largest_input) {
   const ConvGeometry& g = plan.geometry;
-  return g.groups > 1 && g.group_in() == 1 && is_exact(plan, largest_input);
+  return g.groups > 1 && g.group_in() == 1 && adds_exactly(plan, largest_input);
 }
 
 bool is_pairwise(const ProductPlan& plan) {
   const ConvGeometry& g = plan.geometry;
-  return g.groups > 1 && g.group_in() == 2 && g.group_out() <= 2 && is_exact(plan, largest_input(plan));
+  return g.groups > 1 && g.group_in() == 2 && g.group_out() <= 2 && adds_exactly(plan, largest_input(plan));
 }
 
 void run_spiking_depthwise(const char* op, const ProductPlan& plan, int64_t time_steps) {

@@ -21,8 +21,8 @@ struct DepthwiseTap {
   int64_t input, weight;
 };
 
-// A product of one input channel a group, with the neuron loop, or with spike counts or the values of radix spikes; the
-// latter two also of two input channels a group.
+// A product of one input channel a group, with the neuron loop; or a product of spike counts or of the values of radix
+// spikes, of one input channel a group or two.
 template <class T>
 struct DepthwiseArgs {
   const ConvGeometry* geometry;

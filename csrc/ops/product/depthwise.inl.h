@@ -1,6 +1,6 @@
-// Depthwise products: an output channel sees one input channel, so that a list of spikes would hold one entry. Here the
-// lanes are output channels, and the byte of a lane's input channel at a tap says at which steps the lane adds the
-// tap's weight. Nothing but a vector's sums of 8 steps is stored on the way.
+// Depthwise products: an output channel sees one input channel or, of counts, a pair of them, so that a list of spikes
+// would hold few entries. Here the lanes are output channels, and the byte of a lane's input channel at a tap says at
+// which steps the lane adds the tap's weight. Nothing but a vector's sums of 8 steps is stored on the way.
 #pragma once
 
 #include "core/bit_planes.h"
@@ -244,15 +244,15 @@ void depthwise_pixel(const DepthwiseArgs<float>& a, TapList taps, int64_t pixel)
   }
 }
 
-// The numbers of both inputs of the lanes' groups. kMoved: not those of a full vector of groups of one output.
+// number[i] += the lanes' inputs i of their groups. kMoved: some outputs share a group, or do not fill a vector.
 template <class T, bool kMoved>
-TANDEM_HOST void load_pairs(const DepthwiseArgs<T>& a, const DepthwiseLanes<T>& lanes, const uint8_t* from,
-                            const uint8_t* end, Vec<T>* number) {
+TANDEM_HOST void add_pairs(const DepthwiseArgs<T>& a, const DepthwiseLanes<T>& lanes, const uint8_t* from,
+                           const uint8_t* end, typename Simd<T>::Mask* number) {
+  using Integers = typename Simd<T>::Mask;
   if constexpr (kMoved) {
     const LaneBytes in = load_16_bytes(from, end), numbers = a.values ? in : count_spiking(in);
-    number[0] = __builtin_convertvector(widen<T>(move_lane_bytes(numbers, lanes)), Vec<T>);
-    // The second of a pair lies behind the first.
-    number[1] = __builtin_convertvector(widen<T>(move_lane_bytes(numbers >> 8, lanes)), Vec<T>);
+    number[0] += widen<T>(move_lane_bytes(numbers, lanes));
+    number[1] += widen<T>(move_lane_bytes(numbers >> 8, lanes));  // the second of a pair lies behind the first
   } else {
     typedef uint16_t Pairs __attribute__((vector_size(2 * kLanes<T>)));
     Pairs in;
@@ -262,27 +262,28 @@ TANDEM_HOST void load_pairs(const DepthwiseArgs<T>& a, const DepthwiseLanes<T>& 
       in = (in & 0x3333) + ((in >> 2) & 0x3333);
       in = (in + (in >> 4)) & 0x0F0F;
     }
-    number[0] = __builtin_convertvector(in & 0xFF, Vec<T>);
-    number[1] = __builtin_convertvector(in >> 8, Vec<T>);
+    number[0] += __builtin_convertvector(in & 0xFF, Integers);
+    number[1] += __builtin_convertvector(in >> 8, Integers);
   }
 }
 
-// depthwise_count, of outputs that read both inputs of their groups.
+// depthwise_count, of outputs that read both inputs of their groups. An input's number is that of all planes, so that
+// TandemElementwise computes the same where torch multiplies.
 template <class T, bool kMoved>
 TANDEM_HOST void pair_count(const DepthwiseArgs<T>& a, const DepthwiseLanes<T>& lanes, TapList taps, int64_t pixel) {
   const ConvGeometry& g = *a.geometry;
   const int64_t plane = g.pixels_in() * g.in_channels, n = kMoved ? lanes.n : kLanes<T>;
   const uint8_t* const end = a.bits + a.planes * plane;
-  const uint8_t* bits = a.bits + lanes.channel;
+  const uint8_t* const bits = a.bits + lanes.channel;
   const T* weight = a.weight + lanes.first;
   Vec<T> total = {};
-  for (int64_t p = 0; p < a.planes; ++p, bits += plane) {
-    for (const DepthwiseTap* tap = taps.begin; tap != taps.end; ++tap) {
-      Vec<T> number[2];
-      load_pairs<T, kMoved>(a, lanes, bits + tap->input, end, number);
-      total += load(weight + tap->weight, n) * number[0];
-      total += load(weight + tap->weight + a.weight_stride, n) * number[1];
-    }
+  for (const DepthwiseTap* tap = taps.begin; tap != taps.end; ++tap) {
+    typename Simd<T>::Mask number[2] = {};
+    const uint8_t* from = bits + tap->input;
+    add_pairs<T, kMoved>(a, lanes, from, end, number);
+    for (int64_t p = 1; p < a.planes; ++p) add_pairs<T, kMoved>(a, lanes, from += plane, end, number);
+    total += load(weight + tap->weight, n) * __builtin_convertvector(number[0], Vec<T>);
+    total += load(weight + tap->weight + a.weight_stride, n) * __builtin_convertvector(number[1], Vec<T>);
   }
   const Vec<T> scale = a.scale ? load(a.scale + lanes.first, n) : Vec<T>{};
   const Vec<T> bias = a.bias ? load(a.bias + lanes.first, n) : Vec<T>{};
@@ -305,7 +306,7 @@ DepthwiseLanes<T> pair_lanes(const ConvGeometry& g, bool moved) {
 
 // All output channels of some pixels, each of which reads both inputs of its group.
 template <class T, bool kMoved>
-void pair_pixels(const DepthwiseArgs<T>& a, DepthwiseLanes<T>& lanes, const TapList* taps, int64_t pixel,
+void pair_pixels(const DepthwiseArgs<T>& a, DepthwiseLanes<T> lanes, const TapList* taps, int64_t pixel,
                  int64_t pixels) {
   const ConvGeometry& g = *a.geometry;
   for (int64_t c = 0; c < g.out_channels; c += lanes.n) {
@@ -355,7 +356,7 @@ void depthwise(const DepthwiseArgs<T>& a, int64_t begin, int64_t end) {
   const bool moved = g.group_out() > 1 || g.out_channels < kLanes<T>;
   int64_t column = begin % g.out_width, row = begin / g.out_width % g.out_height;
   int64_t image = begin / g.out_width / g.out_height * g.height;  // its first row
-  DepthwiseLanes<T> pairs = pair_lanes<T>(g, moved);
+  const DepthwiseLanes<T> pairs = g.group_in() == 2 ? pair_lanes<T>(g, moved) : DepthwiseLanes<T>{};
   const int64_t tap_stride = g.group_in() * a.weight_stride;
   for (int64_t pixel = begin; pixel < end; pixel += kDepthwisePixels) {
     TapList taps[kDepthwisePixels];
