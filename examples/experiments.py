@@ -89,11 +89,19 @@ QUARTER = (
 # Recipes and other libraries are compared on parts of the data.
 SOME_DIGITS = ("--data.limit", "12000", "--trainer.max_epochs", "4")
 SOME_PHOTOGRAPHS = (*FOLDER, *SMALL, "--data.limit", "20000", "--trainer.max_epochs", "8")
+PENALTY = 3.0  # of active neurons, at the end of the training
 ONE_PHASE = ("--model.two_phase", "false")
 
 
 def callback(name: str, **arguments: Any) -> tuple[str, ...]:
     return (f"--trainer.callbacks={json.dumps([{'class_path': name, 'init_args': arguments}])}",)
+
+
+def at_most_active(share: float) -> Network:
+    """Radix spikes with a penalty on layers in which more neurons than this share are active."""
+    penalty = callback("recipes.ActiveRegulariser", weight=PENALTY, target=share)
+    percent = round(100 * share)
+    return replace(radix_at(4, *penalty), name=f"active{percent}", label=f"the same, {percent} % of neurons active")
 
 
 def recipes(epochs: int) -> tuple[Network, ...]:
@@ -209,6 +217,18 @@ EXPERIMENTS = (
         options=SOME_PHOTOGRAPHS,
         pictures=(),
         time_steps=(1, 2, 3, 4, 8),
+        on_demand=True,
+    ),
+    Experiment(
+        "active_cifar10",
+        "Few active neurons, 20,000 photographs of CIFAR-10",
+        "cifar10",
+        "cifar10/train",
+        (radix_at(4), *map(at_most_active, (0.3, 0.2, 0.12)), ANN),
+        below="cifar10",
+        options=SOME_PHOTOGRAPHS,
+        pictures=(),
+        time_steps=(2, 3, 4, 8),
         on_demand=True,
     ),
     Experiment(

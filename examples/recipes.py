@@ -280,21 +280,28 @@ class QuantiseWeights(lightning.Callback):
 
 
 class Regulariser(lightning.Callback):
-    """A term of the training loss: ``weight`` times a penalty of spikes. An ANN that does not spike yet has none."""
+    """A term of the training loss: a weight times a penalty of spikes. An ANN that does not spike yet has none.
+
+    The weight grows from zero to ``weight`` over the share ``ramp`` of the training: a network that must be silent
+    before it has learned anything learns less (docs/results.md).
+    """
 
     kind: type[FiringRatePenalty] | type[SynOpsPenalty]
     logged: str
     end: float
     """Targets lie below it."""
 
-    def __init__(self, weight: float, target: float = 0.0) -> None:
+    def __init__(self, weight: float, target: float = 0.0, ramp: float = 1.0) -> None:
         name = type(self).__name__
         if not 0 < weight < math.inf:
             raise RecipeError(f"{name}: weight must be positive, got {weight}.")
+        if not 0 <= ramp <= 1:
+            raise RecipeError(f"{name}: ramp must be a share of the training, in [0, 1], got {ramp}.")
         if not 0 <= target < self.end:
             raise RecipeError(f"{name}: target must be in [0, {self.end:g}), got {target}.")
         self.weight = weight
         self.target = target
+        self.ramp = ramp
         self._penalty: FiringRatePenalty | SynOpsPenalty | None = None
 
     def setup(self, trainer: lightning.Trainer, module: Any, stage: str) -> None:
@@ -307,6 +314,9 @@ class Regulariser(lightning.Callback):
             )
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        if self.ramp and math.isinf(trainer.estimated_stepping_batches):
+            name = type(self).__name__
+            raise RecipeError(f"{name}: ramp must be 0 without --trainer.max_epochs or --trainer.max_steps.")
         self.watch(module)
 
     def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
@@ -324,9 +334,14 @@ class Regulariser(lightning.Callback):
             def term() -> Tensor:
                 value = penalty()
                 module.log(self.logged, value.detach(), on_step=False, on_epoch=True)
-                return self.weight * value
+                return self.weight * self._grown(module) * value
 
             module.penalty = term
+
+    def _grown(self, module: Any) -> float:
+        """Return the share of the weight that the present step has."""
+        steps = self.ramp * module.trainer.estimated_stepping_batches
+        return min(1.0, module.global_step / steps) if steps else 1.0
 
     def _forget(self, module: Any) -> None:
         if self._penalty is not None:
@@ -342,6 +357,7 @@ class RateRegulariser(Regulariser):
     Args:
         weight: positive.
         target: firing rate that costs nothing, in [0, 1).
+        ramp: the share of the training over which the weight grows from zero, in [0, 1].
     """
 
     kind, logged, end = FiringRatePenalty, "rate_penalty", 1.0
@@ -355,6 +371,7 @@ class ActiveRegulariser(Regulariser):
     Args:
         weight: positive.
         target: share of active neurons that costs nothing, in [0, 1).
+        ramp: the share of the training over which the weight grows from zero, in [0, 1].
     """
 
     kind, logged, end = ActivePenalty, "active_penalty", 1.0
@@ -368,6 +385,7 @@ class SynOpsRegulariser(Regulariser):
     Args:
         weight: positive.
         target: SynOps over the ANN's MACs that cost nothing, not negative.
+        ramp: the share of the training over which the weight grows from zero, in [0, 1].
     """
 
     kind, logged, end = SynOpsPenalty, "synops_penalty", math.inf

@@ -24,7 +24,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint  # noqa: 
 
 from anns import per_layer  # noqa: E402
 from exact import generator, same  # noqa: E402
-from tandem_cuda import SpikeTrain, TandemNetwork, convert, freeze, models  # noqa: E402
+from tandem_cuda import FiringRatePenalty, SpikeTrain, TandemNetwork, convert, freeze, models  # noqa: E402
 from tandem_cuda.quantisation import quantiser  # noqa: E402
 
 pytestmark = pytest.mark.slow  # with the others, since `make test` installs no Lightning
@@ -157,6 +157,27 @@ def test_few_spikes(order, kind):
     assert rates[1] < 0.7 * rates[0]
 
 
+@pytest.mark.parametrize("ramp", [0.0, 0.5, 1.0])
+def test_penalties_grow(ramp):
+    weights = []
+
+    class Weights(lightning.Callback):
+        def on_train_start(self, trainer, module):
+            own, term = FiringRatePenalty(module.net), module.penalty
+
+            def recorded():
+                value = term()
+                weights.append(float(value / own()))
+                return value
+
+            module.penalty = recorded
+
+    _, _, trainer = fit([recipes.RateRegulariser(8.0, ramp=ramp), Weights()], 4)
+    steps = trainer.global_step
+    assert steps > 4
+    assert weights == pytest.approx([8.0 * min(1.0, step / (ramp * steps)) if ramp else 8.0 for step in range(steps)])
+
+
 RECIPES = {
     "ann_first": lambda: [recipes.AnnFirst(2)],
     "progressive": lambda: [recipes.ProgressiveTandem(patience=1, percentile=99)],
@@ -256,6 +277,11 @@ def test_what_was_best_is_forgotten(tmp_path):
         (lambda: recipes.QuantiseWeights(9), "QuantiseWeights: bits must be from 2 to 8, or 16, got 9"),
         (lambda: recipes.QuantiseWeights(4, from_epoch=-1), "QuantiseWeights: from_epoch must not be negative"),
         (lambda: recipes.RateRegulariser(0.0), "RateRegulariser: weight must be positive, got 0.0"),
+        (lambda: recipes.RateRegulariser(1.0, ramp=1.5), r"RateRegulariser: ramp must be a share of the training, in"),
+        (
+            lambda: fit([recipes.RateRegulariser(1.0)], -1),
+            "RateRegulariser: ramp must be 0 without --trainer.max_epochs or --trainer.max_steps",
+        ),
         (lambda: recipes.RateRegulariser(1.0, 1.0), r"RateRegulariser: target must be in \[0, 1\), got 1.0"),
         (lambda: recipes.SynOpsRegulariser(-1.0), "SynOpsRegulariser: weight must be positive, got -1.0"),
         (lambda: recipes.SynOpsRegulariser(1.0, -0.1), r"SynOpsRegulariser: target must be in \[0, inf\), got -0.1"),
