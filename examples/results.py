@@ -99,11 +99,12 @@ class Training:
         return {**json.loads(path.read_text()), **self.started()} if path.is_file() else None
 
     def recorded(self, folder: Path) -> dict[str, Any] | None:
-        """What the page says of the run: of this one, or of the one that it would replace; None if there is none."""
+        """What the page says of the run: of this one, or of an earlier one with the same settings; else None."""
         path = folder / f"{self.experiment.name}_{self.folder.name}.json"
         results = self.results()
         if results is None:
-            return json.loads(path.read_text()) if path.is_file() else None
+            record: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
+            return record if record is not None and record["settings"] == self.settings else None
         results = {name: value for name, value in results.items() if name in RECORDED}
         results["test"] = {name: value for name, value in results["test"].items() if name != "layers"}
         folder.mkdir(parents=True, exist_ok=True)
@@ -358,12 +359,13 @@ def front(args: argparse.Namespace) -> None:
 def every_t(args: argparse.Namespace) -> None:
     """The picture of README: one network at every T, and what networks of other libraries reach at theirs."""
     experiment = next(e for e in args.experiments if e.name == "compared_cifar10")
-    runs = [(run.network, run.recorded(args.records)) for run in trainings(experiment, args.out, args.quick)]
-    if any(results is None for _, results in runs):
+    every = [(run.network, run.recorded(args.records)) for run in trainings(experiment, args.out, args.quick)]
+    runs = [(network, results) for network, results in every if results is not None]
+    if {network.name for network, _ in runs} != {network.name for network in experiment.networks}:
         return
 
     def mean(name: str, T: int | None = None) -> float:
-        """The mean over seeds, at a T that is not the network's own if ``T`` is given."""
+        """The mean over the seeds that have been trained, at a T that is not the network's own if ``T`` is given."""
         found = [results for network, results in runs if network.name == name]
         at = [r["test"] if T is None else r["test_at_time_steps"][str(T)] for r in found]
         return statistics.fmean(tested["accuracy"] for tested in at)
