@@ -167,7 +167,7 @@ AVERAGES = tuple(
         ("initial", "SpikingAvgPool2d", (2,), {"threshold": 0.75, "initial": 0.5}),
         ("global", "SpikingAdaptiveAvgPool2d", (1,), {}),
         ("adaptive", "SpikingAdaptiveAvgPool2d", ((2, 3),), {}),
-        ("same height", "SpikingAdaptiveAvgPool2d", ((None, 3),), {}),
+        ("same height", "SpikingAdaptiveAvgPool2d", ((None, 3),), {"initial": 0.25}),
         ("larger", "SpikingAdaptiveAvgPool2d", ((9, 4),), {"threshold": 0.25}),
     )
 ) + tuple(

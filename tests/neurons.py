@@ -96,7 +96,7 @@ def edges(parameter):
     low, high = parameter.low, parameter.high
     beside = [math.nextafter(low, -math.inf), math.nextafter(low, math.inf), math.nextafter(high, math.inf)]
     some = [-1e30, -1.0, -0.5, -0.0, 0.0, 0.5, 1 - 1e-9, 1.0, 1.5, 2.0, 1e30]
-    return [float(low), float(high), *beside, *some, math.nan, math.inf, -math.inf]
+    return [float(low), float(high), high + 1.0, *beside, *some, math.nan, math.inf, -math.inf]
 
 
 def refused(neuron, parameter):

@@ -13,7 +13,17 @@ from torch.export import Dim
 import freezable
 import layer_twins
 from exact import ISAS, generator, planes, same
-from tandem_cuda import Decode, Encode, SpikeTrain, SpikingAdaptiveAvgPool2d, TandemConv2d, TandemLinear, freeze
+from tandem_cuda import (
+    IF,
+    AdaptiveIF,
+    Decode,
+    Encode,
+    SpikeTrain,
+    SpikingAdaptiveAvgPool2d,
+    TandemConv2d,
+    TandemLinear,
+    freeze,
+)
 from tandem_cuda.nn.tandem import TandemLayer
 from tandem_cuda.ops.compiling import assume_constant_result
 
@@ -107,6 +117,29 @@ def test_dynamic_shapes():
         return nn.Sequential(Encode(8), TandemLinear(5, 4), Decode()).double()
 
     check_inference(make, (5,), (4, 3), dynamic=True, backend="aot_eager")
+
+
+@pytest.mark.parametrize(
+    "neurons",
+    [
+        (IF(0.25, refractory=1), IF(0.5, refractory=2), IF(0.5, initial=0.5, refractory=3), IF(0.75)),
+        (AdaptiveIF(0.25), AdaptiveIF(0.5, 0.7), AdaptiveIF(0.5, 0.3, 0.5), AdaptiveIF(0.4, 0.3, 0.25), IF()),
+    ],
+    ids=["refractory", "AdaptiveIF"],
+)
+@pytest.mark.usefixtures("fresh_compiler")
+def test_layers_take_other_neurons(neurons):
+    """torch.compile traces a number that has changed as one that it does not know."""
+    layer, x = TandemLinear(6, 4), torch.rand(5, 6)
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    for neuron in neurons:
+        layer.neuron = neuron
+        gradients = []
+        for run in (compiled, layer):
+            layer.zero_grad()
+            run(Encode(9)(x)).count.square().sum().backward()
+            gradients.append(layer.weight.grad.clone())
+        torch.testing.assert_close(*gradients)
 
 
 def test_windows_of_different_sizes():

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from anns import per_layer
-from tandem_cuda import IF, LIF, Decode, Encode, SpikeTrain, TandemConv2d, TandemLinear, convert
+from tandem_cuda import IF, LIF, AdaptiveIF, Decode, Encode, SpikeTrain, TandemConv2d, TandemLinear, convert
 from tandem_cuda.analysis import LayerAgreement, counts_and_activations, diagnose
 from tandem_cuda.neuron.lif import lif_rate
 
@@ -95,6 +95,15 @@ def test_against_an_ann_written_out(neuron, norm, mode):
         torch.testing.assert_close(a, wanted[1])
     assert got[0].count_error == got[0].accumulated_error  # nothing is below the first layer
     assert got[1].count_error != got[1].accumulated_error
+
+
+@pytest.mark.parametrize("neuron", [IF(0.25, clip=True, refractory=3), AdaptiveIF(0.25, 0.25, clip=True)], ids=str)
+def test_activations_end_at_the_largest_count(neuron):
+    """8 / (1 + 3), where the activation of a refractory neuron would tend to 8 / 3, and 8."""
+    layer = TandemLinear(4, 3, bias=False, neuron=neuron)
+    nn.init.constant_(layer.weight, 10.0)
+    (row,) = diagnose(nn.Sequential(Encode(8), layer, Decode()), torch.ones(2, 4), lambda y: y.sum())
+    assert row.count_error < 1e-6
 
 
 class Residual(nn.Module):

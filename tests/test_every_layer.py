@@ -13,7 +13,7 @@ import tandem_cuda.nn
 from exact import same
 from freezable import graph_of
 from layer_cases import CASES, every, of_each_kind
-from tandem_cuda import Encode, EncodedInput, SpikeTrain, freeze
+from tandem_cuda import Encode, EncodedInput, FrozenNetwork, SpikeTrain, freeze
 from tandem_cuda import reference as ref
 from tandem_cuda.nn import Decode
 
@@ -114,8 +114,8 @@ def test_real_input(case, mode):
 
 # A network takes one train: layers of several take it several times.
 @every([case for case in CASES if case.kind != "TandemGate" and len(set(case.samples)) == 1])
-def test_frozen(case):
-    """The outputs of eval mode, whole and, but of what needs the whole train, in chunks of time."""
+def test_frozen(case, tmp_path):
+    """The outputs of eval mode, whole, from a file and, but of what needs the whole train, in chunks of time."""
     parts = nn.ModuleDict({"layer": made(case), "decode": Decode()})
     net = graph_of(parts, {"layer": ("x",) * len(case.samples), "decode": ("layer",)}).eval()
     x = case.inputs()[0]
@@ -123,6 +123,8 @@ def test_frozen(case):
         want = net(x)
     frozen = freeze(net)
     same(frozen(x), want)
+    frozen.save(tmp_path / "net.safetensors")
+    same(FrozenNetwork.load(tmp_path / "net.safetensors")(x), want)
     if not getattr(case.named.get("neuron"), "two_phase", None):
         stream = frozen.stream(x)
         while stream.remaining:

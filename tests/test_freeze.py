@@ -13,7 +13,7 @@ from torch.nn.utils import prune
 
 import tandem_cuda
 from exact import FLOATS, SEEDS, examples, generator, same, slow, train
-from neurons import EVERY_KIND
+from neurons import NEURONS, every_kind
 from pairwise import pairs
 from tandem_cuda import (
     IF,
@@ -59,9 +59,12 @@ from freezable import (
     batch=st.integers(0, 3),
     dtype=st.sampled_from(FLOATS),
     decode=st.booleans(),
+    integers=st.booleans(),
     seed=SEEDS,
 )
-def test_frozen_networks_compute_what_eval_mode_does(tmp_path_factory, network, encoding, batch, dtype, decode, seed):
+def test_frozen_networks_compute_what_eval_mode_does(
+    tmp_path_factory, network, encoding, batch, dtype, decode, integers, seed
+):
     time_steps, sample, layers = network
     if encoding == "events":
         front, x = (), SpikeTrain.from_dense(train(time_steps, batch, *sample, seed=seed).to(dtype))
@@ -70,6 +73,8 @@ def test_frozen_networks_compute_what_eval_mode_does(tmp_path_factory, network, 
     net = randomised(build(tandem_cuda, front, layers, dtype), seed)
     if not decode:
         net = net[:-1]
+    if integers:
+        quantise(net, 8)
     frozen = freeze(net.train())  # whatever the mode
     with torch.no_grad():
         want = result(net.eval()(x))
@@ -81,7 +86,7 @@ def test_frozen_networks_compute_what_eval_mode_does(tmp_path_factory, network, 
 
 @pairs(
     dtype=FLOATS,
-    neuron=[neuron.scaled(0.7) for neuron in EVERY_KIND.values()],
+    neuron=[neuron.scaled(0.7) for neuron in NEURONS.values()],
     norm=[None, "batch"],
     time_steps=[1, 9, 21],
     mode=MODES,
@@ -164,16 +169,19 @@ def test_readout_on_the_way_estimates_the_counts_to_come(mode):
 
 
 @every_mode
-def test_samples_may_leave_a_stream(mode):
+@every_kind
+def test_samples_may_leave_a_stream(mode, neuron, tmp_path):
     """What stays is bit for bit what it is without the others."""
-    net = small_network(mode, time_steps=11, dtype=torch.float64)
+    net = small_network(mode, neuron=neuron, time_steps=11, dtype=torch.float64)
     frozen, x = freeze(net), input_of(mode, 11, batch=6, dtype=torch.float64)
-    stream = frozen.stream(x)
-    stream.advance(3)
-    stream.select(torch.tensor([4, 1, 0]))
-    stream.advance(5)
-    stream.select(torch.tensor([2, 1]))
-    torch.testing.assert_close(in_chunks(stream, (2,)), net(x)[[0, 1]].detach(), rtol=0, atol=1e-12)
+    frozen.save(tmp_path / "net.safetensors")
+    for form in (frozen, FrozenNetwork.load(tmp_path / "net.safetensors")):
+        stream = form.stream(x)
+        stream.advance(3)
+        stream.select(torch.tensor([4, 1, 0]))
+        stream.advance(5)
+        stream.select(torch.tensor([2, 1]))
+        torch.testing.assert_close(in_chunks(stream, (2,)), net(x)[[0, 1]].detach(), rtol=0, atol=1e-12)
 
 
 def test_it_shares_nothing_and_has_no_parameters():

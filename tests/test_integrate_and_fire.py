@@ -222,7 +222,7 @@ def test_bad_input(arguments, named, error, message):
 
 @every_kind
 def test_state_of_another_model(neuron):
-    wrong = torch.zeros(neuron.states + 1, *CURRENT.shape)
-    message = rf"integrate_and_fire: state must be \[{neuron.states}, 2, 3, 4\], got \[{neuron.states + 1}, 2, 3, 4\]"
-    with pytest.raises(ValueError, match=message):
-        ops.integrate_and_fire(CURRENT, 8, state=wrong, neuron=neuron)
+    for states in (neuron.states - 1, neuron.states + 1):
+        message = rf"integrate_and_fire: state must be \[{neuron.states}, 2, 3, 4\], got \[{states}, 2, 3, 4\]"
+        with pytest.raises(ValueError, match=message):
+            ops.integrate_and_fire(CURRENT, 8, state=torch.zeros(states, *CURRENT.shape), neuron=neuron)

@@ -11,7 +11,7 @@ import tandem_cuda
 from exact import ISAS, dyadic, generator, same, train
 from layer_cases import JOINS, every, image, join, named
 from layer_twins import agree, fronts, twins
-from neurons import EVERY_KIND
+from neurons import NEURONS
 from tandem_cuda import _C, IF, RadixIF, ops, reference
 
 
@@ -31,9 +31,7 @@ def test_joins(case, time_steps, batch, norm):
     agree(ours, theirs, *join_inputs(case, time_steps, batch))
 
 
-@pytest.mark.parametrize(
-    "neuron", [IF(0.5, clip=True), *(neuron.scaled(0.5) for neuron in EVERY_KIND.values())], ids=str
-)
+@pytest.mark.parametrize("neuron", [IF(0.5, clip=True), *(neuron.scaled(0.5) for neuron in NEURONS.values())], ids=str)
 def test_join_with_other_neurons(neuron):
     case = named("sum, downsample")
     ours, theirs = twins(case, 8, norm="batch", neuron=neuron)
@@ -41,9 +39,10 @@ def test_join_with_other_neurons(neuron):
 
 
 @every([named("sum, identity"), named("sum, downsample")])
-def test_join_in_training(case):
+@pytest.mark.parametrize("initial", [0.0, 0.5])
+def test_join_in_training(case, initial):
     """Each branch's norm has the statistics of its own pre-activation, moved once."""
-    ours, theirs = twins(case, 8, norm="batch")
+    ours, theirs = twins(case, 8, norm="batch", neuron=IF(initial=initial))
     results = []
     for module, inputs in zip((ours, theirs), join_inputs(case, 8, 4), strict=True):
         module.train()

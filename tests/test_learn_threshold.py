@@ -20,6 +20,7 @@ from pairwise import pairs
 from tandem_cuda import (
     IF,
     LIF,
+    AdaptiveIF,
     Decode,
     Encode,
     FrozenNetwork,
@@ -45,6 +46,7 @@ NEURONS = {
     "two_phase": IF(0.5, clip=True, initial=0.5, two_phase=True),
     "refractory": IF(0.5, refractory=1),
     "LIF": LIF(0.5, 0.75),
+    "adaptive": AdaptiveIF(0.5, 0.5, 0.75),
 }
 every_neuron = pytest.mark.parametrize("neuron", NEURONS.values(), ids=NEURONS)
 KINDS = {case.kind: (case.arguments, *case.samples) for case in with_weights()}

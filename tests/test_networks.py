@@ -10,12 +10,16 @@ from torch import nn
 
 import tandem_cuda
 from exact import ENGINES, FLOATS, SEEDS, VANISHING, dyadic, every_path, examples, generator, same, train
-from neurons import EVERY_KIND, every_kind
+from neurons import EVERY_KIND, NEURONS, every_kind
 from pairwise import pairs
 from tandem_cuda import IF, LIF, SpikeTrain
 from tandem_cuda import reference as ref
 
-DRAWN = (*EVERY_KIND.values(), IF(threshold=0.5), IF(threshold=2.0, clip=True), LIF(threshold=0.75, clip=True))
+DRAWN = [
+    replace(neuron.scaled(threshold), clip=clip)
+    for neuron in NEURONS.values()
+    for threshold, clip in ((0.5, False), (1.0, False), (0.75, True), (2.0, True))
+]
 CLIPPED = [replace(neuron, clip=True) for neuron in EVERY_KIND.values()]
 
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cases import raw
-from exact import SEEDS, same
+from exact import FLOATS, SEEDS, same
 from fuzz import oracle
 from neurons import (
     ERRORS,
@@ -111,16 +111,24 @@ def test_state_of_another_model(neuron: Neuron) -> None:
 # ---- The spiking neuron
 
 
-@given(neuron=any_neuron(), time_steps=st.integers(1, 40), carried=st.booleans(), seed=SEEDS)
-def test_step_is_that_of_the_oracle(neuron: Neuron, time_steps: int, carried: bool, seed: int) -> None:
-    """In float64, by the reference and by the kernels."""
-    currents = normal(time_steps, 3, 4, seed=seed, dtype=torch.float64)
-    state = state_of(neuron, 3, 4, draw=normal, seed=seed + 1, dtype=torch.float64) if carried else None
+@given(
+    neuron=any_neuron(),
+    time_steps=st.integers(1, 40),
+    carried=st.booleans(),
+    dtype=st.sampled_from(FLOATS),
+    seed=SEEDS,
+)
+def test_step_is_that_of_the_oracle(
+    neuron: Neuron, time_steps: int, carried: bool, dtype: torch.dtype, seed: int
+) -> None:
+    """By the reference and by the kernels."""
+    currents = normal(time_steps, 3, 4, seed=seed, dtype=dtype)
+    state = state_of(neuron, 3, 4, draw=normal, seed=seed + 1, dtype=dtype) if carried else None
     spikes, _, final = oracle.neurons(currents.numpy(), neuron, None if state is None else state.numpy())
-    want = torch.from_numpy(spikes).double(), torch.from_numpy(final)
+    want = torch.from_numpy(spikes).to(dtype), torch.from_numpy(final)
     same(ref.neuron_loop(list(currents), neuron, state), want)
     bits, _, last = ops.integrate_and_fire(currents, time_steps, state=state, mode="series", neuron=neuron)
-    same((ops.unpack_spikes(bits, time_steps, torch.float64), last), want)
+    same((ops.unpack_spikes(bits, time_steps, dtype), last), want)
 
 
 @every_neuron
