@@ -59,6 +59,17 @@ def cuda(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
+def restored_rules() -> Iterator[None]:
+    """Conversion rules that a test registers are gone behind it."""
+    from tandem_cuda.convert.rules import RULES  # few tests need it
+
+    before = dict(RULES)
+    yield
+    RULES.clear()
+    RULES.update(before)
+
+
+@pytest.fixture
 def fresh_compiler() -> Iterator[None]:
     """For a test that compiles a layer many times: torch.compile allows a function only so many in a process."""
     torch.compiler.reset()

@@ -24,6 +24,8 @@ from tandem_cuda.convert import advice, rules
 from tandem_cuda.convert.qcfs import QCFS
 from tandem_cuda.convert.rules import WeightRule, register
 
+pytestmark = pytest.mark.usefixtures("restored_rules")
+
 IMAGES = torch.randn(4, 3, 8, 12, generator=generator(0))
 LINES = torch.randn(4, 3, 16, generator=generator(1))
 
@@ -1403,14 +1405,6 @@ ARGUMENTS = [
     (r"calibrate\['0'\] must be finite", plain(calibrate={**LEVELS, "0": float("inf")}), plain(calibrate=LEVELS)),
     (r"calibrate\['0'\] must be positive", plain(calibrate={**LEVELS, "0": -1.0}), plain(calibrate=LEVELS)),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _rules():
-    before = dict(rules.RULES)
-    yield
-    rules.RULES.clear()
-    rules.RULES.update(before)
 
 
 @functools.cache

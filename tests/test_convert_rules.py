@@ -13,16 +13,9 @@ from tandem_cuda import SpikeTrain, TandemConv2d, TandemLinear, TandemNetwork, c
 from tandem_cuda.convert import rules
 from tandem_cuda.convert.rules import Call, Unconvertible, WeightRule, register
 
+pytestmark = pytest.mark.usefixtures("restored_rules")
+
 DOCS = Path(__file__).parents[1] / "docs" / "adding_a_rule.md"
-
-
-@pytest.fixture(autouse=True)
-def registry():
-    """Rules of a test are gone behind it."""
-    before = dict(rules.RULES)
-    yield
-    rules.RULES.clear()
-    rules.RULES.update(before)
 
 
 def conv(inputs: int = 1, kind: type[nn.Conv2d] = nn.Conv2d) -> nn.Conv2d:

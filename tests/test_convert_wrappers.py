@@ -13,18 +13,12 @@ from asking_for_classes import Rectifier
 from exact import generator, same
 from tandem_cuda import TandemConv2d, convert, freeze
 from tandem_cuda.convert.nodes import kind_of
-from tandem_cuda.convert.rules import RULES, WeightRule, register
+from tandem_cuda.convert.rules import WeightRule, register
 from tandem_cuda.nn.classes import torch_class
 
+pytestmark = pytest.mark.usefixtures("restored_rules")
+
 IMAGES = torch.rand(8, 3, 8, 8, generator=generator(0))
-
-
-@pytest.fixture(autouse=True)
-def _rules():
-    before = dict(RULES)
-    yield
-    RULES.clear()
-    RULES.update(before)
 
 
 class Conv(nn.Conv2d):

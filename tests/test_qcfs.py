@@ -13,8 +13,9 @@ from torch import nn
 import tandem_cuda
 from qcfs_anns import IF, VGG, MyFloor, ResNet, dyadic, images
 from tandem_cuda import RadixIF, convert, freeze, from_qcfs
-from tandem_cuda.convert import rules
 from tandem_cuda.nn.modes import evaluating
+
+pytestmark = pytest.mark.usefixtures("restored_rules")
 
 ONE_PHASE, TWO_PHASE = tandem_cuda.IF(initial=0.5), tandem_cuda.IF(initial=0.5, two_phase=True)
 NETWORKS = {
@@ -22,14 +23,6 @@ NETWORKS = {
     "max pooling": lambda kind: VGG(kind, nn.MaxPool2d),
     "residual": ResNet,
 }
-
-
-@pytest.fixture(autouse=True)
-def _rules():
-    before = dict(rules.RULES)
-    yield
-    rules.RULES.clear()
-    rules.RULES.update(before)
 
 
 def activations(ann, x, kind=IF):

@@ -16,7 +16,7 @@ from anns import MODELS, Functional, Residual, TwoHeads, cnn, per_layer
 from anns import inputs as images
 from exact import generator, same
 from tandem_cuda import IF, LIF, SpikeTrain, convert, synops
-from tandem_cuda.convert.rules import RULES
+from tandem_cuda.convert.rules import register
 from test_convert_layers import NETS, Gate, Net, between, conv, converted, made
 
 
@@ -401,14 +401,12 @@ class EveryOther(nn.Module):
         return x[..., ::2]
 
 
+@pytest.mark.usefixtures("restored_rules")
 def test_values_that_cannot_be_compared():
     """A rule that computes something else than the ANN."""
-    RULES[EveryOther] = lambda call: call.apply(nn.Identity(), commutes=True)
-    try:
-        ann = between(lambda n, x: F.relu(n.less(n.a(x))), 8, a=conv(8, 8), less=EveryOther()).eval()
-        report = convert(ann, 8, calibrate=torch.rand(8, 3, 8, 8)).report()
-    finally:
-        del RULES[EveryOther]
+    register(EveryOther, lambda call: call.apply(nn.Identity(), commutes=True))
+    ann = between(lambda n, x: F.relu(n.less(n.a(x))), 8, a=conv(8, 8), less=EveryOther()).eval()
+    report = convert(ann, 8, calibrate=torch.rand(8, 3, 8, 8)).report()
     for name in ("a", "last"):
         assert named(report)[name].error is None
         assert named(report)[name].firing_rate > 0
