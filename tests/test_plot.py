@@ -1,12 +1,10 @@
 """tandem_cuda.plot: what is in the pictures."""
 
-import importlib
-import sys
-
 import numpy as np
 import pytest
 import torch
 
+from exact import imported_without
 from freezable import small_network
 from tandem_cuda import (
     ActivityTable,
@@ -112,12 +110,8 @@ def test_colors_that_are_none(name):
 
 
 def test_missing_extra_is_named(monkeypatch):
-    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.delitem(sys.modules, "tandem_cuda.plot")
     with pytest.raises(ImportError, match=r"tandem_cuda.plot needs matplotlib .*: pip install tandem_cuda\[plot\]"):
-        importlib.import_module("tandem_cuda.plot")
+        imported_without(monkeypatch, "tandem_cuda.plot", "matplotlib")
 
 
 # ---- Spike rasters
