@@ -53,6 +53,11 @@ class Run:
         return self.module.time_steps
 
     @property
+    def largest(self) -> int:
+        """The largest number that the spikes of a neuron stand for."""
+        return self.module.neuron.levels(self.time_steps)
+
+    @property
     def classifies(self) -> bool:
         return self.module.loss == "cross_entropy"
 

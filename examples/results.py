@@ -197,7 +197,8 @@ def draw(experiment: Experiment, runs: Sequence[Training], names: Sequence[str],
     folder = args.out / experiment.name / "analysis"
     command = [sys.executable, str(HERE / "analyse.py"), *(str(run.folder) for run in runs), "--out", str(folder)]
     command += ["--limit", "100" if args.quick else str(ANALYSED), "--only", *names]
-    command += ["--time-steps", *map(str, experiment.time_steps)]
+    steps = [t for t in experiment.time_steps if all(run.network.takes(t) for run in runs)]
+    command += ["--time-steps", *map(str, steps)]
     stamp = folder / f"complete_{names[0]}.txt"
     newest = max((run.folder / "results.json").stat().st_mtime for run in runs)
     if not (stamp.is_file() and stamp.stat().st_mtime > newest and stamp.read_text() == shlex.join(command)):

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .analysis.activity_table import ActivityTable, LayerActivity
 from .freeze import AccuracyCurve, OperatingPoint
+from .neuron import RadixIF
 from .ops import checks
 from .spike_train import SpikeTrain
 
@@ -100,24 +101,26 @@ def spike_raster(spikes: SpikeTrain | Tensor, *, sample: int = 0, neurons: int =
     return ax
 
 
-def count_histogram(counts: Tensor, activations: Tensor, time_steps: int) -> Tensor:
+def count_histogram(counts: Tensor, activations: Tensor, time_steps: int, *, radix: bool = False) -> Tensor:
     """Count the pairs of spike count and ANN activation of a layer, for :func:`histogram_against_activations`.
 
     Histograms of several batches add up.
 
     Args:
-        counts: spike counts, whole numbers from 0 to T, of any shape.
+        counts: spike counts, whole numbers from 0 to T, of any shape; or values of radix spikes, from 0 to 2^T - 1.
         activations: the ANN's activations divided by the threshold, in the shape of ``counts``;
             :func:`tandem_cuda.analysis.counts_and_activations` returns both.
         time_steps: T.
+        radix: whether the spikes are radix spikes.
 
     Returns:
-        int64 [A, T + 1] on the CPU: pairs by activation (A bins of equal width from 0 to 1.25 T; the last one also has
-        all activations above, the first one all below) and by count.
+        int64 [A, L + 1] on the CPU, where L is the largest count or value: pairs by activation (A bins of equal width
+        from 0 to 1.25 L; the last one also has all activations above, the first one all below) and by count.
 
     Raises:
         TypeError: an argument has the wrong type.
-        ValueError: the shapes differ, a count is no whole number from 0 to T, or an activation is not finite.
+        ValueError: the shapes differ, a count is no whole number from 0 to L, an activation is not finite, or T is
+            more than 8 with radix spikes.
 
     Examples:
         >>> from tandem_cuda import plot
@@ -126,34 +129,41 @@ def count_histogram(counts: Tensor, activations: Tensor, time_steps: int) -> Ten
         >>> histogram.sum().item()
         1000
     """
-    return _count_histogram("count_histogram", counts, activations, time_steps)
+    return _count_histogram("count_histogram", counts, activations, time_steps, radix)
 
 
-def _count_histogram(op: str, counts: Tensor, activations: Tensor, time_steps: int) -> Tensor:
+def _count_histogram(op: str, counts: Tensor, activations: Tensor, time_steps: int, radix: bool) -> Tensor:
     checks.check_time_steps(op, time_steps)
+    if not isinstance(radix, bool):
+        raise TypeError(f"{op}: radix must be True or False, got {type(radix).__name__}")
+    if radix:
+        checks.check_radix_steps(op, time_steps)
+    largest = RadixIF().levels(time_steps) if radix else time_steps
     for argument, tensor in (("counts", counts), ("activations", activations)):
         checks.check_tensor(op, argument, tensor)
         if tensor.is_complex():
             raise TypeError(f"{op}: {argument} must have a real dtype, got {tensor.dtype}")
     checks.check_shape(op, "activations", activations, counts.shape)
     counts, activations = counts.detach().flatten().cpu(), activations.detach().flatten().cpu()
-    wrong = (counts < 0) | (counts > time_steps) | (counts != counts.long())
+    wrong = (counts < 0) | (counts > largest) | (counts != counts.long())
     if wrong.any():
-        raise ValueError(f"{op}: counts must be whole numbers from 0 to {time_steps}, got {counts[wrong][0].item()}")
+        but = "" if radix else "; pass radix=True with values of radix spikes"
+        got = counts[wrong][0].item()
+        raise ValueError(f"{op}: counts must be whole numbers from 0 to {largest}, got {got}{but}")
     if not activations.isfinite().all():
         raise ValueError(f"{op}: activations must be finite, got NaN or infinity")
-    columns, rows = _columns(time_steps), time_steps + 1
-    column = (activations.double() * columns / (1.25 * time_steps)).clamp(0, columns - 1).long()
+    columns, rows = _columns(largest), largest + 1
+    column = (activations.double() * columns / (1.25 * largest)).clamp(0, columns - 1).long()
     return torch.bincount(column * rows + counts.long(), minlength=columns * rows).view(columns, rows)
 
 
 def histogram_against_activations(histogram: Tensor, *, ax: Axes | None = None) -> Axes:
-    """Draw a histogram of :func:`count_histogram`, and the line on which count = activation, at most T.
+    """Draw a histogram of :func:`count_histogram`, and the line on which count = activation, at most the largest one.
 
     The colours are the shares of all pairs. ``ax.figure.colorbar(ax.collections[0], ax=ax)`` adds their scale.
 
     Args:
-        histogram: int64 [A, T + 1].
+        histogram: int64 [A, L + 1].
         ax: where to draw.
 
     Raises:
@@ -173,41 +183,44 @@ def _draw_histogram(op: str, histogram: Tensor, ax: Axes | None) -> Axes:
     checks.check_tensor(op, "histogram", histogram)
     shape = list(histogram.shape)
     if len(shape) != 2 or shape[1] < 2 or shape[0] != _columns(shape[1] - 1):
-        raise ValueError(f"{op}: histogram must be [A, T + 1] as from count_histogram, got {shape}")
+        raise ValueError(f"{op}: histogram must be [A, L + 1] as from count_histogram, got {shape}")
     if histogram.dtype != torch.int64:
         raise TypeError(f"{op}: histogram must be int64, got {histogram.dtype}")
-    steps, histogram = shape[1] - 1, histogram.cpu()
+    largest, histogram = shape[1] - 1, histogram.cpu()
     if histogram.min() < 0:
         raise ValueError(f"{op}: histogram must have numbers from 0 up, got {int(histogram.min())}")
     total = int(histogram.sum())
     if total == 0:
         raise ValueError(f"{op}: histogram must have at least one pair, got none")
     share = histogram.T.double() / total
-    highest = 1.25 * steps
+    highest = 1.25 * largest
     ax = _axes(op, ax)
     ax.pcolormesh(
         torch.linspace(0, highest, len(histogram) + 1).numpy(),
-        (torch.arange(steps + 2) - 0.5).numpy(),
+        (torch.arange(largest + 2) - 0.5).numpy(),
         share.where(share > 0, torch.nan).numpy(),
         cmap="viridis_r",
         norm=LogNorm(1e-7, 1),
         rasterized=True,
     )
-    ax.plot([0, steps, highest], [0, steps, steps], color="C3", lw=1.3, label="count = activation, at most T")
-    ax.set(xlim=(0, highest), ylim=(-0.5, steps + 0.5))
-    ax.set(xlabel="ANN activation / threshold", ylabel=f"spike count in T = {steps} steps")
+    line = [0, largest, highest], [0, largest, largest]
+    ax.plot(*line, color="C3", lw=1.3, label=f"count = activation, at most {largest}")
+    ax.set(xlim=(0, highest), ylim=(-0.5, largest + 0.5))
+    ax.set(xlabel="ANN activation / threshold", ylabel=f"count or value, at most {largest}")
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     return ax
 
 
-def counts_against_activations(counts: Tensor, activations: Tensor, time_steps: int, *, ax: Axes | None = None) -> Axes:
+def counts_against_activations(
+    counts: Tensor, activations: Tensor, time_steps: int, *, radix: bool = False, ax: Axes | None = None
+) -> Axes:
     """Draw how well the spike counts of a layer follow the ANN's activations, with their correlation in the title.
 
     For every layer of a network::
 
         found = tandem_cuda.analysis.counts_and_activations(snn, images)
-        for name, (counts, activations) in found.items():
-            plot.counts_against_activations(counts, activations, time_steps).set_xlabel(name)
+        for name, (counts, activations) in found.items():  # radix=True: of a network of RadixIF neurons
+            plot.counts_against_activations(counts, activations, time_steps, radix=True).set_xlabel(name)
 
     It takes the arguments of :func:`count_histogram`, and draws as :func:`histogram_against_activations` does.
 
@@ -221,7 +234,7 @@ def counts_against_activations(counts: Tensor, activations: Tensor, time_steps: 
         >>> axes = plot.counts_against_activations(activations.floor(), activations, time_steps=4)
     """
     op = "counts_against_activations"
-    histogram = _count_histogram(op, counts, activations, time_steps)
+    histogram = _count_histogram(op, counts, activations, time_steps, radix)
     if counts.numel() == 0:
         raise ValueError(f"{op}: counts must have at least one element, got {list(counts.shape)}")
     ax = _draw_histogram(op, histogram, ax)

@@ -215,6 +215,25 @@ def test_layers_of_a_network():
         assert ax.get_title() == f"correlation {expected:.3f}", name
 
 
+def test_values_of_radix_spikes():
+    """The values of T = 4 radix spikes reach 15, the axes too; the message of the plain call says what to pass."""
+    ann, x = models.mnist_cnn().eval(), torch.rand(16, 1, 28, 28)
+    found = counts_and_activations(convert(ann, 4, calibrate=x).snn, x)
+    assert max(int(values.max()) for values, _ in found.values()) == 15
+    for name, (values, activations) in found.items():
+        ax = plot.counts_against_activations(values, activations, 4, radix=True)
+        assert ax.get_ylim() == (-0.5, 15.5), name
+        assert plot.count_histogram(values, activations, 4, radix=True).sum() == values.numel()
+    with pytest.raises(ValueError, match=r"from 0 to 4, got \d+\.0; pass radix=True with values of radix spikes"):
+        plot.count_histogram(torch.tensor([15.0]), torch.ones(1), 4)
+    with pytest.raises(ValueError, match=r"from 0 to 15, got 16\.0$"):
+        plot.count_histogram(torch.tensor([16.0]), torch.ones(1), 4, radix=True)
+    with pytest.raises(ValueError, match="time_steps of radix spikes must be from 1 to 8"):
+        plot.count_histogram(torch.ones(1), torch.ones(1), 9, radix=True)
+    with pytest.raises(TypeError, match="count_histogram: radix must be True or False, got int"):
+        plot.count_histogram(torch.ones(1), torch.ones(1), 4, radix=1)
+
+
 def test_counts_refuse():
     ones = torch.ones(3)
     with pytest.raises(TypeError, match=r"^counts_against_activations: time_steps must be an int"):

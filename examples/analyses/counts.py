@@ -20,9 +20,9 @@ from tandem_cuda import plot
 from tandem_cuda.analysis import counts_and_activations
 
 
-def residual_edges(steps: int) -> Tensor:
-    """The edges of the bins of residuals, for a network of so many time steps."""
-    return torch.arange(-steps - 0.5, steps + 0.51, 0.1)
+def residual_edges(largest: int) -> Tensor:
+    """The edges of the bins of residuals, for a network whose spikes stand for at most this number."""
+    return torch.arange(-largest - 0.5, largest + 0.51, 0.1)
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,13 @@ class Tally:
         )
 
 
-def tally_of(count: Tensor, activation: Tensor, steps: int) -> Tally:
-    """The tally of one layer on one batch, [N, ...]."""
+def tally_of(count: Tensor, activation: Tensor, run: Run) -> Tally:
+    """The tally of one layer on one batch, [N, ...]; of radix spikes, counts are their values."""
+    radix, largest = run.module.neuron.radix, run.largest
     neurons = count[0].numel()
     count, activation = count.flatten().cpu(), activation.flatten().cpu()
     residual = (count - activation).double()
-    edges = residual_edges(steps)
+    edges = residual_edges(largest)
     inside = residual.clamp(float(edges[0]), float(edges[-1]))
     parts = {
         "pairs": torch.ones_like(residual),
@@ -59,11 +60,11 @@ def tally_of(count: Tensor, activation: Tensor, steps: int) -> Tally:
         "square": residual**2,
         "silent": (count == 0).double(),
         "within_one": (residual.abs() <= 1).double(),
-        "saturated": (~(activation < steps)).double(),
+        "saturated": (~(activation < largest)).double(),
     }
     return Tally(
         neurons,
-        plot.count_histogram(count, activation, steps),
+        plot.count_histogram(count, activation, run.time_steps, radix=radix),
         torch.histogram(inside.float(), edges).hist.double(),
         sums_of(activation, count),
         {name: float(part.sum()) for name, part in parts.items()},
@@ -75,7 +76,7 @@ def tallies(run: Run) -> dict[str, Tally]:
     found: dict[str, Tally] = {}
     for x, _ in run.detail():
         for name, (count, activation) in counts_and_activations(run.module.net.snn, x).items():
-            tally = tally_of(count, activation, run.time_steps)
+            tally = tally_of(count, activation, run)
             found[name] = found[name] + tally if name in found else tally
     return found
 
@@ -88,6 +89,7 @@ def row_of(run: Run, layer: str, tally: Tally) -> dict[str, Any]:
         "run": run.name,
         "layer": layer,
         "time_steps": run.time_steps,
+        "largest": run.largest,
         "neurons": tally.neurons,
         "samples": round(pairs) // tally.neurons,
         "correlation": pearson(tally.sums),
@@ -102,10 +104,10 @@ def row_of(run: Run, layer: str, tally: Tally) -> dict[str, Any]:
 
 def draw_residuals(axes: Axes, row: Mapping[str, Any], residuals: Tensor) -> None:
     share = residuals / residuals.sum()
-    axes.stairs(share.numpy(), residual_edges(row["time_steps"]).numpy(), fill=True, color=plots.ANN)
+    axes.stairs(share.numpy(), residual_edges(row["largest"]).numpy(), fill=True, color=plots.ANN)
     axes.set(yscale="log", xlabel="residual: count - activation", xlim=(-3, 3), ylim=(1e-7, 2))
     axes.axvline(0, color=plots.SNN, lw=1)
-    axes.set_title(f"mean |residual| {row['mean_absolute_residual']:.3f} spikes", fontsize=9.5)
+    axes.set_title(f"mean |residual| {row['mean_absolute_residual']:.3f}", fontsize=9.5)
 
 
 def draw(work: Work, run: Run, rows: Sequence[Mapping[str, Any]], found: Mapping[str, Tally]) -> None:
@@ -119,7 +121,7 @@ def draw(work: Work, run: Run, rows: Sequence[Mapping[str, Any]], found: Mapping
         layout="constrained",
     )
     highest = max(int(tally.density.sum(0).nonzero().max()) for tally in found.values())
-    shown = min(run.time_steps, highest + 1)
+    shown = min(run.largest, highest + 1)
     for (above, below), row in zip(grid.T, rows, strict=True):
         tally = found[row["layer"]]
         plot.histogram_against_activations(tally.density, ax=above)
@@ -128,7 +130,9 @@ def draw(work: Work, run: Run, rows: Sequence[Mapping[str, Any]], found: Mapping
         above.set_ylabel(above.get_ylabel() if above is grid[0, 0] else "")
         draw_residuals(below, row, tally.residuals)
     lines = grid[0, 0].lines
-    grid[0, 0].legend(lines, ["count = activation,\nat most T"], frameon=False, loc="upper left", fontsize=8.5)
+    grid[0, 0].legend(
+        lines, [f"count = activation,\nat most {run.largest}"], frameon=False, loc="upper left", fontsize=8.5
+    )
     grid[1, 0].set_ylabel("share of neurons and samples")
     figure.colorbar(above.collections[0], ax=list(grid[0]), label="share of neurons and samples", pad=0.01)
     number = rows[0]["samples"]

@@ -149,8 +149,9 @@ def counts_and_activations(model: nn.Module, inputs: Any) -> dict[str, tuple[Ten
         inputs: one batch for ``model``.
 
     Returns:
-        For each qualified name, in order of execution: the counts, and the ANN activations computed from the counts of
-        the layer before, both [N, ...] and of the same dtype. :func:`diagnose` compares these.
+        For each qualified name, in order of execution: the counts (of radix spikes, their values), and the ANN's
+        activations computed from the counts of the layer before, both [N, ...] and of the same dtype. :func:`diagnose`
+        compares these.
 
     Raises:
         TypeError: ``model`` is not an nn.Module.
