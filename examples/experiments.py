@@ -101,7 +101,7 @@ def at_most_active(share: float) -> Network:
     """Radix spikes with a penalty on layers in which more neurons than this share are active."""
     penalty = callback("recipes.ActiveRegulariser", weight=PENALTY, target=share)
     percent = round(100 * share)
-    return replace(radix_at(4, *penalty), name=f"active{percent}", label=f"the same, {percent} % of neurons active")
+    return replace(radix_at(4, *penalty), name=f"active{percent}", label=f"the same, penalty above {percent} % active")
 
 
 def recipes(epochs: int) -> tuple[Network, ...]:
@@ -302,7 +302,7 @@ EXPERIMENTS = (
         below="cifar10",
         options=(*FOLDER, *QUARTER),
         remark="This network has a quarter of CifarNet's channels and is trained for 30 epochs with autocast to "
-        "bfloat16; not comparable with the paper's figures.",
+        "bfloat16 and tested in float32; not comparable with the paper's figures.",
         pictures=("counts", "curves", "time_steps", "early_exit"),
         on_demand=True,
     ),

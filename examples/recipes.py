@@ -283,7 +283,7 @@ class Regulariser(lightning.Callback):
     """A term of the training loss: a weight times a penalty of spikes. An ANN that does not spike yet has none.
 
     The weight grows from zero to ``weight`` over the share ``ramp`` of the training: a network that must be silent
-    before it has learned anything learns less (docs/results.md).
+    before it has learned anything learns less (docs/recipes.md).
     """
 
     kind: type[FiringRatePenalty] | type[SynOpsPenalty]
