@@ -25,8 +25,7 @@ from torch import Tensor, nn
 
 import tandem_cuda as tc
 from networks import ann_twin, cifar_net, fused, settle
-from tandem_cuda import IF, ops, reference
-from tandem_cuda.ops.product import ENGINES
+from tandem_cuda import ops, reference
 
 DEVICE = "cuda"
 SHAPES = {"S1": (128, 256, 32, 2), "S2": (256, 512, 16, 2), "S3": (512, 1024, 8, 1)}  # channels, outputs, side, stride
@@ -58,7 +57,7 @@ def medians(sides: Sides) -> dict[str, float]:
 
 
 def dyadic(*shape: int) -> Tensor:
-    """Eight bits of significand: exact in one bf16 term, sums exact in float32."""
+    """Eight bits of significand: sums are exact in float32."""
     return torch.randint(-32, 33, shape, generator=torch.Generator().manual_seed(2)) / 256
 
 
@@ -131,23 +130,16 @@ def integer_product(
 
 
 def layer(name: str, batch: int, rate: float, compiled: bool) -> dict[str, float]:
-    """Both products of one layer, by every engine, number of terms and kind of weight."""
+    """Both products of one layer, by every engine and kind of weight."""
     stride = SHAPES[name][3]
     spikes, weight = inputs(name, batch, rate)
     bits = ops.pack_spikes(spikes).to(DEVICE)
     packed = ops.pack_weight(weight)
     geometry: dict[str, Any] = {"stride": stride, "padding": 1}
     named = {**geometry, "time_steps": STEPS}
-    places = ([stride] * 2, [1, 1], [1, 1], 1)
 
-    def kernel(engine: str, w: Tensor = weight) -> Callable[[], Any]:
-        order = packed if w is weight else ops.pack_weight(w)  # the terms of a dtype are its own
-        return lambda: ops.spiking_conv2d(bits, w, packed=order, engine=engine, **named)
-
-    def tensor_cores(terms: int) -> Callable[[], Any]:
-        operands = (bits, None, weight, packed, None, None, None)
-        how = (STEPS, IF().kind, IF().parameters, ENGINES.index("dense"), terms, True, True, None, None, None, None)
-        return lambda: torch.ops.tandem_cuda.spiking_product(*operands, *places, *how)
+    def kernel(engine: str) -> Callable[[], Any]:
+        return lambda: ops.spiking_conv2d(bits, weight, packed=packed, engine=engine, **named)
 
     def count_product(engine: str) -> Callable[[], Any]:
         return lambda: ops.count_conv2d(bits, weight, packed=packed, engine=engine, **geometry)
@@ -158,8 +150,6 @@ def layer(name: str, batch: int, rate: float, compiled: bool) -> dict[str, float
     count = ops.spike_count(bits, torch.float32)
     last, last_weight = (x.contiguous(memory_format=torch.channels_last) for x in (count, weight))
     sides: Sides = {f"kernel, {engine}": kernel(engine) for engine in ("auto", "event", "dense")}
-    sides |= {f"kernel, dense, {terms} terms": tensor_cores(terms) for terms in (1, 2, 3)}
-    sides |= {f"kernel, dense, {dtype}": kernel("dense", weight.to(dtype)) for dtype in (torch.float16, torch.bfloat16)}
     sides |= {"PyTorch": plain, "PyTorch, channels last": lambda: plain(last_weight)}
     for dtype, unit in ((torch.int8, 2**-8), (torch.int16, 2**-16)):  # the same weights, in units
         integers = (weight / unit).round().to(dtype)
@@ -224,16 +214,16 @@ def network(batch: int, build: Callable[[Any], nn.Sequential] = cifar_net) -> di
 
 
 def ceilings() -> dict[str, float]:
-    """GB/s of a copy, TFLOP/s of a bf16 matrix product, GB/s of the neuron loop and its share of the copy's."""
+    """GB/s of a copy, TOP/s of an int8 matrix product, GB/s of the neuron loop and its share of the copy's."""
     big = torch.empty(256 << 20, device=DEVICE)
     into = torch.empty_like(big)
-    a = torch.randn(8192, 8192, device=DEVICE, dtype=torch.bfloat16)
+    a = torch.randint(-128, 128, (8192, 8192), device=DEVICE, dtype=torch.int8)
     current = torch.randn(1 << 24, 1, device=DEVICE)
     neurons: dict[str, Any] = {"want_sum": False, "want_state": False}
     found = medians(
         {
             "copy": lambda: into.copy_(big),
-            "matmul": lambda: a @ a,
+            "matmul": lambda: torch._int_mm(a, a.t()),
             "neurons": lambda: ops.integrate_and_fire(current, STEPS, **neurons),
         }
     )
@@ -241,7 +231,7 @@ def ceilings() -> dict[str, float]:
     loop = (current.nbytes + current.numel()) / found["neurons"] / 1e6
     return {
         "copy, GB/s": copy,
-        "bf16 matrix product, TFLOP/s": 2 * 8192**3 / found["matmul"] / 1e9,
+        "int8 matrix product, TOP/s": 2 * 8192**3 / found["matmul"] / 1e9,
         "neuron loop, GB/s": loop,
         "neuron loop over copy": loop / copy,
     }

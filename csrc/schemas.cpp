@@ -103,15 +103,14 @@ STABLE_TORCH_LIBRARY(tandem_cuda, m) {
   // [N, O, Ho, Wo]; stride and dilation must be (1, 1), padding (0, 0) and groups 1. packed: pack_weight(weight);
   // scale: [O], must be given with int8 and int16 weights; bias: [O], per time step; state: [S, N, O, Ho, Wo]; count:
   // [N, C, H, W] carries the gradient to the layer below and is not read in the forward pass; master: the float weights
-  // that integer weights times unit, [O], stand for, which get the gradient and are not read either; terms: 1, 2 or 3,
-  // bf16 terms of a float32 weight on tensor cores, of no account anywhere else; added: currents [T, N, O, Ho, Wo] of
-  // another branch, which are added to x, or its bits [P, N, O, Ho, Wo], each spike of which adds `amplitude`, [O], or
-  // 1
+  // that integer weights times unit, [O], stand for, which get the gradient and are not read either; added: currents
+  // [T, N, O, Ho, Wo] of another branch, which are added to x, or its bits [P, N, O, Ho, Wo], each spike of which adds
+  // `amplitude`, [O], or 1
   // -> bits [P, N, O, Ho, Wo], sum over t of x[t] [N, O, Ho, Wo], final state [S, N, O, Ho, Wo]
   m.def(
       "spiking_product(Tensor bits, Tensor? count, Tensor weight, Tensor? packed, Tensor? scale, Tensor? bias, "
       "Tensor? state, int[2] stride, int[2] padding, int[2] dilation, int groups, int time_steps, int neuron, "
-      "float[] parameters, int engine, int terms, bool want_sum, bool want_state, Tensor? master, "
+      "float[] parameters, int engine, bool want_sum, bool want_state, Tensor? master, "
       "Tensor? unit, Tensor? added, Tensor? amplitude) -> (Tensor, Tensor, Tensor)");
 
   // scale * (weight * (spike count of bits)) + bias; what batch norm needs before the neurons can fire. Arguments as
@@ -119,7 +118,7 @@ STABLE_TORCH_LIBRARY(tandem_cuda, m) {
   // [N, *, O]
   m.def(
       "count_product(Tensor bits, Tensor? count, Tensor weight, Tensor? packed, Tensor? scale, Tensor? bias, "
-      "int[2] stride, int[2] padding, int[2] dilation, int groups, int engine, int terms, Tensor? master, "
+      "int[2] stride, int[2] padding, int[2] dilation, int groups, int engine, Tensor? master, "
       "Tensor? unit, int radix=0) -> Tensor");
 
   // The spikes of radix neurons that such sums drive: radix_spikes(count_product(...), ...) without a gradient.
@@ -127,7 +126,7 @@ STABLE_TORCH_LIBRARY(tandem_cuda, m) {
   // [1, N, ...], whose values `amplitude` [O] multiplies -> bits [1, N, O, Ho, Wo] or [1, N, *, O]
   m.def(
       "radix_product(Tensor bits, Tensor weight, Tensor? packed, Tensor? scale, Tensor? bias, int[2] stride, "
-      "int[2] padding, int[2] dilation, int groups, int engine, int terms, int radix, int time_steps, "
+      "int[2] padding, int[2] dilation, int groups, int engine, int radix, int time_steps, "
       "float threshold, float initial, Tensor? added, Tensor? amplitude) -> Tensor");
 
   // scale * (weight * s[t]) + bias for t = 1..T: the currents of a spiking product, without neurons, by its

@@ -238,12 +238,11 @@ VARIANTS = {
 every_variant = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 
 
-def rounded(weight, terms):
-    """A float32 weight as its first terms hold it: bf16 numbers, each the nearest to what the ones before it leave."""
-    held = torch.zeros_like(weight)
-    for _ in range(terms):
-        held = held + (weight - held).bfloat16().float()
-    return held
+def whole_weights(weight):
+    """Float weights as whole numbers, float64, and the unit of each output channel, as a CUDA device sums them."""
+    largest = weight.double().abs().flatten(1).amax(1)
+    unit = 2.0 ** (largest.frexp().exponent.double() - 31).clamp(min=-126)
+    return (weight.double() / unit.view(-1, *[1] * (weight.dim() - 1))).round(), unit
 
 
 # Of gradients, which are rounded to the dtype of what they are of.

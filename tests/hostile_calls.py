@@ -49,9 +49,9 @@ def with_every_isa(f, *choices):
     return out
 
 
-def product(op, b, w, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, engine=AUTO, terms=3, **named):
+def product(op, b, w, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, engine=AUTO, **named):
     geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    return raw(op, bits=b, weight=w, engine=engine, terms=terms, **geometry, **named)
+    return raw(op, bits=b, weight=w, engine=engine, **geometry, **named)
 
 
 PLAIN = EVERY_KIND["IF"]

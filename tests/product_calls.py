@@ -1,4 +1,4 @@
-"""Products of every engine, number of terms and kind of weight, for run_products, and what the CPU makes of them."""
+"""Products of every engine and kind of weight, for run_products, and what the CPU makes of them."""
 
 import itertools
 from dataclasses import replace
@@ -9,14 +9,14 @@ import torch
 import call_files
 from call_files import COUNTS, DTYPES, SPIKES, VALUES
 from cases import CONVOLUTIONS
-from exact import generator, planes, product_of_values, rounded
+from exact import generator, planes, product_of_values, whole_weights
 from neurons import BRANCHES, EVERY_KIND, NEURONS, joining
 from tandem_cuda import ops
 from tandem_cuda.ops.pack_weight import packed_like
 
-# Significands that need all of the terms that hold them, but whose sums are exact in float32: up to these.
+# Weights whose sums are exact in float32: whole numbers up to these, but for float64.
 LARGEST = {
-    torch.float32: 5 * 2**15,  # from 2**17 on, two terms do not hold every one
+    torch.float32: 5 * 2**15,
     torch.float64: 2**17,
     torch.float16: 2**11,
     torch.bfloat16: 2**8,
@@ -47,8 +47,8 @@ RADIX_SIZES = [
 
 
 def hows(dtype, sizes):
-    """(terms, or of integers large and small tiles; 0: the gather engine; -1: the depthwise one; most blocks, or 0)."""
-    cores = {torch.float32: (1, 2, 3), torch.float64: (), torch.float16: (2,), torch.bfloat16: (1,)}.get(dtype, (1, 2))
+    """(1, 2: large and small tiles of tensor cores, 0: the gather engine, -1: the depthwise one; most blocks, or 0)."""
+    cores = () if dtype == torch.float64 else (1, 2)
     depthwise = [(-1, 0), (-1, 1)] if sizes.channels == sizes.groups else []
     return [(0, 0), (0, 2), *((engine, 0) for engine in cores), *depthwise]
 
@@ -106,20 +106,20 @@ class Call:
 
         Of values the definition, in float64.
         """
-        terms = max(self.how[0], 0)
-        weight = rounded(self.weight, terms) if self.dtype == torch.float32 and terms else self.weight
         named = {**self.geometry, "scale": self.scale, "bias": self.bias}
         if self.multiplied == VALUES:
-            results = [self.bits[:0], product_of_values(self.bits, weight, **named), None]
+            results = [self.bits[:0], product_of_values(self.bits, self.weight, **named), None]
         elif self.multiplied == COUNTS:
-            results = [self.bits[:0], ops.count_conv2d(self.bits, weight, **named, engine="event"), None]
+            results = [self.bits[:0], ops.count_conv2d(self.bits, self.weight, **named, engine="event"), None]
         else:
             firing = {"neuron": self.neuron, "state": self.state, **self.joined, "engine": "event"}
-            results = ops.spiking_conv2d(self.bits, weight, time_steps=self.steps, **named, **firing)
+            results = ops.spiking_conv2d(self.bits, self.weight, time_steps=self.steps, **named, **firing)
         channels = [None if x is None else x.movedim(-3, -1).contiguous() for x in results]
-        packed = self.weight, self.geometry["groups"]
-        rows = min(packed_like(*packed)[0])  # alone: some processors' weights have another order behind them, too
-        return [ops.pack_weight(*packed)[:rows], *channels]
+        rows = min(packed_like(self.weight, groups := self.geometry["groups"])[0])  # without a processor's own order
+        as_they_are = self.dtype in (torch.float64, torch.int8, torch.int16)
+        weight = self.weight if as_they_are else whole_weights(self.weight)[0].float()  # exact here
+        packed = ops.pack_weight(weight, groups)[:rows]
+        return [packed if as_they_are else packed.to(torch.int32), *channels]
 
 
 def product_calls():

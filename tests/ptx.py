@@ -74,7 +74,6 @@ ELEMENTS = [type_ for type_ in C_TYPES if type_ != "pred"]
 PRODUCTS = {
     "mma.sync.aligned.m16n8k32.row.col.s32.s8.u8.s32": ("s32", "mma_s8"),
     "mma.sync.aligned.m16n8k32.row.col.s32.u8.u8.s32": ("s32", "mma_u8"),
-    "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32": ("f32", "mma_bf16"),
 }
 SPECIAL = {
     f"%{name}.{axis}": f"{place}.{axis}"

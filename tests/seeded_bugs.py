@@ -288,7 +288,7 @@ BUGS = [
         "static_cast<float>((1 << a.time_steps) - 1)", "static_cast<float>(1 << a.time_steps)",
         "test_radix_spikes.py::test_at_every_threshold"),
     Bug("values of radix spikes taken for no larger than counts", "ops/product/plan.h",
-        "plan.radix ? (int64_t{1} << plan.radix) - 1 :", "plan.radix ? kStepsPerPlane :",
+        "radix ? (int64_t{1} << radix) - 1 :", "radix ? kStepsPerPlane :",
         "test_products.py::test_largest_sums_of_values"),
     Bug("radix spikes in the order of time", "ops/radix_spikes/radix_spikes.inl.h",
         "broadcast(threshold), bit)", "broadcast(threshold), a.time_steps - 1 - bit)",

@@ -6,9 +6,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from call_files import SPIKES
-from exact import HALVES, generator, nightly, rounded
+from exact import nightly
 from host_programs import TESTS, VARIANTS
-from product_calls import LARGEST, check_calls, product_calls, value_calls
+from product_calls import check_calls, product_calls, value_calls
 from tandem_cuda.ops.pack_weight import packed_like
 
 ORDERS = ["asc", "desc", "rand"]
@@ -48,7 +48,7 @@ GOOD = ["good", "copies"]
 
 
 def test_there_are_tests():
-    assert {"fragments_test", "integrate_and_fire_test"} <= set(TESTS)
+    assert {"integer_fragments_test", "integrate_and_fire_test"} <= set(TESTS)
 
 
 @every_order
@@ -69,28 +69,21 @@ def test_under_sanitizers(host, name, variant, order, seed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("order", "seed"), [nightly("asc", 11), nightly("desc", 12), ("rand", 13)])
-def test_integers_of_many_shapes(host, order, seed):
+def test_whole_weights_of_many_shapes(host, order, seed):
     result = host.run("integer_product_test", "plain", str(seed), "300", order=order)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
 @pytest.mark.nightly
-def test_integers_of_the_most_inputs(host):
+def test_whole_weights_of_the_most_inputs(host):
     result = host.run("integer_product_test", "plain", "1", "0")
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-# The program that knows the layout, and what it asks for: digits of integers, terms of floats.
-LAYOUTS = {
-    torch.int8: ("integer_product_test", 1),
-    torch.int16: ("integer_product_test", 2),
-    torch.float32: ("spiking_product_test", 3),
-    torch.float16: ("spiking_product_test", 2),
-    torch.bfloat16: ("spiking_product_test", 1),
-}
+DIGITS = {torch.int8: 1, torch.int16: 2, torch.float32: 4, torch.float16: 4, torch.bfloat16: 4}
 
 
-@pytest.mark.parametrize("dtype", LAYOUTS)
+@pytest.mark.parametrize("dtype", DIGITS)
 @pytest.mark.parametrize(
     ("groups", "shape"),
     [
@@ -109,10 +102,12 @@ def test_size_of_packed_weights(host, groups, shape, dtype):
         (size,), packed_dtype = packed_like(weight, groups)
         rows = min(packed_like(torch.empty(shape, dtype=dtype), groups)[0])
     kernel = shape[2:] or (1, 1)
-    program, parts = LAYOUTS[dtype]
-    result = host.run(program, "plain", *map(str, [groups, shape[1] * groups, shape[0], *kernel, parts]))
-    assert (size - rows) * packed_dtype.itemsize == int(result.stdout)
-    assert packed_dtype == (dtype if program.startswith("integer") else torch.float32)
+    digits, units = DIGITS[dtype], shape[0] if dtype.is_floating_point else 0
+    result = host.run(
+        "integer_product_test", "plain", *map(str, [groups, shape[1] * groups, shape[0], *kernel, digits])
+    )
+    assert (size - rows - units) * packed_dtype.itemsize == int(result.stdout)
+    assert packed_dtype == (torch.int32 if units else dtype)
 
 
 # ---- Products, against the library's own on the CPU
@@ -134,11 +129,11 @@ def runs(every):
     return pytest.mark.parametrize(("variant", "order", "every"), [("plain", "rand", every), *others])
 
 
-@runs(every=7)  # of the 38 calls of a shape always others
+@runs(every=7)  # of the 44 calls of a shape always others
 def test_products_of_the_cpu(host, calls, tmp_path, variant, order, every):
-    """All engines, every number of terms and every kind of weight make what the CPU's kernels make, to the bit.
+    """All engines and every kind of weight make what the CPU's kernels make, to the bit.
 
-    But for the sign of zero, which the tensor cores' sums may lose and nothing depends on.
+    But for the sign of zero, which whole numbers do not have and nothing depends on.
     """
     calls = calls[::every]
     check_calls(host, calls, tmp_path, variant, order)
@@ -148,28 +143,13 @@ def test_products_of_the_cpu(host, calls, tmp_path, variant, order, every):
 
 @runs(every=5)  # likewise of 21
 def test_values_of_radix_spikes(host, radix_calls, tmp_path, variant, order, every):
-    """All engines, every number of terms and every kind of weight multiply them exactly."""
+    """All engines and every kind of weight multiply them exactly."""
     calls = radix_calls[::every]
     check_calls(host, calls, tmp_path, variant, order)
     assert {call.steps for call, _ in calls} == set(range(1, 9))
     bytes_of_eight = [call.bits for call, _ in calls if call.steps == 8 and call.bits.numel()]
     assert min(bits.max() for bits in bytes_of_eight) > 128  # which a sign would turn negative
     assert max(bits.min() for bits in bytes_of_eight) == 255
-
-
-def test_rounding_to_terms_is_what_it_says():
-    """Of the test's own: each number of terms has the accuracy that docs/cuda.md gives, and no better."""
-    weight = torch.randn(10000, generator=generator(0))
-    for terms, largest in ((1, 2**-8), (2, 2**-17)):
-        error = ((rounded(weight, terms) - weight) / weight).abs().max()
-        assert largest / 4 < error <= largest
-    for dtype, terms in zip(HALVES, (2, 1), strict=True):
-        narrow = weight.to(dtype).float()
-        assert torch.equal(rounded(narrow, terms), narrow)
-    assert torch.equal(rounded(weight, 3), weight)
-    whole = torch.randint(LARGEST[torch.float32], (100,), generator=generator(1)).float()
-    assert not torch.equal(rounded(whole, 2), whole)
-    assert not torch.equal(rounded(weight.half().float(), 1), weight.half().float())
 
 
 # ---- The harness itself

@@ -161,43 +161,22 @@ ARCHITECTURES = ["sm_80", nightly("sm_89"), "sm_90"]
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_instructions(cubin, cuobjdump, architecture):
-    functions = functions_of(cuobjdump, cubin(SOURCES["term_product"], architecture))
-    cores = {name: found for name, found in functions.items() if "tensor_core_kernel" in name}
-    assert len(cores) == 6 * (1 + len(STATES))  # counting, and with the neurons of every kind
-    for name, found in cores.items():
-        columns, terms = number(r"ILi(\d)E", name), number(r"Li\d+ELb\dELi(\d)E", name)
-        steps = 1 if "ELb1E" in name else 8
-        opcodes = Counter(opcode(text) for _, text in found)
-        # Every column, step and term of one depth of 16 channels, once: the loop is not unrolled further.
-        assert opcodes["HMMA"] == columns * steps * terms, name
-        copies = {text for _, text in found if "LDGSTS" in text}
-        assert copies, name
-        assert all(".128" in text for text in copies), copies
-        loop = Counter(map(opcode, main_loop(found, "HMMA")))
-        assert loop["STL"] == loop["LDL"] == 0, name
-        assert loop["HMMA"] / loop.total() >= limits_of(name)["share"], (name, loop)
-    assert all("HMMA" not in text for name in functions.keys() - cores for _, text in functions[name])
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_integer_instructions(cubin, cuobjdump, architecture):
     """The share of the main loop that tensor cores do. Nothing else there grows with the number of weights."""
     functions = functions_of(cuobjdump, cubin(SOURCES["integer_product"], architecture))
     cores = {name: found for name, found in functions.items() if kernel_of(name).startswith("integer_")}
-    assert len(cores) == 2 * (2 + 3 * len(STATES))  # digits; counts of two sizes, spikes of three with every neuron
+    assert len(cores) == 3 * (2 + 3 * len(STATES))  # digits; counts of two sizes, spikes of three with every neuron
     for name, found in cores.items():
         loop = Counter(map(opcode, main_loop(found, "IMMA")))
         assert loop["STL"] == loop["LDL"] == 0, name
         assert loop["IMMA"] / loop.total() >= limits_of(name)["share"], (name, loop)
         kinds = {re.search(r"IMMA\S*", text)[0] for _, text in found if "IMMA" in text}
         assert any(".S8.U8" in kind for kind in kinds), kinds
-        assert any(".U8.U8" in kind for kind in kinds) == ("ILi2E" in name), kinds
+        assert any(".U8.U8" in kind for kind in kinds) == ("ILi1E" not in name), kinds
     assert all("IMMA" not in text for name in functions.keys() - cores for _, text in functions[name])
 
 
 # What the functions of device.cuh that consist of PTX become.
 INSTRUCTIONS = {
-    "mma_m16n8k16_bf16": r"HMMA\.16816\.F32\.BF16",
     "mma_m16n8k32": r"IMMA\.16832\.[SU]8\.U8",
     "cp_async_16": r"LDGSTS\.E\.BYPASS\S*\.128",
     "cp_async_commit": r"LDGDEPBAR",

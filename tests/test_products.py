@@ -776,7 +776,7 @@ def test_bad_input(product, wrong, error, message):
 def test_bad_radix_of_the_operator(kind, engine):
     """Called with no Python in between."""
     bits, weight = BITS[kind], WEIGHT[kind]
-    geometry = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1, "engine": engine, "terms": 3}
+    geometry = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1, "engine": engine}
     for radix in (-1, 9, -(2**63)):
         with pytest.raises(RuntimeError, match=f"^count_{kind}: radix must be from 0 to 8, got {radix}"):
             raw("count_product", bits=bits[:1], weight=weight, **geometry, radix=radix)

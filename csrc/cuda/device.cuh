@@ -19,20 +19,6 @@
 
 namespace tandem {
 
-// d += a * b for a of 16 x 16, b of 16 x 8, both bf16, d in float32, but not rounded as float32 additions are: what is
-// below the largest addend's last bits is cut off (docs/cuda.md, "Precision"), so that long sums belong elsewhere.
-// Fragments: PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type".
-__device__ __forceinline__ void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-#if __CUDA_ARCH__ >= 800
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-#else
-  __trap();  // never launched there: the host asks for the device's compute capability first
-#endif
-}
-
 // d += a * b modulo 2^32 for a of 16 x 32, 8-bit integers with a sign or without, b of 32 x 8, 8-bit integers without.
 // Fragments: PTX ISA, "Matrix Fragments for mma.m16n8k32".
 template <bool kSigned>
@@ -48,7 +34,7 @@ __device__ __forceinline__ void mma_m16n8k32(int (&d)[4], const uint4& a, unsign
         : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
   }
 #else
-  __trap();  // never launched there, as above
+  __trap();  // never launched there: the host asks for the device's compute capability first
 #endif
 }
 

@@ -53,8 +53,7 @@ def count_conv2d(
             sample at a time. "auto": the faster of the two, chosen for each sample by its own counts, so that no result
             depends on the rest of the batch. With integer weights, "dense" is an engine of this library. On CUDA,
             "dense" uses tensor cores: it needs compute capability 8.0 or newer and does not support float64 weights.
-            Sums of integer weights are exact; sums of float32 weights follow ``torch.set_float32_matmul_precision``
-            (see docs/cuda.md).
+            Sums of integer weights are exact, and on CUDA all sums are the same with every engine (see docs/cuda.md).
         master: float32, in the shape of ``weight``: the weights for which integers times ``unit`` stand. They get the
             gradient (straight-through: as if nothing were rounded). Their values are not read.
         unit: [O]; None for 1.

@@ -41,8 +41,8 @@ def count_linear(
         engine: "event": the work grows with the number of spikes. "dense": torch's own matrix product of float counts,
             whose rounding may depend on the batch size. "auto": the same as "event". With integer weights, "dense" is
             an engine of this library. On CUDA, "dense" uses tensor cores: it needs compute capability 8.0 or newer and
-            does not support float64 weights. Sums of integer weights are exact; sums of float32 weights follow
-            ``torch.set_float32_matmul_precision`` (see docs/cuda.md).
+            does not support float64 weights. Sums of integer weights are exact, and on CUDA all sums are the same with
+            every engine (see docs/cuda.md).
         master: float32, in the shape of ``weight``: the weights for which integers times ``unit`` stand. They get the
             gradient (straight-through: as if nothing were rounded). Their values are not read.
         unit: [O]; None for 1.

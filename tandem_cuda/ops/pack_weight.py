@@ -13,13 +13,15 @@ from . import checks
 from .checked import checked_by
 from .compiling import assume_constant_result
 
-# Narrow floats are packed in a wider dtype that holds every value and is faster to add.
+# Narrow floats are packed in a wider dtype that holds every value and is faster to add; on CUDA, all floats but float64
+# as whole numbers, whose sums are exact.
 _PACKED = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
+_PACKED_ON_CUDA = dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), torch.int32)
 # Bytes of a sum of integers.
 _SUM_BYTES = {torch.int8: 2, torch.int16: 4}
 # Tensor cores: the fewest input and output channels of a group.
 _WIDE = 16
-# Tensor cores: the bytes of integer weights of 64 outputs and 128 inputs.
+# Tensor cores: the bytes of 8-bit digits of 64 rows and 128 inputs.
 _STEP_BYTES = 64 * 128
 # CPUs that multiply bytes: the 8-bit digits of a weight, the bytes of an output's unit; the bytes behind the panel of a
 # block; the fewest inputs of a group.
@@ -28,8 +30,6 @@ _LINE = 64
 _FILLING = 8
 # CUDA: the words of 64 bits in which a device remembers what it has packed (csrc/ops/product/watch_weight.cuh).
 STATE_WORDS = 256
-# Tensor cores: the bf16 terms that are stored for each float weight.
-_TERMS = {torch.float32: 3, torch.float16: 2, torch.bfloat16: 1}
 
 
 def _check(op: str, a: Any) -> None:
@@ -62,8 +62,8 @@ def pack_weight(weight: Tensor, groups: int = 1, *, out: Tensor | None = None) -
         out: the result of an earlier call for weights of the same shape and dtype; it is overwritten and returned.
 
     Returns:
-        [n] in the dtype of ``weight``, but float32 for float16 and bfloat16. The order of the elements is an
-        implementation detail. No gradient.
+        [n] in the dtype of ``weight``, but float32 for float16 and bfloat16, and on CUDA int32 for these and float32.
+        The elements are an implementation detail. No gradient.
 
     Raises:
         TypeError: wrong dtype.
@@ -122,18 +122,22 @@ def packed_like(weight: Tensor, groups: int) -> tuple[tuple[int, ...], torch.dty
     The first is what pack_weight returns now. csrc/ops/product/packed_layout.h defines the layout.
 
     On CUDA, weights of layers with 16 or more input and output channels per group are packed twice: in rows, and for
-    tensor cores, which take no float64 (csrc/ops/product/fragment_layout.h for integers, term_layout.h for floats).
-    On a CPU that multiplies bytes, weights of layers with 8 or more input channels per group are, too
-    (panel_layout.h): integers with AVX2, floats with matrix tiles alone. The instruction set of a CPU may change.
+    tensor cores, which take no float64 (csrc/ops/product/fragment_layout.h). Behind them are the units of floats, one
+    for each output channel (whole_weight.h). On a CPU that multiplies bytes, weights of layers with 8 or more input
+    channels per group are packed twice, too (panel_layout.h): integers with AVX2, floats with matrix tiles alone. The
+    instruction set of a CPU may change.
     """
-    dtype, channels = _PACKED.get(weight.dtype, weight.dtype), weight.shape[1]
+    dtype = (_PACKED_ON_CUDA if weight.is_cuda else _PACKED).get(weight.dtype, weight.dtype)
+    channels = weight.shape[1]
     outputs, lanes = weight.shape[0] // groups, 64 // _SUM_BYTES.get(dtype, dtype.itemsize)
     block = lanes if outputs <= lanes else 2 * lanes if outputs <= 2 * lanes else 4 * lanes
     blocks, inputs = groups * -(-outputs // block), weight.numel() // weight.shape[0]
     rows = blocks * block * inputs
     if weight.is_cuda:
         wide = dtype != torch.float64 and min(outputs, channels) >= _WIDE
-        return (rows + (_fragment_bytes(weight, groups) // dtype.itemsize if wide else 0),), dtype
+        fragments = _fragment_bytes(weight, groups, dtype.itemsize) // dtype.itemsize if wide else 0
+        units = weight.shape[0] if dtype == torch.int32 else 0
+        return (rows + fragments + units,), dtype
     if dtype not in _DIGIT_BYTES or channels < _FILLING:
         return (rows,), dtype
     digits, unit = _DIGIT_BYTES[dtype]
@@ -148,13 +152,10 @@ def _reads_panels(dtype: torch.dtype) -> bool:
     return _C.cpu_isa() == "amx" or (not dtype.is_floating_point and _C.cpu_isa() not in ("scalar", "neon"))
 
 
-def _fragment_bytes(weight: Tensor, groups: int) -> int:
+def _fragment_bytes(weight: Tensor, groups: int, digits: int) -> int:
     outputs, channels, taps = weight.shape[0] // groups, weight.shape[1], math.prod(weight.shape[2:])
-    if weight.dtype in _TERMS:
-        width = 16 if outputs <= 16 else 32
-        return groups * -(-outputs // width) * width * taps * -(-channels // 16) * 16 * 2 * _TERMS[weight.dtype]
     chunks = -(-channels // 32)
-    blocks, steps = -(-outputs * weight.dtype.itemsize // 64), -(-taps * chunks // 4)
+    blocks, steps = -(-outputs * digits // 64), -(-taps * chunks // 4)
     return groups * blocks * steps * _STEP_BYTES + max(3 * _STEP_BYTES, 32 * chunks)
 
 

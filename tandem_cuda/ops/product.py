@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from ..neuron import Neuron, RadixIF
-from . import autocast, checks
-from .compiling import assume_constant_result
+from . import checks
 from .geometry import Geometry, check_fit, check_geometry, out_size
 from .gradient import refuse_tangents
 from .integrate_and_fire import check_whole, discharge, total_bias
@@ -77,10 +76,10 @@ def count_product(
     With a neuron, return the bits of its radix spikes. The sums drive it, with ``added`` of another branch.
     """
     if neuron is None:
-        options = ENGINES.index(engine), terms_of(operands[2])
-        return torch.ops.tandem_cuda.count_product(*_as_cast(operands), *geometry, *options, master, unit, radix)
+        options = ENGINES.index(engine), master, unit, radix
+        return torch.ops.tandem_cuda.count_product(*operands, *geometry, *options)
     refuse_tangents("count_linear" if operands[2].dim() == 2 else "count_conv2d", operands)
-    bits, _, *constants = _as_cast(operands)
+    bits, _, *constants = operands
     if torch.is_grad_enabled():
         constants = [None if x is None else x.detach() for x in constants]
         added, amplitude = (None if x is None else x.detach() for x in (added, amplitude))
@@ -100,8 +99,7 @@ def radix_arguments(
 
     ``constants`` are weight, packed, scale and bias.
     """
-    assert constants[0] is not None
-    options = ENGINES.index(engine), terms_of(constants[0]), radix, time_steps
+    options = ENGINES.index(engine), radix, time_steps
     return *constants, *geometry, *options, neuron.threshold_at(time_steps), neuron.initial
 
 
@@ -128,43 +126,15 @@ def spiking_product(
         v = count_product((*operands[:5], total_bias(operands[5], time_steps)), geometry, engine, *masters)
         return discharge(v, time_steps, neuron, want_sum, want_state)
     state = None if state is None else state.detach()
-    options = neuron.kind, neuron.parameters, ENGINES.index(engine), terms_of(operands[2]), want_sum, want_state
+    options = neuron.kind, neuron.parameters, ENGINES.index(engine), want_sum, want_state
     return torch.ops.tandem_cuda.spiking_product(
-        *_as_cast(operands), state, *geometry, time_steps, *options, *masters, added, amplitude
+        *operands, state, *geometry, time_steps, *options, *masters, added, amplitude
     )
-
-
-def _as_cast(operands: Operands) -> Operands:
-    """Leave out packed weights that autocast has made useless.
-
-    It widens float16 and bfloat16 weights, whose packed form then has another size on CUDA.
-    """
-    weight = operands[2]
-    if weight.is_cuda and weight.dtype in (torch.float16, torch.bfloat16) and autocast.is_on(weight.device):
-        return *operands[:3], None, operands[4], operands[5]
-    return operands
 
 
 def current_dtype(weight: Tensor) -> torch.dtype:
     """Return the dtype of currents, scales and biases: float32 for weights narrower than that."""
     return torch.float32 if weight.dtype in checks.NARROW else weight.dtype
-
-
-def terms_of(weight: Tensor) -> int:
-    """Return how many bf16 terms represent a float32 weight on CUDA's tensor cores; otherwise 3, full precision."""
-    return _float32_terms() if weight.is_cuda and weight.dtype == torch.float32 else 3
-
-
-_TERMS = {"highest": 3, "high": 2, "medium": 1}
-
-
-# torch.compile cannot trace this query, so it treats the result as a constant.
-@assume_constant_result
-def _float32_terms() -> int:
-    try:
-        return _TERMS[torch.get_float32_matmul_precision()]
-    except RuntimeError:  # raised once the newer setting, one per backend, has been used
-        return 2 if torch.backends.cuda.matmul.fp32_precision == "tf32" else 3
 
 
 def check_operand(op: str, argument: str, value: Any, weight: Tensor, expected: Sequence[int]) -> None:

@@ -43,7 +43,7 @@ def feature_dim(weight: Tensor, neurons: list[int]) -> int:
 
 @torch.library.register_fake("tandem_cuda::spiking_product")
 def _(bits: Tensor, count: Tensor | None, weight: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
-    stride, padding, dilation, _, _, neuron, _, _, _, want_sum, want_state, *_ = others[4:]
+    stride, padding, dilation, _, _, neuron, _, _, want_sum, want_state, *_ = others[4:]
     neurons, dtype = neurons_of(bits, weight, stride, padding, dilation), current_dtype(weight)
     dim = feature_dim(weight, neurons)
     none = weight.new_empty([0], dtype=dtype)
@@ -300,29 +300,29 @@ def _times(grad: Tensor, weight: Tensor) -> Tensor:
 
 
 def _setup_spiking(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    bits, count, weight, _, scale, _, _, *convolution, ctx.time_steps, _, _, _, _, want_sum, _, _, unit, _, _ = inputs
+    bits, count, weight, _, scale, _, _, *convolution, ctx.time_steps, _, _, _, want_sum, _, _, unit, _, _ = inputs
     ctx.convolution, ctx.radix = tuple(convolution), False
     _save(ctx, bits, count, weight, scale, unit)
     ctx.mark_non_differentiable(output[0], output[2], *([] if want_sum else [output[1]]))
 
 
 def _spiking_backward(ctx: Any, _bits: None, grad: Tensor | None, _state: None) -> tuple[Tensor | None, ...]:
-    count, weight, bias = _gradients(ctx, grad, 18)
+    count, weight, bias = _gradients(ctx, grad, 17)
     bias = None if bias is None else bias * ctx.time_steps  # the bias enters at every time step
     weight, master = (weight, None) if ctx.needs_input_grad[2] else (None, weight)
-    return None, count, weight, None, None, bias, *[None] * 12, master, None, None, None
+    return None, count, weight, None, None, bias, *[None] * 11, master, None, None, None
 
 
 def _setup_count(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    bits, count, weight, _, scale, _, *convolution, _, _, _, unit, radix = inputs
+    bits, count, weight, _, scale, _, *convolution, _, _, unit, radix = inputs
     ctx.convolution, ctx.radix = tuple(convolution), radix > 0
     _save(ctx, bits, count, weight, scale, unit)
 
 
 def _count_backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
-    count, weight, bias = _gradients(ctx, grad, 12)
+    count, weight, bias = _gradients(ctx, grad, 11)
     weight, master = (weight, None) if ctx.needs_input_grad[2] else (None, weight)
-    return None, count, weight, None, None, bias, *[None] * 6, master, None, None
+    return None, count, weight, None, None, bias, *[None] * 5, master, None, None
 
 
 def register_products() -> None:

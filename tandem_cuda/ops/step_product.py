@@ -12,7 +12,7 @@ from . import checks, layout
 from .checked import checked_by
 from .geometry import pairs
 from .gradient import implement_on_cuda
-from .product import LINEAR, check_arguments, current_dtype, terms_of
+from .product import LINEAR, check_arguments, current_dtype
 from .product_gradient import feature_dim, neurons_of
 
 
@@ -79,9 +79,7 @@ def _on_cuda(bits: Tensor, weight: Tensor, packed: Tensor | None, scale: Any, bi
     operators = torch.ops.tandem_cuda
     *geometry, time_steps = options
     steps = operators.unpack_spikes(bits, time_steps, torch.uint8).flatten(0, 1).unsqueeze(0)
-    product = operators.count_product(
-        steps, None, weight, packed, scale, bias, *geometry, 0, terms_of(weight), None, None
-    )
+    product = operators.count_product(steps, None, weight, packed, scale, bias, *geometry, 0, None, None)
     # Through memory order: the strides of dimensions of size 0 and 1 are then the ones that the fake kernel returns.
     channel_dim = feature_dim(weight, list(product.shape))
     sums = product.movedim(channel_dim, -1)

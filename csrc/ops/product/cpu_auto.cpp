@@ -313,7 +313,7 @@ Tensor step_product(const Tensor& bits, const Tensor& weight, const std::optiona
   const char* op = "step_product";
   const ConvGeometry geometry = product_geometry(op, bits, weight, stride, padding, dilation, groups);
   const std::optional<Tensor> no_count;
-  const ProductArguments arguments = {bits, no_count, weight, packed, scale, bias, 0, 3, 0};
+  const ProductArguments arguments = {bits, no_count, weight, packed, scale, bias, 0, 0};
   const ProductPlan plan = plan_steps(op, arguments, time_steps, geometry, weight.dim() == 2);
   if (geometry.pixels_out() == 0) return plan.out_sum;
   check_32_bits(op, plan);

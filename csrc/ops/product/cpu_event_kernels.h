@@ -12,8 +12,7 @@
 // - slot: the accumulator of one output pixel at one step;
 // - window: the inputs that an output pixel sees (oneDNN: a column of im2col);
 // - word: the spikes of 64 channels of an input pixel at one step;
-// - digit: a binary one of a count, or 8 bits of an integer weight;
-// - term: one of the bf16 numbers that add up to a float weight on tensor cores (cuBLAS: BF16x3);
+// - digit: a binary one of a count, or 8 bits of a whole weight;
 // - fragment: what a lane holds of an operand of a tensor core's instruction.
 #pragma once
 

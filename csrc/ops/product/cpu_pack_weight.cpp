@@ -290,9 +290,10 @@ void pack_into(const char* op, const Tensor& weight, const ConvGeometry& geometr
 }  // namespace
 
 Tensor packed_weight(const char* op, const Tensor& weight, const ConvGeometry& geometry) {
-  const Tensor packed = empty_packed(op, weight, geometry);
+  Tensor packed;
   dispatch_packed(weight.scalar_type(), [&](auto element, auto) {
     using E = decltype(element);
+    packed = empty_packed<E>(op, weight, geometry);
     prefer_huge_pages(packed.mutable_data_ptr(), static_cast<size_t>(packed.numel()) * sizeof(E));
     pack_into<E>(op, weight, geometry, packed);
   });

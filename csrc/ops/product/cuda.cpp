@@ -23,10 +23,7 @@ using torch::stable::accelerator::DeviceGuard;
 Tensor pack_weight(const Tensor& weight, int64_t groups) {
   const char* op = "pack_weight";
   const DeviceGuard guard(weight.get_device_index());
-  const ConvGeometry g = weight_geometry(op, weight, groups);
-  const Tensor packed = empty_packed(op, weight, g);
-  pack_on_device(op, weight, g, packed);
-  return packed;
+  return new_packed(op, weight, weight_geometry(op, weight, groups));
 }
 
 // Tensor-core fragments are written 16 bytes at a time.
@@ -34,8 +31,8 @@ bool is_aligned(const Tensor& out) { return reinterpret_cast<uintptr_t>(out.cons
 
 void check_out(const char* op, const Tensor& weight, const ConvGeometry& g, const Tensor& out) {
   check_same_device(op, "out", out, weight, "weight");
-  dispatch_packed(weight.scalar_type(),
-                  [&](auto element, auto) { check_packed<decltype(element)>(op, "out", out, weight, g); });
+  dispatch_device_packed(weight.scalar_type(),
+                         [&](auto element, auto) { check_packed<decltype(element)>(op, "out", out, weight, g); });
 }
 
 void pack_weight_out(const Tensor& weight, int64_t groups, Tensor out) {
@@ -44,9 +41,7 @@ void pack_weight_out(const Tensor& weight, int64_t groups, Tensor out) {
   const ConvGeometry g = weight_geometry(op, weight, groups);
   check_out(op, weight, g, out);
   if (is_aligned(out)) return pack_on_device(op, weight, g, out);
-  const Tensor aligned = empty_packed(op, weight, g);
-  pack_on_device(op, weight, g, aligned);
-  torch::stable::copy_(out, aligned);
+  torch::stable::copy_(out, new_packed(op, weight, g));
 }
 
 // The memory from the first weight to the last, including gaps.
@@ -82,12 +77,6 @@ int attribute(const char* op, cudaDeviceAttr which) {
   return value;
 }
 
-// bf16 terms that represent a weight: of a float32 as many as was asked for, of narrow weights all.
-int terms_of(const ProductPlan& plan) {
-  const ScalarType type = plan.weight.scalar_type();
-  return type == ScalarType::Float ? static_cast<int>(plan.terms) : stored_terms(type);
-}
-
 // What "dense" needs and "auto" asks for: nothing of the data, so that nothing waits for the device.
 bool takes_tensor_cores(const char* op, const ProductPlan& plan) {
   const bool can = attribute(op, cudaDevAttrComputeCapabilityMajor) >= 8;
@@ -106,25 +95,9 @@ template <class E, class F>
 void with_fragments(const char* op, const ProductPlan& plan, const Tensor& packed, const F& f) {
   const ConvGeometry& g = plan.geometry;
   if (has_fragments<E>(g)) return f(fragments_in<E>(packed, g));
-  const Tensor own = device_memory(op, plan, fragment_bytes<E>(g, plan.weight.scalar_type()));
-  pack_fragments<E>(op, plan.weight, g, own.mutable_data_ptr());
+  const Tensor own = device_memory(op, plan, fragment_layout(g, kDigitsOf<E>).bytes());
+  pack_fragments<E>(op, plan.weight, g, units_in<E>(packed, g), own.mutable_data_ptr());
   f(own.const_data_ptr());
-}
-
-void launch(const char* op, const ProductPlan& plan, const Tensor& packed, const CudaProductArgs<float, float>& args,
-            cudaStream_t stream) {
-  const bool wanted = takes_tensor_cores(op, plan), fits = fits_tensor_cores(plan.geometry);
-  TANDEM_CHECK(fits || plan.engine != Engine::kDense, op,
-               "engine 'dense' on a CUDA device takes sizes, padding and reach of the kernel below 2^28, and at most "
-               "2^31 inputs per neuron and blocks of 2048 neurons; use 'event' or 'auto' for a product of this size");
-  if (!wanted || !fits) {
-    check_launch(op, launch_gather_product(args, stream));
-    return;
-  }
-  with_fragments<float>(op, plan, packed, [&](const void* fragments) {
-    const int stored = stored_terms(plan.weight.scalar_type());
-    check_launch(op, launch_tensor_core_product(args, fragments, stored, terms_of(plan), stream));
-  });
 }
 
 void launch(const char* op, const ProductPlan& plan, const Tensor& /*packed*/,
@@ -184,7 +157,7 @@ void run(const char* op, const ProductPlan& plan, const SpikingArguments* spikin
   if (g.pixels_out() == 0) return;
   const cudaStream_t stream = current_stream(op, plan.weight.get_device_index());
   const ScalarType weights = plan.weight.scalar_type();
-  dispatch_packed(weights, [&](auto element, auto type) {
+  dispatch_device_packed(weights, [&](auto element, auto type) {
     using E = decltype(element);
     using T = decltype(type);
     if (fits_depthwise(g) && plan.engine != Engine::kDense) {
@@ -205,6 +178,7 @@ void run(const char* op, const ProductPlan& plan, const SpikingArguments* spikin
     CudaProductArgs<E, T> args = arguments_of<E, T>(plan, spiking);
     args.weight = static_cast<const E*>(packed.const_data_ptr());
     args.block = layout.block, args.blocks = layout.blocks;
+    args.unit = units_in<E>(packed, g);
     launch(op, plan, packed, args, stream);
   });
 }

@@ -19,8 +19,9 @@ constexpr int kDepthwiseLanes = 32, kDepthwisePixels = 8;  // of a block: channe
 template <class W, class T, bool kCounts, class Model>
 __global__ void __launch_bounds__(kDepthwiseLanes* kDepthwisePixels, 2)
     depthwise_kernel(const CudaDepthwiseArgs<W, T> args, const Model model) {
-  using Integer = std::conditional_t<kCounts, long long, int32_t>;
-  using Sum = std::conditional_t<std::is_integral<W>::value, Integer, T>;
+  using E = DevicePacked<W>;  // what weights are summed as, as by the gather engine
+  using Integer = std::conditional_t<kCounts || std::is_same_v<E, int32_t>, long long, int32_t>;
+  using Sum = std::conditional_t<std::is_integral<E>::value, Integer, T>;
   constexpr int kSums = kCounts ? 1 : static_cast<int>(kStepsPerPlane);
   const CudaProductArgs<W, T>& a = args.product;
   const ConvGeometry& g = a.geometry;
@@ -33,6 +34,16 @@ __global__ void __launch_bounds__(kDepthwiseLanes* kDepthwisePixels, 2)
     const T scale = a.scale ? a.scale[o] : T(1), bias = a.bias ? a.bias[o] : T(0);
     const W* const weights = a.weight + o * args.stride_o;
     const int64_t from = static_cast<unsigned>(o) / outputs;  // the input channel
+    const auto weight_at = [&](int64_t kh, int64_t kw) { return weights[kh * args.stride_h + kw * args.stride_w]; };
+    float unit = 1;
+    if constexpr (std::is_same_v<E, int32_t>) {
+      uint32_t size = 0;
+      for (int64_t kh = 0; kh < g.kernel_h; ++kh) {
+        for (int64_t kw = 0; kw < g.kernel_w; ++kw) size = std::max(size, size_of(weight_at(kh, kw)));
+      }
+      unit = weight_unit(size);
+    }
+    const float per_one = units_of_one(unit);
     for (int64_t at = static_cast<int64_t>(blockIdx.x) * kDepthwisePixels + row; at < pixels;
          at += static_cast<int64_t>(gridDim.x) * kDepthwisePixels) {
       const auto number = static_cast<unsigned>(at);
@@ -61,7 +72,7 @@ __global__ void __launch_bounds__(kDepthwiseLanes* kDepthwisePixels, 2)
               }
             }
             if (spikes == 0) continue;
-            const auto weight = static_cast<Sum>(weights[kh * args.stride_h + kw * args.stride_w]);
+            const auto weight = static_cast<Sum>(as_packed(weight_at(kh, kw), per_one));
             if constexpr (kCounts) {
               sums[0] += static_cast<Sum>(spikes) * weight;
             } else {
@@ -74,7 +85,7 @@ __global__ void __launch_bounds__(kDepthwiseLanes* kDepthwisePixels, 2)
         }
         if constexpr (!kCounts) {
           const auto current = [&](int s) {
-            const T x = current_of(static_cast<T>(sums[s]), a.scale != nullptr, scale, a.bias != nullptr, bias);
+            const T x = current_of(in_units(sums[s], unit), a.scale != nullptr, scale, a.bias != nullptr, bias);
             return add_joined(a.joined, p, s, place, o, x);
           };
           const int steps = static_cast<int>(steps_in_plane(p, a.time_steps));
@@ -82,7 +93,7 @@ __global__ void __launch_bounds__(kDepthwiseLanes* kDepthwisePixels, 2)
         }
       }
       if constexpr (kCounts) {
-        a.sum[place] = current_of(static_cast<T>(sums[0]), a.scale != nullptr, scale, a.bias != nullptr, bias);
+        a.sum[place] = current_of(in_units(sums[0], unit), a.scale != nullptr, scale, a.bias != nullptr, bias);
       } else {
         neuron.store(a.state, a.sum, place);
       }

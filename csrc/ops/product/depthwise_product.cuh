@@ -12,8 +12,8 @@ namespace tandem {
 // One input channel a group, and pixels and channels that 32 bits number.
 bool fits_depthwise(const ConvGeometry& geometry);
 
-// product.weight: not packed, [O, 1, kH, kW] with these strides; block and blocks are not read. W: as given, Float16
-// and BFloat16 too; T: neurons. Integers are summed exactly, floats in the order of taps.
+// product.weight: not packed, [O, 1, kH, kW] with these strides; block and blocks are not read. W: as given; T:
+// neurons. Sums equal the gather engine's.
 template <class W, class T>
 struct CudaDepthwiseArgs {
   CudaProductArgs<W, T> product;

@@ -1,8 +1,8 @@
-// The order of integer weights for tensor cores, as the integer engine reads them. Torch-free, host and device.
+// The order of whole weights for tensor cores, as the integer engine reads them. Torch-free, host and device.
 //
-// A row is one digit of an output channel: an 8-bit weight is its only digit; of a 16-bit weight q = 256 * high + low,
-// high has a sign and low is from 0 to 255. A block has 64 rows, the digits of 64 or 32 channels. Its inputs come in
-// chunks of 32 channels, tap after tap, filled up with zeros; a step is 4 chunks. In memory:
+// A row is one digit of an output channel, 8 bits: an 8-bit weight is its only digit; 16 bits are two and 32 bits four,
+// the highest with a sign, the rest from 0 to 255. A block has 64 rows, the digits of 64, 32 or 16 channels. Its inputs
+// come in chunks of 32 channels, tap after tap, filled up with zeros; a step is 4 chunks. In memory:
 //
 //   [groups, blocks, steps, 4 slices, 4 tiles of rows, 32 lanes, 16 bytes], then zeros
 //
@@ -11,7 +11,7 @@
 // on. What the depth k of a fragment stands for is free as long as both matrices agree: lane q of four has chunk q of
 // the step to itself, of which slice s takes the channels 8s to 8s + 7, four in each half of the depth. So a lane reads
 // 16 adjacent bytes of activations for two slices. Row g of a tile is channel 2 * (g % 8) + g / 8 of its 16: two
-// channels of a thread are adjacent. The tiles of high digits come before those of low ones.
+// channels of a thread are adjacent. The tiles of higher digits come before the tiles of lower ones.
 #pragma once
 
 #include <cstdint>

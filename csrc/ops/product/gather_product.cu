@@ -1,5 +1,6 @@
 // The gather engine: rows of weights are added for the inputs that spike. Any weights, any geometry. A neuron belongs
 // to one thread for all time steps: currents, states and spikes of a step stay in registers. See docs/cuda.md.
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -26,8 +27,9 @@ constexpr int kGatherWarps = 8;
 template <class E, class T, int kPerLane, bool kCounts, class Model>
 __global__ void __launch_bounds__(kGatherWarps* kWarp, 2)
     gather_kernel(const CudaProductArgs<E, T> a, const Model model) {
-  // Integers are summed exactly: the fan-ins that the plan admits fit 32 bits at one step, not with counts.
-  using Integer = std::conditional_t<kCounts, long long, int32_t>;
+  // Integers are summed exactly: the fan-ins that the plan admits fit 32 bits at one step if weights have 8 or 16, not
+  // with counts.
+  using Integer = std::conditional_t<kCounts || std::is_same_v<E, int32_t>, long long, int32_t>;
   using Sum = std::conditional_t<std::is_integral<E>::value, Integer, T>;
   constexpr int kSums = kCounts ? 1 : static_cast<int>(kStepsPerPlane);
   const ConvGeometry& g = a.geometry;
@@ -96,8 +98,9 @@ __global__ void __launch_bounds__(kGatherWarps* kWarp, 2)
         for (int v = 0; v < kPerLane; ++v) {
           if (v >= left) continue;
           const T scale = a.scale ? a.scale[first + v] : T(1), bias = a.bias ? a.bias[first + v] : T(0);
+          const float unit = a.unit ? a.unit[first + v] : 1.0f;
           const auto current = [&](int s) {
-            const T x = current_of(static_cast<T>(sums[s][v]), a.scale != nullptr, scale, a.bias != nullptr, bias);
+            const T x = current_of(in_units(sums[s][v], unit), a.scale != nullptr, scale, a.bias != nullptr, bias);
             return add_joined(a.joined, p, s, place + v, first + v, x);
           };
           a.out_bits[p * pixels * g.out_channels + place + v] =
@@ -109,7 +112,8 @@ __global__ void __launch_bounds__(kGatherWarps* kWarp, 2)
       if (v >= left) continue;
       if constexpr (kCounts) {
         const T scale = a.scale ? a.scale[first + v] : T(1), bias = a.bias ? a.bias[first + v] : T(0);
-        a.sum[place + v] = current_of(static_cast<T>(sums[0][v]), a.scale != nullptr, scale, a.bias != nullptr, bias);
+        const T sum = in_units(sums[0][v], a.unit ? a.unit[first + v] : 1.0f);
+        a.sum[place + v] = current_of(sum, a.scale != nullptr, scale, a.bias != nullptr, bias);
       } else {
         neurons[v].store(a.state, a.sum, place + v);
       }
@@ -132,9 +136,10 @@ void launch_gather(const CudaProductArgs<E, T>& args, cudaStream_t stream) {
   });
 }
 
-template <class W, class E>
-__global__ void __launch_bounds__(kPackThreads) pack_weight_kernel(const CudaPackArgs<W, E> a) {
+template <class W>
+__global__ void __launch_bounds__(kPackThreads) pack_weight_kernel(const CudaPackArgs<W> a) {
   if (is_unchanged(a.watched)) return;
+  using E = DevicePacked<W>;
   const ConvGeometry& g = a.geometry;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kPackThreads;
   const int64_t elements = g.groups * a.blocks * g.features() * a.block;
@@ -146,10 +151,40 @@ __global__ void __launch_bounds__(kPackThreads) pack_weight_kernel(const CudaPac
     const auto row = static_cast<unsigned>(i >> of_row);
     const unsigned b = row / features, feature = row % features, tap = feature / channels;
     const int64_t in_group = b % blocks * a.block + (i & (a.block - 1));
-    const int64_t from = (b / blocks * g.group_out() + in_group) * a.stride_o + feature % channels * a.stride_c +
-                         tap / kernel_w * a.stride_h + tap % kernel_w * a.stride_w;
-    // NOLINTNEXTLINE(bugprone-signed-char-misuse): 8-bit integers, no characters
-    a.packed[i] = in_group < g.group_out() ? static_cast<E>(a.weight[from]) : E(0);
+    const int64_t channel = b / blocks * g.group_out() + in_group;
+    const int64_t from = channel * a.stride_o + feature % channels * a.stride_c + tap / kernel_w * a.stride_h +
+                         tap % kernel_w * a.stride_w;
+    E packed = 0;
+    if (in_group < g.group_out()) {
+      packed = as_packed(a.weight[from], a.unit ? units_of_one(a.unit[channel]) : 1.0f);
+    }
+    a.packed[i] = packed;
+  }
+}
+
+// A block: the units of output channels, one after another.
+template <class W>
+__global__ void __launch_bounds__(kPackThreads) weight_unit_kernel(const CudaPackArgs<W> a) {
+  if (is_unchanged(a.watched)) return;
+  __shared__ uint32_t largest[kPackThreads / kWarp];
+  const ConvGeometry& g = a.geometry;
+  const auto features = static_cast<unsigned>(g.features()), channels = static_cast<unsigned>(g.group_in());
+  const auto kernel_w = static_cast<unsigned>(g.kernel_w);
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  for (int64_t channel = blockIdx.x; channel < g.out_channels; channel += gridDim.x) {
+    const W* const weights = a.weight + channel * a.stride_o;
+    uint32_t size = 0;
+    for (unsigned feature = threadIdx.x; feature < features; feature += kPackThreads) {
+      const unsigned tap = feature / channels;
+      const int64_t from = feature % channels * a.stride_c + tap / kernel_w * a.stride_h + tap % kernel_w * a.stride_w;
+      size = std::max(size, size_of(weights[from]));
+    }
+    for (int apart = kWarp / 2; apart != 0; apart /= 2) size = std::max(size, __shfl_xor_sync(kAllLanes, size, apart));
+    largest[warp] = size;
+    __syncthreads();
+    for (const uint32_t other : largest) size = std::max(size, other);
+    if (threadIdx.x == 0) a.unit[channel] = weight_unit(size);
+    __syncthreads();  // everybody has read the sizes of this channel
   }
 }
 
@@ -169,24 +204,27 @@ cudaError_t launch_gather_product(const CudaProductArgs<E, T>& args, cudaStream_
   return cudaGetLastError();
 }
 
-template <class W, class E>
-cudaError_t launch_pack_weight(const CudaPackArgs<W, E>& args, cudaStream_t stream) {
+template <class W>
+cudaError_t launch_pack_weight(const CudaPackArgs<W>& args, cudaStream_t stream) {
   const int64_t rows = args.geometry.groups * args.blocks * args.geometry.features();
   if (rows > UINT32_MAX) return cudaErrorInvalidValue;
+  if constexpr (!std::is_same_v<W, DevicePacked<W>>) {
+    TANDEM_LAUNCH((weight_unit_kernel<W>), packing_grid(args.geometry.out_channels), kPackThreads, 0, stream, args);
+  }
   const unsigned grid = packing_grid((rows * args.block + kPackThreads - 1) / kPackThreads);
-  TANDEM_LAUNCH((pack_weight_kernel<W, E>), grid, kPackThreads, 0, stream, args);
+  TANDEM_LAUNCH((pack_weight_kernel<W>), grid, kPackThreads, 0, stream, args);
   return cudaGetLastError();
 }
 
-template cudaError_t launch_gather_product(const CudaProductArgs<float, float>&, cudaStream_t);
+template cudaError_t launch_gather_product(const CudaProductArgs<int32_t, float>&, cudaStream_t);
 template cudaError_t launch_gather_product(const CudaProductArgs<double, double>&, cudaStream_t);
 template cudaError_t launch_gather_product(const CudaProductArgs<int8_t, float>&, cudaStream_t);
 template cudaError_t launch_gather_product(const CudaProductArgs<int16_t, float>&, cudaStream_t);
-template cudaError_t launch_pack_weight(const CudaPackArgs<float, float>&, cudaStream_t);
-template cudaError_t launch_pack_weight(const CudaPackArgs<Float16, float>&, cudaStream_t);
-template cudaError_t launch_pack_weight(const CudaPackArgs<BFloat16, float>&, cudaStream_t);
-template cudaError_t launch_pack_weight(const CudaPackArgs<double, double>&, cudaStream_t);
-template cudaError_t launch_pack_weight(const CudaPackArgs<int8_t, int8_t>&, cudaStream_t);
-template cudaError_t launch_pack_weight(const CudaPackArgs<int16_t, int16_t>&, cudaStream_t);
+template cudaError_t launch_pack_weight(const CudaPackArgs<float>&, cudaStream_t);
+template cudaError_t launch_pack_weight(const CudaPackArgs<Float16>&, cudaStream_t);
+template cudaError_t launch_pack_weight(const CudaPackArgs<BFloat16>&, cudaStream_t);
+template cudaError_t launch_pack_weight(const CudaPackArgs<double>&, cudaStream_t);
+template cudaError_t launch_pack_weight(const CudaPackArgs<int8_t>&, cudaStream_t);
+template cudaError_t launch_pack_weight(const CudaPackArgs<int16_t>&, cudaStream_t);
 
 }  // namespace tandem

@@ -1,4 +1,4 @@
-// The integer engine: spikes or their counts times digits of integer weights on tensor cores, exact in any order. See
+// The integer engine: spikes or their counts times digits of whole weights on tensor cores, exact in any order. See
 // docs/cuda.md.
 #include <climits>
 #include <cstdint>
@@ -24,8 +24,7 @@ namespace {
 // sliced-K.
 //
 // Weights are A, 16 rows to a fragment, and pixels B, 8 to a fragment. With so few pixels, a warp often finds none of
-// them spike, and skips the products, and the least tile is half as large. In the tensor-core engine, whose weights
-// have two to six bytes and which skips nothing, pixels are A, so that a fragment of weights serves 16 of them.
+// them spike, and skips the products, and the least tile is half as large.
 //
 // Launch bounds: a multiprocessor has 65,536 registers. Two blocks of 128 threads may have 255 of them a thread, of
 // which 128 are the sums of large tiles; three blocks 168, four blocks 128.
@@ -107,7 +106,7 @@ __global__ void __launch_bounds__(kBlockThreads, kDigits == 1 ? 3 : 2)
   constexpr int kSteps = static_cast<int>(kStepsPerPlane), kTilesOfBlock = kRowTiles / kDigits;
   using S = Shape<kDigits, 1, 1, kSteps>;
   __shared__ Corners<1> corners;
-  __shared__ int parts[kWarps][kSteps][4][kLanes];
+  __shared__ Whole<S> parts[kWarps][kSteps][4][kLanes];
   const Walk& g = a.walk;
   const int planes = static_cast<int>(planes_for(a.time_steps)), warp = warp_of_block();
   const Place here = place(a, threadIdx.x, blockIdx.x, kTileOutputs, kFragmentPixels);
@@ -136,10 +135,11 @@ __global__ void __launch_bounds__(kBlockThreads, kDigits == 1 ? 3 : 2)
     __syncthreads();
     if (valid) {
       const auto value = [&](int s) {
-        unsigned sum = 0;
+        using Bits = std::make_unsigned_t<Whole<S>>;
+        Bits sum = 0;
 #pragma unroll
-        for (int from = 0; from < kWarps; ++from) sum += static_cast<unsigned>(parts[from][s][warp][here.lane]);
-        return static_cast<int>(sum);
+        for (int from = 0; from < kWarps; ++from) sum += static_cast<Bits>(parts[from][s][warp][here.lane]);
+        return static_cast<Whole<S>>(sum);
       };
       a.out_bits[static_cast<int64_t>(p) * g.pixels_out * a.out_channels + at] =
           static_cast<uint8_t>(fire<kSteps>(a, model, p, at, channel, value, neuron));
@@ -151,7 +151,8 @@ __global__ void __launch_bounds__(kBlockThreads, kDigits == 1 ? 3 : 2)
 
 __device__ __forceinline__ void store_count(const Product& a, int64_t at, int64_t channel, long long sum) {
   const float scale = a.scale ? a.scale[channel] : 1.0f, bias = a.bias ? a.bias[channel] : 0.0f;
-  a.sum[at] = current_of(static_cast<float>(sum), a.scale != nullptr, scale, a.bias != nullptr, bias);
+  const float whole = in_units(sum, a.unit ? a.unit[channel] : 1.0f);
+  a.sum[at] = current_of(whole, a.scale != nullptr, scale, a.bias != nullptr, bias);
 }
 
 // Counts in place of spikes: one product whatever T. A warp: 64 rows, 32 pixels.
@@ -180,7 +181,7 @@ __global__ void __launch_bounds__(kBlockThreads, 3) integer_count_kernel(const P
     for (int j = 0; j < 2 * S::kTiles; ++j) {
       const int64_t n = here.channel + j / 2 * kTileOutputs + j % 2, channel = here.group * a.outputs + n;
       if (n >= a.outputs) continue;
-      const long long sum = count_value<S>(sums, j / 2, i / 2, j % 2 * 2 + i % 2);
+      const auto sum = value_of<S, long long>(sums, j / 2, i / 2, 0, j % 2 * 2 + i % 2);
       store_count(a, static_cast<int64_t>(m) * a.out_channels + channel, channel, sum);
     }
   }
@@ -207,7 +208,7 @@ __global__ void __launch_bounds__(kBlockThreads, 4) integer_small_count_kernel(c
     corners[0][threadIdx.x].origin += g.pixels_in;
   }
 #pragma unroll
-  for (int r = 0; r < 4; ++r) parts[warp][r][here.lane] = count_value<S>(sums, 0, 0, r);
+  for (int r = 0; r < 4; ++r) parts[warp][r][here.lane] = value_of<S, long long>(sums, 0, 0, 0, r);
   __syncthreads();
   const int m = here.pixel + here.lane % 4 * 2 + warp % 2;
   const int64_t n = here.channel + warp / 2, channel = here.group * a.outputs + n;
@@ -270,11 +271,11 @@ __global__ void __launch_bounds__(kBlockThreads) prepare_spikes_kernel(const Pre
 // ---- The order of the weights
 
 // A thread: 16 bytes.
-template <class E>
+template <class W>
 __global__ void __launch_bounds__(kBlockThreads)
-    pack_fragments_kernel(const CudaFragmentArgs<E> a, const FragmentLayout layout) {
+    pack_fragments_kernel(const CudaFragmentArgs<W> a, const FragmentLayout layout) {
   if (is_unchanged(a.watched)) return;
-  constexpr int kDigits = kDigitsOf<E>, kTiles = kRowTiles / kDigits;
+  constexpr int kDigits = kDigitsOf<DevicePacked<W>>, kTiles = kRowTiles / kDigits;
   const ConvGeometry& g = a.geometry;
   const auto words = static_cast<unsigned>(layout.words()), all = words + static_cast<unsigned>(layout.zeros() / 16);
   const auto steps = static_cast<unsigned>(layout.steps), blocks = static_cast<unsigned>(layout.blocks);
@@ -290,16 +291,16 @@ __global__ void __launch_bounds__(kBlockThreads)
       const int64_t first = (block % blocks * kTiles + row % kTiles) * kTileOutputs + lane / 4 * 2;
       const int64_t from_channel = chunk % chunks * kChunk + slice * 8;
       if (tap < g.taps()) {
-        const E* const at_tap = a.weight + tap / kernel_w * a.stride_h + tap % kernel_w * a.stride_w;
+        const W* const at_tap = a.weight + tap / kernel_w * a.stride_h + tap % kernel_w * a.stride_w;
         for (int r = 0; r < 4; ++r) {
-          const int64_t o = first + r % 2;
+          const int64_t o = first + r % 2, channel = group * g.group_out() + o;
           if (o >= g.group_out()) continue;
+          const float per_one = a.unit ? units_of_one(a.unit[channel]) : 1.0f;
           for (int b = 0; b < 4; ++b) {
             const int64_t c = from_channel + r / 2 * 4 + b;
             if (c >= g.group_in()) continue;
-            const int q = at_tap[(group * g.group_out() + o) * a.stride_o + c * a.stride_c];
-            const int digit = kDigits == 1 || row >= kTiles ? q : q >> 8;
-            bytes[r] |= (static_cast<unsigned>(digit) & 0xff) << 8 * b;
+            const int32_t q = as_packed(at_tap[channel * a.stride_o + c * a.stride_c], per_one);
+            bytes[r] |= (static_cast<unsigned>(q >> 8 * (kDigits - 1 - row / kTiles)) & 0xff) << 8 * b;
           }
         }
       }
@@ -431,7 +432,7 @@ cudaError_t launch_integer_product(const CudaProductArgs<E, float>& args, const 
   a.out_channels = g.out_channels, a.outputs = g.group_out(), a.time_steps = args.time_steps;
   a.blocks = small ? (g.group_out() + kTileOutputs - 1) / kTileOutputs : layout.blocks;
   a.tiles = tiles_of(g.pixels_out(), small ? kFragmentPixels : pixels_of_block(args.time_steps, counts));
-  a.scale = args.scale, a.bias = args.bias, a.initial = args.initial, a.out_bits = args.out_bits;
+  a.unit = args.unit, a.scale = args.scale, a.bias = args.bias, a.initial = args.initial, a.out_bits = args.out_bits;
   a.sum = args.sum, a.state = args.state, a.joined = args.joined;
   const int64_t bytes = prepared_bytes(g, args.bits, args.planes, counted);
   if (bytes != 0) {
@@ -452,12 +453,12 @@ cudaError_t launch_integer_product(const CudaProductArgs<E, float>& args, const 
   return launch_digits<kDigits>(a, args.neuron, counts, small, stream);
 }
 
-template <class E>
-cudaError_t launch_pack_fragments(const CudaFragmentArgs<E>& args, cudaStream_t stream) {
-  const FragmentLayout layout = fragment_layout(args.geometry, kDigitsOf<E>);
+template <class W>
+cudaError_t launch_pack_fragments(const CudaFragmentArgs<W>& args, cudaStream_t stream) {
+  const FragmentLayout layout = fragment_layout(args.geometry, kDigitsOf<DevicePacked<W>>);
   if (layout.bytes() / 16 > INT_MAX) return cudaErrorInvalidValue;  // 32 GiB
   const unsigned grid = packing_grid((layout.bytes() / 16 + kBlockThreads - 1) / kBlockThreads);
-  TANDEM_LAUNCH((pack_fragments_kernel<E>), grid, kBlockThreads, 0, stream, args, layout);
+  TANDEM_LAUNCH((pack_fragments_kernel<W>), grid, kBlockThreads, 0, stream, args, layout);
   return cudaGetLastError();
 }
 
@@ -465,7 +466,12 @@ template cudaError_t launch_integer_product(const CudaProductArgs<int8_t, float>
                                             cudaStream_t);
 template cudaError_t launch_integer_product(const CudaProductArgs<int16_t, float>&, const void*, uint8_t*, bool,
                                             cudaStream_t);
+template cudaError_t launch_integer_product(const CudaProductArgs<int32_t, float>&, const void*, uint8_t*, bool,
+                                            cudaStream_t);
 template cudaError_t launch_pack_fragments(const CudaFragmentArgs<int8_t>&, cudaStream_t);
 template cudaError_t launch_pack_fragments(const CudaFragmentArgs<int16_t>&, cudaStream_t);
+template cudaError_t launch_pack_fragments(const CudaFragmentArgs<float>&, cudaStream_t);
+template cudaError_t launch_pack_fragments(const CudaFragmentArgs<Float16>&, cudaStream_t);
+template cudaError_t launch_pack_fragments(const CudaFragmentArgs<BFloat16>&, cudaStream_t);
 
 }  // namespace tandem

@@ -1,4 +1,4 @@
-// Spiking and count products with integer weights on integer tensor cores: plain pointers and a stream. Torch-free.
+// Spiking and count products with whole weights on integer tensor cores: plain pointers and a stream. Torch-free.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -21,23 +21,24 @@ int64_t prepared_bytes(const ConvGeometry& geometry, const uint8_t* bits, int64_
 // Blocks of a launch with large tiles. Where they do not fill the device, small tiles have more blocks.
 int64_t large_blocks(const ConvGeometry& geometry, int digits, int64_t time_steps, bool counts);
 
-// args.weight is not read. fragments: from launch_pack_fragments, 16-byte aligned. prepared: prepared_bytes. E: int8_t
-// or int16_t, any value. small: tiles of 16 channels and 8 pixels, whose inputs the warps of a block share out. Needs
-// compute capability 8.0, and what fits_integer_engine says. Exact; neurons as everywhere.
+// args.weight is not read. fragments: from launch_pack_fragments, 16-byte aligned. prepared: prepared_bytes. E: int8_t,
+// int16_t or int32_t, any value. small: tiles of 16 channels and 8 pixels, whose inputs the warps of a block share out.
+// Needs compute capability 8.0, and what fits_integer_engine says. Exact; neurons as everywhere.
 template <class E>
 cudaError_t launch_integer_product(const CudaProductArgs<E, float>& args, const void* fragments, uint8_t* prepared,
                                    bool small, cudaStream_t stream);
 
 // Weights [O, C/groups, kH, kW] with these strides -> fragments, fragment_layout(..).bytes(), 16-byte aligned.
-template <class E>
+template <class W>
 struct CudaFragmentArgs {
   ConvGeometry geometry;
-  const E* weight;
+  const W* weight;
   int64_t stride_o, stride_c, stride_h, stride_w;
+  const float* unit;  // [O] of floats, from launch_pack_weight; else null
   void* fragments;
   const uint64_t* watched;  // as in CudaPackArgs
 };
-template <class E>
-cudaError_t launch_pack_fragments(const CudaFragmentArgs<E>& args, cudaStream_t stream);
+template <class W>
+cudaError_t launch_pack_fragments(const CudaFragmentArgs<W>& args, cudaStream_t stream);
 
 }  // namespace tandem

@@ -40,6 +40,7 @@ struct Product {
   const uint8_t* zeros;
   int parts;  // of counts; each is multiplied and added up
   int64_t out_channels, outputs, blocks, tiles, time_steps;
+  const float* unit;  // [O] of weights that were floats
   const float* scale;
   const float* bias;
   State<const float> initial;
@@ -225,7 +226,7 @@ __device__ __forceinline__ int warp_of_block() {
 }
 
 // Every fourth step of one tile of channels, for the warp's pixels. weight: the block's first; first_row: of the tile's
-// rows, kRowTiles / kDigits apart.
+// rows, kRowTiles / kDigits apart. Weights are fetched a step ahead, but for four digits, which leave no registers.
 template <class S>
 __device__ __forceinline__ void sweep_shared_out(typename S::Sums& sums, const Walk& g,
                                                  const Corners<S::kColumns>& corners, const uint8_t* input,
@@ -244,7 +245,8 @@ __device__ __forceinline__ void sweep_shared_out(typename S::Sums& sums, const W
   Reader<S::kColumns> in;
   in.start(g, warp * kQuads + lane % kQuads);
   in.locate(g, corners, input, zeros);
-  uint4 w[2][kSlices][S::kRows], x[2][2][S::kColumns];
+  constexpr bool kAhead = S::kDigits < 4;
+  uint4 w[kAhead ? 2 : 1][kSlices][S::kRows], x[2][2][S::kColumns];
   const auto load = [&](uint4(&y)[2][S::kColumns]) {
     in.load(y[0], 0);
     in.load(y[1], 1);
@@ -257,44 +259,60 @@ __device__ __forceinline__ void sweep_shared_out(typename S::Sums& sums, const W
       multiply<S>(sums, v[2 * half + 1], y[half], 1);
     }
   };
-  fetch(w[0]);
+  const auto go_on = [&] {
+    from += kWarps * kStepWords;
+    in.advance(g, corners, input, zeros);
+  };
   load(x[0]);
+  if constexpr (!kAhead) {
+    for (int at = warp; at < g.steps; at += kWarps) {
+      fetch(w[0]);
+      go_on();
+      if (at + kWarps < g.steps) load(x[1]);
+      step(w[0], x[0]);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+#pragma unroll
+        for (int i = 0; i < S::kColumns; ++i) x[0][half][i] = x[1][half][i];
+      }
+    }
+    return;
+  }
+  fetch(w[0]);
   // Two steps a turn, so that what is fetched ahead need not be moved.
   for (int at = warp; at < g.steps; at += 2 * kWarps) {
     const bool more = at + kWarps < g.steps, beyond = at + 2 * kWarps < g.steps;
-    from += kWarps * kStepWords;
-    in.advance(g, corners, input, zeros);
+    go_on();
     if (more) {
-      fetch(w[1]);
+      fetch(w[kAhead ? 1 : 0]);
       load(x[1]);
     }
     step(w[0], x[0]);
-    from += kWarps * kStepWords;
-    in.advance(g, corners, input, zeros);
+    go_on();
     if (beyond) {
       fetch(w[0]);
       load(x[0]);
     }
-    if (more) step(w[1], x[1]);
+    if (more) step(w[kAhead ? 1 : 0], x[1]);
   }
 }
 
 // ---- Sums
 
-// The sum at step t, the digits met: exact modulo 2^32, into which it fits.
+// What a sum of whole weights may need: 64 bits for four digits.
 template <class S>
-__device__ __forceinline__ int value_of(const typename S::Sums& sums, int tile, int column, int t, int r) {
-  auto sum = static_cast<unsigned>(sums[0][tile][column][t][r] >> t);
-  if constexpr (S::kDigits == 2) sum = sum * 256 + (static_cast<unsigned>(sums[1][tile][column][t][r]) >> t);
-  return static_cast<int>(sum);
-}
+using Whole = std::conditional_t<S::kDigits == 4, long long, int>;
 
-// Of counts, 64 bits.
-template <class S>
-__device__ __forceinline__ long long count_value(const typename S::Sums& sums, int tile, int column, int r) {
-  long long sum = sums[0][tile][column][0][r];
-  if constexpr (S::kDigits == 2) sum = sum * 256 + static_cast<unsigned>(sums[1][tile][column][0][r]);
-  return sum;
+// The sum at step t, the digits met: exact modulo 2^32 or 2^64, into which it fits.
+template <class S, class Sum = Whole<S>>
+__device__ __forceinline__ Sum value_of(const typename S::Sums& sums, int tile, int column, int t, int r) {
+  using Bits = std::make_unsigned_t<Sum>;
+  auto sum = static_cast<Bits>(sums[0][tile][column][t][r] >> t);
+#pragma unroll
+  for (int digit = 1; digit < S::kDigits; ++digit) {
+    sum = sum * 256 + (static_cast<unsigned>(sums[digit][tile][column][t][r]) >> t);
+  }
+  return static_cast<Sum>(sum);
 }
 
 // Where a thread's neurons are, of large tiles: channel 16 * tile + n, n < 2, and pixel + 8 * column + i, i < 2.
@@ -322,8 +340,10 @@ template <int kSteps, class Model, class Value>
 __device__ __forceinline__ unsigned fire(const Product& a, const Model& model, int plane, int64_t at, int64_t channel,
                                          const Value& value, DeviceNeuron<float, Model>& neuron) {
   const float scale = a.scale ? a.scale[channel] : 1.0f, bias = a.bias ? a.bias[channel] : 0.0f;
+  const float unit = a.unit ? a.unit[channel] : 1.0f;
   const auto current = [&](int s) {
-    const float x = current_of(static_cast<float>(value(s)), a.scale != nullptr, scale, a.bias != nullptr, bias);
+    const float sum = in_units(value(s), unit);
+    const float x = current_of(sum, a.scale != nullptr, scale, a.bias != nullptr, bias);
     return add_joined(a.joined, plane, s, at, channel, x);
   };
   return run_plane<kSteps>(model, static_cast<int>(steps_in_plane(plane, a.time_steps)), current, neuron);

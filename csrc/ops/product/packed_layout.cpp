@@ -20,14 +20,6 @@ template void check_packed<float>(const char*, const char*, const Tensor&, const
 template void check_packed<double>(const char*, const char*, const Tensor&, const Tensor&, const ConvGeometry&);
 template void check_packed<int8_t>(const char*, const char*, const Tensor&, const Tensor&, const ConvGeometry&);
 template void check_packed<int16_t>(const char*, const char*, const Tensor&, const Tensor&, const ConvGeometry&);
-
-Tensor empty_packed(const char* op, const Tensor& weight, const ConvGeometry& geometry) {
-  Tensor packed;
-  dispatch_packed(weight.scalar_type(), [&](auto element, auto) {
-    using E = decltype(element);
-    packed = empty_channels_last(op, weight, {packed_elements<E>(weight, geometry)}, packed_type<E>(), 0);
-  });
-  return packed;
-}
+template void check_packed<int32_t>(const char*, const char*, const Tensor&, const Tensor&, const ConvGeometry&);
 
 }  // namespace tandem

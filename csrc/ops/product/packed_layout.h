@@ -11,11 +11,11 @@
 #include "ops/product/fragment_layout.h"
 #include "ops/product/panel_layout.h"
 #include "ops/product/plan.h"
-#include "ops/product/term_layout.h"
 
 namespace tandem {
 
-// What a packed weight consists of: the weight's own type, but for 16-bit floats, which are widened to 32 bits.
+// What a packed weight consists of: the weight's own type, but on a CPU float32 for 16-bit floats, and on a CUDA device
+// 32-bit integers for all floats but float64.
 template <class E>
 constexpr ScalarType packed_type();
 template <>
@@ -34,6 +34,10 @@ template <>
 constexpr ScalarType packed_type<int16_t>() {
   return ScalarType::Short;
 }
+template <>
+constexpr ScalarType packed_type<int32_t>() {
+  return ScalarType::Int;
+}
 
 // Dispatch on a checked weight's dtype: calls f(E{}, T{}) with the packed elements' and the neurons' types.
 template <class F>
@@ -49,6 +53,18 @@ void dispatch_packed(ScalarType weight, F&& f) {
   }
 }
 
+// The same of weights on a CUDA device.
+template <class F>
+void dispatch_device_packed(ScalarType weight, F&& f) {
+  dispatch_packed(weight, [&](auto element, auto type) {
+    if constexpr (std::is_same_v<decltype(element), float>) {
+      f(int32_t{}, type);
+    } else {
+      f(element, type);
+    }
+  });
+}
+
 // Dispatch on a checked weight's dtype, int8 or int16: calls f(E{}).
 template <class F>
 void dispatch_integers(ScalarType weight, F&& f) {
@@ -62,7 +78,7 @@ void dispatch_integers(ScalarType weight, F&& f) {
 // Dispatch on the dtype of a weight that is packed as E: calls f(W{}) with what the weight itself consists of.
 template <class E, class F>
 void dispatch_unpacked(ScalarType weight, F&& f) {
-  if constexpr (!std::is_same_v<E, float>) {
+  if constexpr (!std::is_same_v<E, float> && !std::is_same_v<E, int32_t>) {
     f(E{});
   } else if (weight == ScalarType::Half) {
     f(Float16{});
@@ -93,21 +109,10 @@ constexpr bool has_fragments(const ConvGeometry& g) {
   return !std::is_same_v<E, double> && is_wide(g);
 }
 
-// Terms that are stored of floating-point weights.
-inline int stored_terms(ScalarType weight) {
-  int stored = 0;
-  dispatch_unpacked<float>(weight, [&](auto unpacked) { stored = kStoredTerms<decltype(unpacked)>; });
-  return stored;
-}
-
-// Of weights that are packed as E: digits of integers, or terms of floats.
+// Units behind all else, on a CUDA device: one for each output channel.
 template <class E>
-int64_t fragment_bytes(const ConvGeometry& g, ScalarType weight) {
-  if constexpr (std::is_integral_v<E>) {
-    return fragment_layout(g, kDigitsOf<E>).bytes();
-  } else {
-    return term_layout(g, stored_terms(weight)).bytes();
-  }
+constexpr int64_t unit_count(const ConvGeometry& g) {
+  return std::is_same_v<E, int32_t> ? g.out_channels : 0;
 }
 
 // Whether weights that are packed as E have panels behind the rows on some CPU.
@@ -158,8 +163,8 @@ template <class E>
 int64_t packed_elements(const Tensor& weight, const ConvGeometry& g) {
   const int64_t rows = packed_layout<E>(g).elements();
   if (weight.is_cpu()) return has_panels<E>(g) && reads_panels<E>() ? elements_with_panels<E>(g) : rows;
-  if (!has_fragments<E>(g)) return rows;
-  return rows + fragment_bytes<E>(g, weight.scalar_type()) / static_cast<int64_t>(sizeof(E));
+  const int64_t bytes = has_fragments<E>(g) ? fragment_layout(g, kDigitsOf<E>).bytes() : 0;
+  return rows + bytes / static_cast<int64_t>(sizeof(E)) + unit_count<E>(g);
 }
 
 // Throws where `packed` is not what pack_weight makes of this weight.
@@ -168,6 +173,9 @@ void check_packed(const char* op, const char* argument, const Tensor& packed, co
                   const ConvGeometry& geometry);
 
 // Memory for packed weights of this geometry, uninitialised.
-Tensor empty_packed(const char* op, const Tensor& weight, const ConvGeometry& geometry);
+template <class E>
+Tensor empty_packed(const char* op, const Tensor& weight, const ConvGeometry& geometry) {
+  return empty_channels_last(op, weight, {packed_elements<E>(weight, geometry)}, packed_type<E>(), 0);
+}
 
 }  // namespace tandem

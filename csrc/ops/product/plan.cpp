@@ -72,9 +72,20 @@ void check_operand(const char* op, const char* argument, const Tensor& tensor, c
   check_shape(op, argument, tensor, expected);
 }
 
-void check_integers(const char* op, const ProductArguments& a) {
+// Sums of float weights on a CUDA device: 32-bit numbers in 64 bits (whole_weight.h).
+void check_whole_weights(const char* op, const ProductArguments& a) {
+  if (a.weight.is_cpu() || a.weight.scalar_type() == ScalarType::Double) return;
+  const int64_t most = (int64_t{1} << 32) / std::max<int64_t>(1, largest_input(a.radix, a.bits.size(0)));
+  TANDEM_CHECK(a.weight.numel() / a.weight.size(0) <= most, op, name_of(a.weight.scalar_type()),
+               " weights must have at most ", most,
+               " inputs per neuron for so many time steps on a CUDA device, so "
+               "that sums fit into 64 bits, got ",
+               shape(a.weight));
+}
+
+void check_sums(const char* op, const ProductArguments& a) {
   const ScalarType type = a.weight.scalar_type();
-  if (!is_integer(type)) return;
+  if (!is_integer(type)) return check_whole_weights(op, a);
   TANDEM_CHECK(a.weight.numel() / a.weight.size(0) <= int64_t{1} << 24, op, name_of(type),
                " weights must have at most 2^24 inputs per neuron, got ", shape(a.weight));
   // On the CPU, the weights of more are read (check_32_bits). Elsewhere nothing reads them: they may be as low as
@@ -89,8 +100,7 @@ void check_integers(const char* op, const ProductArguments& a) {
 ProductPlan plan_inputs(const char* op, const ProductArguments& a, const ConvGeometry& geometry, bool linear) {
   Sizes inputs = sizes_of(a.bits);
   inputs.erase(inputs.begin());
-  check_integers(op, a);
-  TANDEM_CHECK(a.terms >= 1 && a.terms <= 3, op, "terms must be 1, 2 or 3, got ", a.terms);
+  check_sums(op, a);
   // Only the gradient uses it, but a wrong one is a mistake at this call.
   if (a.count) check_operand(op, "count", *a.count, a.weight, inputs);
   if (a.scale) check_operand(op, "scale", *a.scale, a.weight, {geometry.out_channels});
@@ -103,9 +113,9 @@ ProductPlan plan_inputs(const char* op, const ProductArguments& a, const ConvGeo
   const std::optional<Tensor> scale = channels_last(op, a.scale, 0), bias = channels_last(op, a.bias, 0);
   if (scale) check_finite(op, "scale", *scale);
   if (bias) check_finite(op, "bias", *bias);
-  return {geometry, bits,    a.weight, a.packed,    scale,        bias,         engine_of(op, a.engine),
-          a.terms,  a.radix, type,     {},          std::nullopt, std::nullopt, std::nullopt,
-          none(),   none(),  none(),   std::nullopt};
+  return {geometry, bits,   a.weight,    a.packed,     scale,        bias,         engine_of(op, a.engine),
+          a.radix,  type,   {},          std::nullopt, std::nullopt, std::nullopt, none(),
+          none(),   none(), std::nullopt};
 }
 
 // What another branch adds to the plan's neurons: numbers of these sizes, whose features are dimension `dim`, or spikes

@@ -23,7 +23,6 @@ struct ProductArguments {
   const std::optional<Tensor>& scale;
   const std::optional<Tensor>& bias;
   int64_t engine;
-  int64_t terms;
   int64_t radix;
 };
 
@@ -56,7 +55,6 @@ struct ProductPlan {
   std::optional<Tensor> packed;       // as given; unchecked, since each engine has a layout of its own
   std::optional<Tensor> scale, bias;  // [O], contiguous
   Engine engine;
-  int64_t terms;                              // bf16 terms of a float32 weight on tensor cores
   int64_t radix;                              // T where bytes are the values of radix spikes, else 0
   ScalarType type;                            // of currents and potentials
   Neuron neuron;                              // of a spiking product
@@ -67,10 +65,11 @@ struct ProductPlan {
   std::optional<RadixNeurons> radix_neurons;  // of a count product: what it drives
 };
 
-// The largest number that one of the plan's inputs stands for in a count product.
-inline int64_t largest_input(const ProductPlan& plan) {
-  return plan.radix ? (int64_t{1} << plan.radix) - 1 : plan.bits.size(0) * kStepsPerPlane;
+// The largest number that an input of a count product stands for.
+inline int64_t largest_input(int64_t radix, int64_t planes) {
+  return radix ? (int64_t{1} << radix) - 1 : planes * kStepsPerPlane;
 }
+inline int64_t largest_input(const ProductPlan& plan) { return largest_input(plan.radix, plan.bits.size(0)); }
 
 // Whether weights are integers, of 8 or 16 bits.
 constexpr bool is_integer(ScalarType type) { return type == ScalarType::Char || type == ScalarType::Short; }

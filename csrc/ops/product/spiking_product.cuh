@@ -4,17 +4,22 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #include "core/conv_geometry.h"
 #include "core/narrow_float.h"
 #include "neuron/joined.h"
 #include "neuron/models.h"
 #include "neuron/state.h"
-#include "ops/product/term_layout.h"
+#include "ops/product/whole_weight.h"
 
 namespace tandem {
 
-// E: packed weights (float, double, int8_t or int16_t); T: neurons. A product with
+// What weights of type W are packed as on a device: floats as whole numbers and their units, others as they are.
+template <class W>
+using DevicePacked = std::conditional_t<std::is_integral_v<W> || std::is_same_v<W, double>, W, int32_t>;
+
+// E: packed weights (double, int8_t, int16_t or int32_t); T: neurons. A product with
 // spike counts, or with values of radix spikes, has no out_bits; its scale and bias apply once.
 template <class E, class T>
 struct CudaProductArgs {
@@ -25,6 +30,7 @@ struct CudaProductArgs {
   int64_t largest;         // of a count product, the largest number that an input stands for; else 0
   const E* weight;         // packed: [groups, blocks, features, block], 16-byte aligned
   int64_t block, blocks;   // output channels in a row; rows of a group
+  const float* unit;       // [O] of int32_t, else null
   const T* scale;          // [O] or null
   const T* bias;           // [O] or null
   State<const T> initial;  // [kStates, N * Ho * Wo, O] or null: the model's start
@@ -42,40 +48,20 @@ struct CudaProductArgs {
 template <class E, class T>
 cudaError_t launch_gather_product(const CudaProductArgs<E, T>& args, cudaStream_t stream);
 
-// Whether the tensor-core engine numbers the parts of this product in its 32 bits.
-bool fits_tensor_cores(const ConvGeometry& geometry);
-
-// The tensor-core engine: of each weight the first terms, so many of those that are stored. args.weight is not read.
-// fragments: from launch_pack_terms, 16-byte aligned. stored: kStoredTerms of the weights. Needs compute
-// capability 8.0, and what fits_tensor_cores says.
-cudaError_t launch_tensor_core_product(const CudaProductArgs<float, float>& args, const void* fragments, int stored,
-                                       int terms, cudaStream_t stream);
-
-// Weights [O, C/groups, kH, kW] with these strides -> packed. W: Float16 or BFloat16 too, where E is float. watched:
-// the state of launch_watch_weight, so that nothing is written if it found no change, or null.
-template <class W, class E>
+// Weights [O, C/groups, kH, kW] with these strides -> packed, and unit. watched: the state of launch_watch_weight, so
+// that nothing is written if it found no change, or null.
+template <class W>
 struct CudaPackArgs {
   ConvGeometry geometry;
   const W* weight;
   int64_t stride_o, stride_c, stride_h, stride_w;
-  E* packed;
+  DevicePacked<W>* packed;
   int64_t block, blocks;
+  float* unit;  // [O] of float, Float16 and BFloat16; else null
   const uint64_t* watched;
 };
 // At most 2^32 - 1 rows: of 32 bytes or more each, 128 GiB.
-template <class W, class E>
-cudaError_t launch_pack_weight(const CudaPackArgs<W, E>& args, cudaStream_t stream);
-
-// Weights [O, C/groups, kH, kW] with these strides -> fragments, term_layout(..).bytes(), 16-byte aligned.
 template <class W>
-struct CudaTermArgs {
-  ConvGeometry geometry;
-  const W* weight;
-  int64_t stride_o, stride_c, stride_h, stride_w;
-  void* fragments;
-  const uint64_t* watched;  // as above
-};
-template <class W>
-cudaError_t launch_pack_terms(const CudaTermArgs<W>& args, cudaStream_t stream);
+cudaError_t launch_pack_weight(const CudaPackArgs<W>& args, cudaStream_t stream);
 
 }  // namespace tandem

@@ -4,13 +4,6 @@
 
 namespace tandem {
 
-__global__ void mma_m16n8k16_bf16_kernel(float* d, const uint32_t* a) {
-  float sums[4] = {d[0], d[1], d[2], d[3]};
-  const uint32_t left[4] = {a[0], a[1], a[2], a[3]}, right[2] = {a[4], a[5]};
-  mma_m16n8k16_bf16(sums, left, right);
-  for (int i = 0; i < 4; ++i) d[threadIdx.x * 4 + i] = sums[i];
-}
-
 template <bool kSigned>
 __global__ void mma_m16n8k32_kernel(int* d, const uint4* a) {
   int sums[4] = {d[0], d[1], d[2], d[3]};

@@ -425,86 +425,6 @@ TANDEM_HOST_UNSEEN T shuffle(const char* operation, unsigned mask, T value, unsi
   return payload.result;
 }
 
-// How tensor cores add products of bf16 to a float32, as found on devices by Fasi et al. (2021),
-// doi:10.7717/peerj-cs.330; Khattak and Mikaitis (2025), arXiv:2512.07004; and Xie et al. (2025), arXiv:2511.10909, who
-// agree: so many products and the number before them are aligned to the largest exponent among them, of a product the
-// sum of its factors', and lose the bits beyond a float32's 23 and the extra ones. Their sum is exact, and cut off to
-// 24 bits.
-struct TensorCores {
-  const char* architecture;
-  unsigned products;
-  int extra_bits;
-};
-constexpr TensorCores kTensorCores[] = {{"sm_80", 8, 1}, {"sm_89", 8, 1}, {"sm_90", 16, 2}};
-inline TensorCores tensor_cores = kTensorCores[0];
-
-// Of a finite number but 0; subnormals have that of the smallest normal one.
-TANDEM_HOST_UNSEEN inline int exponent_of(float x) {
-  uint32_t word;
-  __builtin_memcpy(&word, &x, sizeof(word));
-  const auto exponent = static_cast<int>(word >> 23 & 0xff);
-  return (exponent == 0 ? 1 : exponent) - 127;
-}
-
-TANDEM_HOST_UNSEEN inline float cut_off(double x) {
-  const auto nearest = static_cast<float>(x);
-  if (__builtin_isinf(nearest) || __builtin_fabs(static_cast<double>(nearest)) <= __builtin_fabs(x)) return nearest;
-  return __builtin_nextafterf(nearest, 0.0f);
-}
-
-// sum + the dot product of a, which is contiguous, and b, 8 apart.
-TANDEM_HOST_UNSEEN inline float multiply_add(const float* a, const float* b, unsigned products, float sum) {
-  double addends[17] = {static_cast<double>(sum)}, plain = static_cast<double>(sum);
-  int largest = sum == 0.0f ? INT32_MIN : exponent_of(sum);
-  for (unsigned k = 0; k < products; ++k) {
-    addends[k + 1] = static_cast<double>(a[k]) * static_cast<double>(b[8 * k]);
-    plain += addends[k + 1];
-    if (a[k] == 0.0f || b[8 * k] == 0.0f) continue;
-    const int exponent = exponent_of(a[k]) + exponent_of(b[8 * k]);
-    if (exponent > largest) largest = exponent;
-  }
-  if (!__builtin_isfinite(plain)) return static_cast<float>(plain);  // an infinity or a NaN
-  if (largest == INT32_MIN) return 0.0f;
-  const double last = __builtin_ldexp(1.0, largest - 23 - tensor_cores.extra_bits);
-  double total = 0;
-  for (unsigned k = 0; k <= products; ++k) total += __builtin_trunc(addends[k] / last);
-  return cut_off(total * last);
-}
-
-struct Mma {
-  static constexpr bool kOrdersMemory = false;
-  uint32_t a[4], b[2];
-  float d[4];
-
-  TANDEM_HOST_UNSEEN static float element(const uint32_t* fragment, unsigned i) {
-    const uint32_t word = (i % 2 == 0 ? fragment[i / 2] << 16 : fragment[i / 2] & 0xffff0000u);
-    float out;
-    __builtin_memcpy(&out, &word, sizeof(out));
-    return out;
-  }
-
-  TANDEM_HOST_UNSEEN static void exchange(Mma* const* lanes, unsigned) {
-    float a[16][16], b[16][8];
-    for (unsigned lane = 0; lane < kWarp; ++lane) {
-      const unsigned group = lane / 4, pair = lane % 4 * 2;
-      for (unsigned i = 0; i < 8; ++i) {
-        a[group + i / 2 % 2 * 8][pair + i % 2 + i / 4 * 8] = element(lanes[lane]->a, i);
-      }
-      for (unsigned i = 0; i < 4; ++i) b[pair + i % 2 + i / 2 * 8][group] = element(lanes[lane]->b, i);
-    }
-    for (unsigned lane = 0; lane < kWarp; ++lane) {
-      for (unsigned i = 0; i < 4; ++i) {
-        const unsigned row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
-        float sum = lanes[lane]->d[i];
-        for (unsigned k = 0; k < 16; k += tensor_cores.products) {
-          sum = multiply_add(&a[row][k], &b[k][column], tensor_cores.products, sum);
-        }
-        lanes[lane]->d[i] = sum;
-      }
-    }
-  }
-};
-
 // Exact modulo 2^32.
 template <bool kSigned>
 struct IntegerMma {
@@ -806,12 +726,6 @@ struct Same {
 
 // ---- What device.cuh has in PTX
 
-inline void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  host::Mma payload{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}, {d[0], d[1], d[2], d[3]}};
-  host::collective(~0u, "mma.m16n8k16", payload);
-  for (int i = 0; i < 4; ++i) d[i] = payload.d[i];
-}
-
 template <bool kSigned>
 void mma_m16n8k32(int (&d)[4], const uint4& a, unsigned b0, unsigned b1) {
   host::IntegerMma<kSigned> payload{{a.x, a.y, a.z, a.w}, {b0, b1}, {}};
@@ -876,12 +790,6 @@ T atomicAdd(T* address, typename tandem::host::Same<T>::Type value) {
 
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 // Of the 8 bytes of x, those of y behind them: the four whose numbers the halves of the selector are.
-inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
-  const uint64_t bytes = static_cast<uint64_t>(y) << 32 | x;
-  unsigned out = 0;
-  for (unsigned i = 0; i < 4; ++i) out |= static_cast<unsigned>(bytes >> 8 * (selector >> 4 * i & 7) & 0xff) << 8 * i;
-  return out;
-}
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
 

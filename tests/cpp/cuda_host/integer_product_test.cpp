@@ -1,10 +1,11 @@
-// The integer engine, run on the host, against plain loops over pixels, channels and time steps: any weights, scales
-// and biases, random shapes, every neuron model, large tiles and small ones.
+// The integer engine and the gather engine, run on the host, against plain loops over pixels, channels and time steps:
+// any weights, scales and biases, random shapes, every neuron model, large tiles and small ones.
 // integer_product_test [SEED SHAPES]; no shapes: the largest sums that fit, in a minute.
 // integer_product_test GROUPS C O KH KW DIGITS: the bytes of packed weights.
 #include "ops/product/integer_product.cu"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -12,6 +13,8 @@
 #include <string>
 #include <vector>
 
+#include "ops/product/block_size.h"
+#include "ops/product/gather_product.cu"
 #include "watched.h"
 
 namespace {
@@ -94,6 +97,7 @@ void compare(const char* what, const std::string& where, const Buffer<T>& got, c
   }
 }
 
+enum Engine { kLarge, kSmall, kGather };
 enum Input { kSpikes, kCounts, kValues };  // what a product multiplies; values: of radix spikes
 
 // The largest number that an input of a count product stands for.
@@ -101,9 +105,8 @@ int64_t largest_input(int64_t planes, int64_t steps, Input input) {
   return input == kSpikes ? 0 : input == kCounts ? planes * kStepsPerPlane : (int64_t{1} << steps) - 1;
 }
 
-// Sums of the weights times what their inputs stand for: sums[step or 0][pixel, channel].
-template <class E>
-std::vector<int64_t> plain_sums(const ConvGeometry& g, const Buffer<uint8_t>& bits, const Buffer<E>& weight,
+// Sums of the whole weights times what their inputs stand for: sums[step or 0][pixel, channel].
+std::vector<int64_t> plain_sums(const ConvGeometry& g, const Buffer<uint8_t>& bits, const std::vector<int64_t>& weight,
                                 int64_t step, int64_t planes, Input input) {
   const int64_t in = g.pixels_in() * g.in_channels;
   std::vector<int64_t> out(static_cast<size_t>(g.pixels_out() * g.out_channels));
@@ -128,7 +131,8 @@ std::vector<int64_t> plain_sums(const ConvGeometry& g, const Buffer<uint8_t>& bi
           const int64_t group = c / g.group_in();
           for (int64_t o = group * g.group_out(); o < (group + 1) * g.group_out(); ++o) {
             out[static_cast<size_t>(m * g.out_channels + o)] +=
-                value * weight.data[(o * g.group_in() + c % g.group_in()) * g.taps() + kh * g.kernel_w + kw];
+                value *
+                weight[static_cast<size_t>((o * g.group_in() + c % g.group_in()) * g.taps() + kh * g.kernel_w + kw)];
           }
         }
       }
@@ -137,9 +141,52 @@ std::vector<int64_t> plain_sums(const ConvGeometry& g, const Buffer<uint8_t>& bi
   return out;
 }
 
-template <class E>
+// A random weight about `size`.
+template <class W>
+W random_weight(float size, bool extreme) {
+  if constexpr (std::is_integral_v<W>) {
+    constexpr int64_t kLowest = std::numeric_limits<W>::min();
+    return static_cast<W>(extreme ? one_of<int64_t>({kLowest, -kLowest - 1}) : random_int(kLowest, -kLowest - 1));
+  } else if constexpr (std::is_same_v<W, float>) {
+    return extreme ? size * one_of<float>({1.9999999f, -1.9999999f, 0, 0x1p-30f}) : size * random_float();
+  } else if constexpr (std::is_same_v<W, Float16>) {
+    return {static_cast<uint16_t>(random_int(0, 1) << 15 | random_int(0, 0x7bff))};  // finite, of any size
+  } else {
+    const float x = size * random_float();
+    uint32_t word;
+    std::memcpy(&word, &x, sizeof(word));
+    return {static_cast<uint16_t>(word >> 16)};
+  }
+}
+
+// Weights as whole numbers and their units, in double precision: the definition.
+template <class W>
+std::vector<double> to_whole(const ConvGeometry& g, const Buffer<W>& weight, std::vector<int64_t>& whole) {
+  std::vector<double> units(static_cast<size_t>(g.out_channels), 1);
+  for (int64_t o = 0; o < g.out_channels; ++o) {
+    const W* const of_channel = weight.data + o * g.features();
+    if constexpr (!std::is_integral_v<W>) {
+      double largest = 0;
+      for (int64_t i = 0; i < g.features(); ++i) {
+        largest = std::max(largest, std::fabs(static_cast<double>(static_cast<float>(of_channel[i]))));
+      }
+      int exponent = 0;
+      std::frexp(largest, &exponent);  // largest < 2^exponent
+      units[static_cast<size_t>(o)] = std::ldexp(1.0, std::max(exponent - 31, -126));
+    }
+    for (int64_t i = 0; i < g.features(); ++i) {
+      const auto x = static_cast<double>(static_cast<float>(of_channel[i]));
+      whole[static_cast<size_t>(o * g.features() + i)] = std::llrint(x / units[static_cast<size_t>(o)]);
+    }
+  }
+  return units;
+}
+
+template <class W>
 void run(const ConvGeometry& g, int64_t steps, bool always = false) {
+  using E = DevicePacked<W>;
   constexpr int kDigits = kDigitsOf<E>;
+  constexpr bool kFloats = !std::is_integral_v<W>;
   const int64_t planes = planes_for(steps), in = g.pixels_in() * g.in_channels;
   const int64_t out = g.pixels_out() * g.out_channels;
   // Planes that start anywhere are filled up, too.
@@ -151,12 +198,19 @@ void run(const ConvGeometry& g, int64_t steps, bool always = false) {
       if (random_int(0, 99) < rate) bits[i] = static_cast<uint8_t>(bits[i] | 1 << t);
     }
   }
-  constexpr int64_t kLowest = kDigits == 1 ? -128 : -32768;
-  Buffer<E> weight(g.out_channels * g.features());
+  Buffer<W> weight(g.out_channels * g.features());
+  Buffer<float> scale(g.out_channels);
   const bool extreme = random_int(0, 5) == 0;
-  for (int64_t i = 0; i < weight.size; ++i) {
-    weight[i] = static_cast<E>(extreme ? one_of<int64_t>({kLowest, -kLowest - 1}) : random_int(kLowest, -kLowest - 1));
+  for (int64_t o = 0; o < g.out_channels; ++o) {
+    // Float weights of every size, and scales that make up for it.
+    const float size = !kFloats                     ? 128.0f * (kDigits == 1 ? 1 : 256)
+                       : std::is_same_v<W, Float16> ? 128.0f
+                                                    : std::ldexp(1.0f, static_cast<int>(random_int(-100, 100)));
+    scale[o] = random_float() / size / std::sqrt(static_cast<float>(g.features()));
+    for (int64_t i = 0; i < g.features(); ++i) weight[o * g.features() + i] = random_weight<W>(size, extreme);
   }
+  std::vector<int64_t> whole(static_cast<size_t>(weight.size));
+  const std::vector<double> units = to_whole(g, weight, whole);
   Neuron neuron = {};
   neuron.kind = static_cast<int>(random_int(0, kModelCount - 1));
   neuron.parameters[0] = 0.25 + std::fabs(static_cast<double>(random_float()));
@@ -167,13 +221,10 @@ void run(const ConvGeometry& g, int64_t steps, bool always = false) {
   const std::string where = name_of(g, steps, kDigits, neuron.kind);
   const bool biased = random_int(0, 3) != 0, initial_given = random_int(0, 1) == 0;
   const auto branch = random_int(0, 2);  // what joins: nothing, currents or spikes
-  Buffer<float> scale(g.out_channels), bias(g.out_channels), initial(states * out), added(steps * out);
+  Buffer<float> bias(g.out_channels), initial(states * out), added(steps * out);
   Buffer<float> amplitude(g.out_channels);
   Buffer<uint8_t> added_spikes(planes * out);
-  for (int64_t i = 0; i < scale.size; ++i) {
-    scale[i] = random_float() / static_cast<float>(-kLowest) / std::sqrt(static_cast<float>(g.features()));
-    bias[i] = random_float() / 8, amplitude[i] = random_float() / 4;
-  }
+  for (int64_t i = 0; i < scale.size; ++i) bias[i] = random_float() / 8, amplitude[i] = random_float() / 4;
   for (int64_t i = 0; i < initial.size; ++i) {
     initial[i] = i < out ? random_float() / 2 : static_cast<float>(random_int(0, 2));
   }
@@ -186,21 +237,38 @@ void run(const ConvGeometry& g, int64_t steps, bool always = false) {
 
   const FragmentLayout layout = fragment_layout(g, kDigits);
   Buffer<uint8_t> fragments(layout.bytes());
-  CudaFragmentArgs<E> pack = {};
-  pack.geometry = g, pack.weight = weight.data, pack.fragments = fragments.data;
-  pack.stride_o = g.features(), pack.stride_c = g.taps(), pack.stride_h = g.kernel_w, pack.stride_w = 1;
-  const auto launch_pack = [](const CudaFragmentArgs<E>& a) { return launch_pack_fragments(a, nullptr); };
-  if (launch_pack(pack) != cudaSuccess) ++failures;
-  if (!packs_if_changed(pack, launch_pack, fragments.data, fragments.size, generator)) {
+  Buffer<float> unit(kFloats ? g.out_channels : 0);
+  const int64_t block = block_size<E>(g.group_out()), blocks = (g.group_out() + block - 1) / block;
+  Buffer<E> packed(g.groups * blocks * g.features() * block);
+  const auto fill = [&](auto pack) {
+    pack.geometry = g, pack.weight = weight.data, pack.unit = kFloats ? unit.data : nullptr;
+    pack.stride_o = g.features(), pack.stride_c = g.taps(), pack.stride_h = g.kernel_w, pack.stride_w = 1;
+    return pack;
+  };
+  auto rows = fill(CudaPackArgs<W>{});
+  rows.packed = packed.data, rows.block = block, rows.blocks = blocks;
+  auto pack = fill(CudaFragmentArgs<W>{});
+  pack.fragments = fragments.data;
+  const auto launch_rows = [](const CudaPackArgs<W>& a) { return launch_pack_weight(a, nullptr); };
+  const auto launch_pack = [](const CudaFragmentArgs<W>& a) { return launch_pack_fragments(a, nullptr); };
+  if (launch_rows(rows) != cudaSuccess || launch_pack(pack) != cudaSuccess) ++failures;
+  if (!packs_if_changed(pack, launch_pack, fragments.data, fragments.size, generator) ||
+      !packs_if_changed(rows, launch_rows, packed.data, packed.size * static_cast<int64_t>(sizeof(E)), generator) ||
+      (kFloats && !packs_if_changed(rows, launch_rows, unit.data, unit.size * 4, generator))) {
     ++failures;
     std::printf("FAIL watched weights\n");
+  }
+  for (int64_t i = 0; i < unit.size; ++i) {
+    if (static_cast<double>(unit[i]) == units[static_cast<size_t>(i)]) continue;
+    ++failures;
+    std::printf("FAIL the unit of channel %d, %s\n", static_cast<int>(i), where.c_str());
   }
 
   // Plain loops.
   std::vector<uint8_t> spikes(static_cast<size_t>(planes * out));
   std::vector<float> sum(static_cast<size_t>(out)), state(static_cast<size_t>(states * out));
   std::vector<std::vector<int64_t>> all;
-  for (int64_t t = 0; t < steps; ++t) all.push_back(plain_sums(g, bits, weight, t, planes, kSpikes));
+  for (int64_t t = 0; t < steps; ++t) all.push_back(plain_sums(g, bits, whole, t, planes, kSpikes));
   visit_model<Scalar<float>>(neuron, [&](const auto& model) {
     using Model = std::decay_t<decltype(model)>;
     for (int64_t i = 0; i < out; ++i) {
@@ -208,7 +276,8 @@ void run(const ConvGeometry& g, int64_t steps, bool always = false) {
       float variables[Model::kStates], total = 0;
       for (int v = 0; v < Model::kStates; ++v) variables[v] = initial_given ? initial[v * out + i] : model.start(v);
       for (int64_t t = 0; t < steps; ++t) {
-        float x = static_cast<float>(static_cast<int32_t>(all[static_cast<size_t>(t)][static_cast<size_t>(i)]));
+        float x = static_cast<float>(all[static_cast<size_t>(t)][static_cast<size_t>(i)]);
+        x *= static_cast<float>(units[static_cast<size_t>(channel)]);
         x *= scale[channel];
         if (biased) x += bias[channel];
         if (joined.current) x += added[t * out + i];
@@ -232,19 +301,21 @@ void run(const ConvGeometry& g, int64_t steps, bool always = false) {
     const bool counts = input != kSpikes;
     std::vector<float> product(static_cast<size_t>(counts ? out : 0));
     if (counts) {
-      const std::vector<int64_t> sums = plain_sums(g, bits, weight, 0, planes, input);
+      const std::vector<int64_t> sums = plain_sums(g, bits, whole, 0, planes, input);
       for (size_t i = 0; i < product.size(); ++i) {
         const int64_t channel = static_cast<int64_t>(i) % g.out_channels;
-        product[i] = static_cast<float>(sums[i]) * scale[channel];
+        product[i] = static_cast<float>(sums[i]) * static_cast<float>(units[static_cast<size_t>(channel)]);
+        product[i] *= scale[channel];
         if (biased) product[i] += bias[channel];
       }
     }
-    for (const bool small : {false, true}) {
+    for (const Engine engine : {kLarge, kSmall, kGather}) {
       Buffer<uint8_t> out_bits(counts ? 0 : planes * out, random_int(0, 1)),
           prepared(prepared_bytes(g, bits.data, planes, input == kCounts));
       Buffer<float> out_sum(out), out_state(counts ? 0 : states * out);
       CudaProductArgs<E, float> args = {};
       args.geometry = g, args.bits = bits.data, args.planes = planes;
+      args.weight = packed.data, args.block = block, args.blocks = blocks, args.unit = rows.unit;
       args.values = input == kValues, args.largest = largest_input(planes, steps, input);
       args.scale = scale.data, args.bias = biased ? bias.data : nullptr;
       args.sum = out_sum.data, args.time_steps = steps, args.neuron = neuron;
@@ -252,9 +323,13 @@ void run(const ConvGeometry& g, int64_t steps, bool always = false) {
         args.out_bits = out_bits.data, args.joined = joined;
         args.initial = {initial_given ? initial.data : nullptr, out}, args.state = {out_state.data, out};
       }
-      if (launch_integer_product(args, fragments.data, prepared.data, small, nullptr) != cudaSuccess) ++failures;
+      const cudaError_t error =
+          engine == kGather ? launch_gather_product(args, nullptr)
+                            : launch_integer_product(args, fragments.data, prepared.data, engine == kSmall, nullptr);
+      if (error != cudaSuccess) ++failures;
       const char* const inputs[] = {"spikes", "counts", "values"};
-      const std::string what = std::string(inputs[input]) + (small ? ", small tiles" : "");
+      const char* const engines[] = {", large tiles", ", small tiles", ", gather"};
+      const std::string what = std::string(inputs[input]) + engines[engine];
       compare((what + ": sum").c_str(), where, out_sum, counts ? product : sum);
       if (counts) continue;
       compare((what + ": bits").c_str(), where, out_bits, spikes);
@@ -264,8 +339,9 @@ void run(const ConvGeometry& g, int64_t steps, bool always = false) {
 }
 
 // The most inputs whose sums are exact: all weights at an end of their range, all inputs spike at all steps.
-template <class E>
+template <class W>
 void run_largest(int64_t features) {
+  using E = DevicePacked<W>;
   ConvGeometry g = {};
   g.batch = g.height = g.width = g.out_height = g.out_width = g.kernel_h = g.kernel_w = 1;
   g.stride_h = g.stride_w = g.dilation_h = g.dilation_w = g.groups = g.out_channels = 1;
@@ -276,18 +352,22 @@ void run_largest(int64_t features) {
     const bool counts = input != kSpikes;
     ConvGeometry part = g;
     if (counts) part.in_channels = (1 << 24) / largest;
-    // The ends of the range, the last of which has the largest low digit, too.
-    constexpr int64_t kLowest = -(int64_t{1} << (8 * sizeof(E) - 1));
-    for (const int64_t each : {kLowest, -kLowest - 1}) {
+    // The ends of the range, the last of which has the largest low digit, too; the largest floats below 2.
+    constexpr int64_t kLowest = -(int64_t{1} << (8 * sizeof(E) - 1)), kFloat = -kLowest - 128;
+    constexpr bool kFloats = std::is_same_v<W, float>;
+    for (const int64_t value : {kFloats ? -kFloat : kLowest, kFloats ? kFloat : -kLowest - 1}) {
       const int64_t size = part.in_channels;
-      const auto value = static_cast<E>(each);
+      float unit = kFloats ? 0x1p-30f : 1;
       Buffer<uint8_t> bits(size);
-      Buffer<E> weight(size);
-      for (int64_t i = 0; i < size; ++i) bits[i] = 0xff, weight[i] = value;
+      Buffer<W> weight(size);
+      for (int64_t i = 0; i < size; ++i) {
+        bits[i] = 0xff, weight[i] = static_cast<W>(static_cast<double>(value) * static_cast<double>(unit));
+      }
       Buffer<uint8_t> fragments(fragment_layout(part, kDigitsOf<E>).bytes()),
           prepared(prepared_bytes(part, bits.data, 1, input == kCounts));
-      CudaFragmentArgs<E> pack = {};
+      CudaFragmentArgs<W> pack = {};
       pack.geometry = part, pack.weight = weight.data, pack.fragments = fragments.data;
+      pack.unit = kFloats ? &unit : nullptr;
       pack.stride_o = size, pack.stride_c = pack.stride_h = pack.stride_w = 1;
       if (launch_pack_fragments(pack, nullptr) != cudaSuccess) ++failures;
       float sum = 0;
@@ -296,18 +376,18 @@ void run_largest(int64_t features) {
       CudaProductArgs<E, float> args = {};
       args.geometry = part, args.bits = bits.data, args.planes = 1, args.scale = &scale, args.sum = &sum;
       args.time_steps = 8, args.neuron.parameters[0] = 1e9;
-      args.values = input == kValues, args.largest = largest;
+      args.values = input == kValues, args.largest = largest, args.unit = pack.unit;
       if (!counts) args.out_bits = &spikes;
-      float expected = static_cast<float>(size * value * (counts ? largest : 1)) * scale;
-      for (int t = 1; !counts && t < 8; ++t) expected += static_cast<float>(size * value) * scale;
+      float expected = static_cast<float>(size * value * (counts ? largest : 1)) * unit * scale;
+      for (int t = 1; !counts && t < 8; ++t) expected += static_cast<float>(size * value) * unit * scale;
       // One warp has all inputs of a large tile, a quarter of a small one's. Counts have so many that one is enough.
       for (const bool small : {true, false}) {
         if (input == kCounts && !small) continue;
         if (launch_integer_product(args, fragments.data, prepared.data, small, nullptr) != cudaSuccess) ++failures;
         if (sum != expected) {
           ++failures;
-          std::printf("FAIL %lld inputs of %d: %g, expected %g\n", static_cast<long long>(size),
-                      static_cast<int>(value), static_cast<double>(sum), static_cast<double>(expected));
+          std::printf("FAIL %lld inputs of %lld: %g, expected %g\n", static_cast<long long>(size),
+                      static_cast<long long>(value), static_cast<double>(sum), static_cast<double>(expected));
         }
       }
     }
@@ -360,14 +440,26 @@ int main(int argc, char** argv) {
   if (shapes == 0) {
     run_largest<int8_t>(131072);
     run_largest<int16_t>(65536);  // as many as the operators take
+    run_largest<float>(131072);
   }
   for (int i = 0; i < shapes; ++i) {
     const ConvGeometry g = random_geometry();
     const int64_t steps = one_of<int64_t>({1, 3, 4, 5, 8, 8, 9, 16, 20, random_int(1, 24)});
-    if (i % 2 == 0) {
-      run<int8_t>(g, steps);
-    } else {
-      run<int16_t>(g, steps);
+    switch (i % 6) {
+      case 0:
+        run<Float16>(g, steps);
+        break;
+      case 1:
+        run<BFloat16>(g, steps);
+        break;
+      case 2:
+        run<int8_t>(g, steps);
+        break;
+      case 3:
+        run<int16_t>(g, steps);
+        break;
+      default:
+        run<float>(g, steps);
     }
   }
   // Counts beyond a byte: more than 255 steps, all of them with spikes.
@@ -377,6 +469,7 @@ int main(int argc, char** argv) {
   few.in_channels = 40, few.out_channels = 20;
   run<int8_t>(few, 300, true);
   run<int16_t>(few, 257, true);
+  run<float>(few, 258, true);
   std::printf("integer_product_test: %d shapes, %lld spikes of %lld, %d failures\n", shapes,
               static_cast<long long>(spikes_seen), static_cast<long long>(neurons_seen), failures);
   return failures != 0;

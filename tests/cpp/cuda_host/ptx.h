@@ -206,7 +206,6 @@ uint32_t exchanged(const char* operation, uint32_t value, uint32_t lane, uint32_
   return shuffle<kSource>(operation, mask, value, lane, kWarp);
 }
 
-inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { mma_m16n8k16_bf16(d, a, b); }
 inline void mma_s8(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   mma_m16n8k32<true>(d, {a[0], a[1], a[2], a[3]}, b[0], b[1]);
 }

@@ -1,4 +1,4 @@
-// The device's spiking and count products, run on the host, against plain loops over pixels, channels and time steps.
+// The gather engine, run on the host, against plain loops over pixels, channels and time steps.
 // Weights and biases are dyadic, so that every order of addition gives the same bits.
 #include <algorithm>
 #include <cstdio>
@@ -10,7 +10,6 @@
 
 #include "ops/product/fragment_layout.h"
 #include "ops/product/gather_product.cu"
-#include "ops/product/term_product.cu"
 #include "watched.h"
 
 namespace {
@@ -88,9 +87,10 @@ void compare(const char* what, const std::string& where, const Buffer<T>& got, c
   }
 }
 
-// W: weights as given; E: packed; T: neurons.
-template <class W, class E, class T>
+// W: weights as given; T: neurons.
+template <class W, class T>
 void run(const Case& c) {
+  using E = DevicePacked<W>;
   const ConvGeometry& g = c.g;
   const int64_t planes = planes_for(c.steps), in = g.pixels_in() * g.in_channels;
   const int64_t out = g.pixels_out() * g.out_channels;
@@ -103,7 +103,7 @@ void run(const Case& c) {
   }
   constexpr bool kIntegers = sizeof(W) == 1;
   Buffer<W> weight(g.out_channels * g.features());
-  // 12 bits: more than one bf16 term holds, all sums exact in float32.
+  // 12 bits: all sums exact in float32.
   for (int64_t i = 0; i < weight.size; ++i) {
     weight[i] = kIntegers ? static_cast<W>(random_int(-128, 127)) : static_cast<W>(random_int(-2048, 2047) / 4096.0);
   }
@@ -116,22 +116,14 @@ void run(const Case& c) {
 
   // Packed, by the kernel; checked by the products.
   const int64_t outputs = g.group_out(), block = block_size<E>(outputs);
-  CudaPackArgs<W, E> pack = {};
+  CudaPackArgs<W> pack = {};
   pack.geometry = g, pack.weight = weight.data, pack.block = block, pack.blocks = (outputs + block - 1) / block;
   pack.stride_o = g.features(), pack.stride_c = g.taps(), pack.stride_h = g.kernel_w, pack.stride_w = 1;
   Buffer<E> packed(g.groups * pack.blocks * g.features() * block);
-  pack.packed = packed.data;
+  Buffer<float> units(g.out_channels);
+  pack.packed = packed.data, pack.unit = std::is_same_v<E, int32_t> ? units.data : nullptr;
   if (launch_pack_weight(pack, nullptr) != cudaSuccess) ++failures;
   check_watched(name_of(c), pack, [](const auto& a) { return launch_pack_weight(a, nullptr); }, packed);
-  constexpr bool kTensorCores = std::is_same<E, float>::value;
-  Buffer<uint8_t> fragments(kTensorCores ? term_layout(g, kStoredTerms<float>).bytes() : 0);
-  if constexpr (kTensorCores) {
-    CudaTermArgs<W> terms = {};
-    terms.geometry = g, terms.weight = weight.data, terms.fragments = fragments.data;
-    terms.stride_o = g.features(), terms.stride_c = g.taps(), terms.stride_h = g.kernel_w, terms.stride_w = 1;
-    if (launch_pack_terms(terms, nullptr) != cudaSuccess) ++failures;
-    check_watched(name_of(c), terms, [](const auto& a) { return launch_pack_terms(a, nullptr); }, fragments);
-  }
 
   // Plain loops.
   std::vector<uint8_t> spikes(static_cast<size_t>(planes * out));
@@ -179,97 +171,46 @@ void run(const Case& c) {
     }
   }
 
-  for (const bool tensor_cores : {false, true}) {
-    if (tensor_cores && !kTensorCores) continue;
-    for (const bool counts : {false, true}) {
-      Buffer<uint8_t> out_bits(planes * out);
-      Buffer<T> out_sum(out), out_potential(out);
-      CudaProductArgs<E, T> args = {};
-      args.geometry = g, args.bits = bits.data, args.planes = planes;
-      args.weight = packed.data, args.block = block, args.blocks = pack.blocks;
-      args.scale = c.scale ? scale.data : nullptr;
-      args.bias = c.bias ? bias.data : nullptr;
-      args.sum = out_sum.data;
-      args.time_steps = c.steps;
-      if (!counts) {
-        args.initial = {c.initial ? initial.data : nullptr, out};
-        args.out_bits = out_bits.data, args.state = {out_potential.data, out};
-        args.neuron = c.leak == 1 ? Neuron{0, {threshold}} : Neuron{1, {threshold, leak}};  // IF, LIF
-      }
-      cudaError_t error = cudaSuccess;
-      if constexpr (kTensorCores) {
-        if (tensor_cores) {
-          error = launch_tensor_core_product(args, fragments.data, kStoredTerms<float>, 3, nullptr);
-        } else {
-          error = launch_gather_product(args, nullptr);
-        }
-      } else {
-        error = launch_gather_product(args, nullptr);
-      }
-      if (error != cudaSuccess) ++failures;
-      const std::string where = std::string(tensor_cores ? "tensor cores, " : "gather, ") +
-                                (counts ? "counts, " : "spikes, ") + name_of(c) + ", " + std::to_string(sizeof(E)) +
-                                " bytes";
-      if (counts) {
-        compare("product", where, out_sum, product);
-      } else {
-        compare("bits", where, out_bits, spikes);
-        compare("sum", where, out_sum, sum);
-        compare("potential", where, out_potential, potential);
-      }
+  for (const bool counts : {false, true}) {
+    Buffer<uint8_t> out_bits(planes * out);
+    Buffer<T> out_sum(out), out_potential(out);
+    CudaProductArgs<E, T> args = {};
+    args.geometry = g, args.bits = bits.data, args.planes = planes;
+    args.weight = packed.data, args.block = block, args.blocks = pack.blocks, args.unit = pack.unit;
+    args.scale = c.scale ? scale.data : nullptr;
+    args.bias = c.bias ? bias.data : nullptr;
+    args.sum = out_sum.data;
+    args.time_steps = c.steps;
+    if (!counts) {
+      args.initial = {c.initial ? initial.data : nullptr, out};
+      args.out_bits = out_bits.data, args.state = {out_potential.data, out};
+      args.neuron = c.leak == 1 ? Neuron{0, {threshold}} : Neuron{1, {threshold, leak}};  // IF, LIF
+    }
+    if (launch_gather_product(args, nullptr) != cudaSuccess) ++failures;
+    const std::string where =
+        (counts ? "counts, " : "spikes, ") + name_of(c) + ", " + std::to_string(sizeof(E)) + " bytes";
+    if (counts) {
+      compare("product", where, out_sum, product);
+    } else {
+      compare("bits", where, out_bits, spikes);
+      compare("sum", where, out_sum, sum);
+      compare("potential", where, out_potential, potential);
     }
   }
 }
 
+// Rows of packed weights are numbered in 32 bits.
 void check_limits() {
-  const auto check = [](const char* what, bool expected, const ConvGeometry& g) {
-    if (fits_tensor_cores(g) == expected) return;
-    ++failures;
-    std::printf("FAIL fits_tensor_cores: %s\n", what);
-  };
-  const ConvGeometry usual = geometry(2, 32, 5, 7, 64, 3, 1, 1, 1, 1);
-  check("a usual size", true, usual);
-  for (int64_t ConvGeometry::* size : {&ConvGeometry::height, &ConvGeometry::width, &ConvGeometry::padding_h,
-                                       &ConvGeometry::padding_w, &ConvGeometry::dilation_h, &ConvGeometry::dilation_w,
-                                       &ConvGeometry::stride_h, &ConvGeometry::stride_w, &ConvGeometry::in_channels}) {
-    ConvGeometry large = usual;
-    large.*size = int64_t{1} << 28;
-    check("a size of 2^28", false, large);
-  }
-  ConvGeometry many = usual;
-  many.batch = int64_t{1} << 32;
-  check("2^31 blocks and more", false, many);
-  // Rows of packed weights are numbered in 32 bits.
-  CudaPackArgs<float, float> pack = {};
-  pack.geometry = usual, pack.blocks = 1, pack.block = 64;
-  pack.geometry.in_channels = int64_t{1} << 29;  // times 9 taps
-  if (launch_pack_weight(pack, nullptr) != cudaErrorInvalidValue) {
-    ++failures;
-    std::printf("FAIL rows beyond 2^32\n");
-  }
-  // No more terms than are stored.
-  CudaProductArgs<float, float> args = {};
-  args.geometry = usual, args.planes = 1;
-  for (const int stored : {kStoredTerms<float>, kStoredTerms<Float16>, kStoredTerms<BFloat16>}) {
-    for (const int terms : {0, 1, 2, 3, 4}) {
-      if (terms >= 1 && terms <= stored) continue;
-      if (launch_tensor_core_product(args, nullptr, stored, terms, nullptr) == cudaErrorInvalidValue) continue;
-      ++failures;
-      std::printf("FAIL %d terms of weights with %d\n", terms, stored);
-    }
-  }
+  CudaPackArgs<float> pack = {};
+  pack.geometry = geometry(2, int64_t{1} << 29, 5, 7, 64, 3, 1, 1, 1, 1), pack.blocks = 1, pack.block = 64;
+  if (launch_pack_weight(pack, nullptr) == cudaErrorInvalidValue) return;
+  ++failures;
+  std::printf("FAIL rows beyond 2^32\n");
 }
 
 }  // namespace
 
-int main(int argc, char** argv) {
-  if (argc == 7) {  // GROUPS C O KH KW STORED: the bytes of so many terms of these weights
-    ConvGeometry g = {};
-    g.groups = std::atoi(argv[1]), g.in_channels = std::atoi(argv[2]), g.out_channels = std::atoi(argv[3]);
-    g.kernel_h = std::atoi(argv[4]), g.kernel_w = std::atoi(argv[5]);
-    std::printf("%lld\n", static_cast<long long>(is_wide(g) ? term_layout(g, std::atoi(argv[6])).bytes() : 0));
-    return 0;
-  }
+int main() {
   check_limits();
   const std::vector<Case> cases = {
       {geometry(2, 32, 5, 7, 64, 3, 1, 1, 1, 1), 8, 0.1, false, true, false, 1},
@@ -287,14 +228,14 @@ int main(int argc, char** argv) {
   for (int64_t steps = 1; steps <= 20; ++steps) {
     const bool odd = steps % 2 == 1;
     const Case c = {geometry(1, 18, 3, 4, 20, 3, 1, 1, 1, 1), steps, 0.15, odd, true, !odd, odd ? 1.0 : 0.5};
-    run<float, float, float>(c);
-    run<double, double, double>(c);
-    run<int8_t, int8_t, float>(c);
+    run<float, float>(c);
+    run<double, double>(c);
+    run<int8_t, float>(c);
   }
   for (const Case& c : cases) {
-    run<float, float, float>(c);
-    run<double, double, double>(c);
-    run<int8_t, int8_t, float>(c);
+    run<float, float>(c);
+    run<double, double>(c);
+    run<int8_t, float>(c);
   }
   std::printf("spiking_product_test: %d failures\n", failures);
   return failures != 0;
