@@ -334,7 +334,8 @@ void fire_rows(const CountTileArgs<E>& a, int64_t first, int64_t rows, int64_t o
                int64_t channel, const float* unit) {
   const TileSums s = sums;
   const int64_t stride = a.row_stride, joined_stride = a.joined_stride;
-  const Vec<float> start = broadcast(a.start), inverse = broadcast(a.inverse);
+  const Vec<float> start = broadcast(a.start);
+  const RadixQuotient by = a.quotient;
   const float most = a.most;
   const auto fire = [&](auto joins, int64_t c, int64_t left) TANDEM_INLINE {
     constexpr Joins kJoins = joins;
@@ -356,7 +357,7 @@ void fire_rows(const CountTileArgs<E>& a, int64_t first, int64_t rows, int64_t o
         const int64_t place = row * joined_stride + at;
         if constexpr (kJoins == Joins::kCurrent) v += load(joined.current + place, n);
         if constexpr (kJoins == Joins::kValues) v = add_joined_values(joined, place, amplitude[j], n, v);
-        u[j] = (v + start) * inverse;
+        u[j] = quotient_of(v + start, by, most);
       });
       store_floors(u, most, bits, left);
     }

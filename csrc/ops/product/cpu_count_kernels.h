@@ -8,6 +8,7 @@
 #include "neuron/joined.h"
 #include "ops/product/panel_layout.h"
 #include "ops/product/tile_sizes.h"
+#include "ops/radix_spikes/cpu_kernels.h"
 
 namespace tandem {
 
@@ -162,21 +163,22 @@ template <class E>
 struct CountTileArgs {
   int64_t largest;  // byte that there may be in a row
   PanelSizes sizes;
-  const uint8_t* rows;    // [pixels + subtracted, row_bytes()]; of matrix tiles as `pieces` says, where pixels up to a
-                          // multiple of 16 may hold anything
-  InputPieces pieces;     // of matrix tiles
-  const uint8_t* panel;   // the weights of this group and block of output channels
-  int64_t block;          // sums of an output pixel
-  bool paired_outputs;    // whether each sum has two outputs, the second with the other sign
-  int64_t valid;          // outputs that are real
-  int64_t pixels;         // output pixels
-  int64_t subtracted;     // rows behind these whose sums are subtracted: none, one from all of them, or one from each
-  int64_t row_stride;     // of sum, in elements
-  const float* scale;     // [outputs] or null
-  const float* bias;      // [outputs] or null
-  float* sum;             // at the first output pixel and channel
-  uint8_t* bits;          // in their place, or null: the spikes of radix neurons
-  float start, inverse;   // of these neurons: what their potentials start from, 1 / threshold
+  const uint8_t* rows;   // [pixels + subtracted, row_bytes()]; of matrix tiles as `pieces` says, where pixels up to a
+                         // multiple of 16 may hold anything
+  InputPieces pieces;    // of matrix tiles
+  const uint8_t* panel;  // the weights of this group and block of output channels
+  int64_t block;         // sums of an output pixel
+  bool paired_outputs;   // whether each sum has two outputs, the second with the other sign
+  int64_t valid;         // outputs that are real
+  int64_t pixels;        // output pixels
+  int64_t subtracted;    // rows behind these whose sums are subtracted: none, one from all of them, or one from each
+  int64_t row_stride;    // of sum, in elements
+  const float* scale;    // [outputs] or null
+  const float* bias;     // [outputs] or null
+  float* sum;            // at the first output pixel and channel
+  uint8_t* bits;         // in their place, or null: the spikes of radix neurons
+  float start;           // what the potentials of these neurons start from
+  RadixQuotient quotient;
   float most;             // spikes of all steps
   Joined<float> joined;   // what another branch adds, at the first output pixel and channel
   int64_t joined_stride;  // of its output pixels

@@ -152,7 +152,7 @@ void multiply_panels(const char* op, const ProductPlan& plan, Samples samples, c
   parallel_tasks(g.groups * splits, tiles, [&](const auto& next) {
     const AlignedBuffer<uint8_t> inputs(op, (rows + behind) * sizes.row_bytes());
     const AlignedBuffer<uint8_t> scratch(op, byte_scratch_bytes<E>(rows + behind, layout.block));
-    const PanelOutputs<E> outputs(op, plan, panels, rows);
+    const PanelOutputs<E> outputs(plan, panels);
     for (int64_t task = next(); task >= 0; task = next()) {
       const int64_t split = task / tiles % splits, group = task / tiles / splits;
       const int64_t first = task % tiles * rows, last = std::min(pixels, first + rows);
@@ -165,7 +165,6 @@ void multiply_panels(const char* op, const ProductPlan& plan, Samples samples, c
         tile.subtracted = subtracted;
         tile.scratch = scratch.data;
         kernels<CountKernels>().byte_tile(tile);
-        outputs.finish(tile, group, b, before + first);
       }
     }
   });

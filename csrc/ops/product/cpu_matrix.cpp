@@ -137,7 +137,7 @@ void multiply_matrices(const char* op, const ProductPlan& plan, Samples samples,
   parallel_tasks(g.groups, inputs.tiles() * splits, [&](const auto& next) {
     const AlignedBuffer<uint8_t> buffer(op, inputs.buffer_bytes());
     const AlignedBuffer<uint8_t> scratch(op, matrix_scratch_bytes<E>(inputs.most_pixels()));
-    const PanelOutputs<E> outputs(op, plan, panels, inputs.most_pixels());
+    const PanelOutputs<E> outputs(plan, panels);
     int64_t filled = -1;
     for (int64_t task = next(); task >= 0; task = next()) {
       const int64_t split = task % splits, of_group = task / splits, group = of_group / inputs.tiles();
@@ -148,7 +148,6 @@ void multiply_matrices(const char* op, const ProductPlan& plan, Samples samples,
         filled = of_group;
         tile.scratch = scratch.data;
         kernels<CountKernels>().matrix_tile(tile);
-        outputs.finish(tile, group, b, first);
       }
     }
   });

@@ -1,8 +1,10 @@
 // The CPU kernel of radix spikes: plain pointers and sizes. Torch-free.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 #include "cpu/kernel_table.h"
 
@@ -25,14 +27,27 @@ struct RadixSpikesArgs {
   T start;         // what the potential starts from
 };
 
-// 1 / threshold where the steps of a neuron leave floor(u / threshold), capped: for a power of two, as calibration and
-// batch norm leave, neither the steps nor the quotient are rounded. 0 for other thresholds, and for doubles, which have
-// no such path. Every instruction set compiles its own.
-template <class T>
-static T exact_inverse(T threshold) {
+// How float potentials become spikes at once: the steps of a neuron leave min(2^T - 1, floor(u / threshold)). None of
+// them rounds, since it subtracts at least half of u (Sterbenz's lemma), but where all of them spike.
+struct RadixQuotient {
+  float scale;    // a power of two, which takes the threshold to 1 or more, but less than 2
+  float inverse;  // 1 / the scaled threshold, rounded up: a quotient is right or one too large, as the remainder tells
+  float high, low;  // the scaled threshold: 16 bits and the other 8, which times a value of 8 bits are exact
+  bool exact;       // whether the scaled threshold is 1, and u * scale the quotient
+};
+
+// Every instruction set compiles its own.
+[[maybe_unused]] static RadixQuotient quotient_by(float threshold) {
   int exponent = 0;
-  const bool exact = sizeof(T) == 4 && std::frexp(threshold, &exponent) == T(0.5);
-  return exact && exponent > -100 && exponent < 100 ? 1 / threshold : 0;
+  std::frexp(threshold, &exponent);
+  // The largest thresholds and the subnormal ones stay outside of these bounds.
+  const float scale = std::ldexp(1.0F, std::max(-126, std::min(127, 1 - exponent))), scaled = threshold * scale;
+  uint32_t word = 0;
+  std::memcpy(&word, &scaled, sizeof(word));
+  word &= 0xffffff00U;
+  float high = 0;
+  std::memcpy(&high, &word, sizeof(high));
+  return {scale, std::nextafter(1 / scaled, HUGE_VALF), high, scaled - high, scaled == 1};
 }
 
 template <class T>

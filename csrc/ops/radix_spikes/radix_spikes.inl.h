@@ -65,9 +65,22 @@ TANDEM_HOST void store_floors(const Vec<float> (&quotient)[kSpikeVectors], float
 #endif
 }
 
+// What store_floors makes the spikes of: u / threshold, or numbers with the same floors.
+TANDEM_HOST Vec<float> quotient_of(Vec<float> u, const RadixQuotient& by, float most) {
+  u *= by.scale;
+  if (by.exact) return u;
+  Vec<float> quotient = u * by.inverse;
+  quotient = quotient > 0 ? quotient : Vec<float>{};
+  quotient = quotient < most ? quotient : broadcast(most);
+  const Vec<float> whole = __builtin_convertvector(__builtin_convertvector(quotient, Simd<float>::Mask), Vec<float>);
+  const Vec<float> left = u - whole * by.high - whole * by.low;
+  return left < 0 ? whole - 1 : whole;
+}
+
 // Neurons at..at+n-1, a whole block or fewer; the first one's channel is `channel`.
 template <class T>
-TANDEM_HOST void radix_block(const RadixSpikesArgs<T>& a, T inverse, int64_t at, int64_t channel, int64_t n) {
+TANDEM_HOST void radix_block(const RadixSpikesArgs<T>& a, const RadixQuotient& by, int64_t at, int64_t channel,
+                             int64_t n) {
   static_assert(kRadixNeurons<T> <= kRadixBlock);
   Vec<T> u[kRadixGroups][kSpikeVectors];
   RadixWord<T> words[kRadixGroups];
@@ -83,9 +96,9 @@ TANDEM_HOST void radix_block(const RadixSpikesArgs<T>& a, T inverse, int64_t at,
     u[g][j] = v + a.start;
   });
   if constexpr (sizeof(T) == 4) {
-    if (inverse != 0) {
+    if (!a.state) {
       const auto most = static_cast<float>((1 << a.time_steps) - 1);
-      each([&](int g, int j, int64_t) TANDEM_INLINE { u[g][j] *= inverse; });
+      each([&](int g, int j, int64_t) TANDEM_INLINE { u[g][j] = quotient_of(u[g][j], by, most); });
       unrolled<kRadixGroups>([&](int g) TANDEM_INLINE {
         const int64_t i = g * kSpikeVectors * kLanes<T>;
         store_floors(u[g], most, a.bits + at + i, n - i);
@@ -108,16 +121,16 @@ TANDEM_HOST void radix_block(const RadixSpikesArgs<T>& a, T inverse, int64_t at,
 
 template <class T>
 void radix_spikes(const RadixSpikesArgs<T>& args, int64_t begin, int64_t end) {
-  const RadixSpikesArgs<T> a = args;  // a copy, which the stores cannot change
-  const T inverse = a.state ? 0 : exact_inverse(a.threshold);
+  const RadixSpikesArgs<T> a = args;                                      // a copy, which the stores cannot change
+  const RadixQuotient by = quotient_by(static_cast<float>(a.threshold));  // of no use to doubles
   const int64_t whole = end - (end - begin) % kRadixNeurons<T>, stride = kRadixNeurons<T> % a.channels;
   int64_t channel = begin % a.channels;
   for (int64_t at = begin; at < whole; at += kRadixNeurons<T>) {
-    radix_block(a, inverse, at, channel, kRadixNeurons<T>);
+    radix_block(a, by, at, channel, kRadixNeurons<T>);
     channel += stride;
     if (channel >= a.channels) channel -= a.channels;
   }
-  if (whole < end) radix_block(a, inverse, whole, channel, end - whole);
+  if (whole < end) radix_block(a, by, whole, channel, end - whole);
 }
 
 }  // namespace tandem::TANDEM_ISA
