@@ -59,11 +59,12 @@ STABLE_TORCH_LIBRARY(tandem_cuda, m) {
       "float eps, float threshold, float upper, Tensor? unit) -> (Tensor, Tensor, Tensor)");
 
   // Batch norm's running statistics, moved towards those of repeats * unit * product + missing. mean, var: [C], of
-  // product [N, C, *spatial] itself, var biased; product: for its shape; missing, unit: [C], or none
+  // product [N, C, *spatial] itself, var biased; product: for its shape; missing, unit: [C], or none;
+  // momentum_now: float64 [], which is read in place of momentum
   m.def(
       "update_statistics_(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor(c!) num_batches_tracked, "
-      "Tensor mean, Tensor var, Tensor product, Tensor? missing, float momentum, float repeats, Tensor? unit) "
-      "-> ()");
+      "Tensor mean, Tensor var, Tensor product, Tensor? missing, float momentum, float repeats, Tensor? unit, "
+      "Tensor? momentum_now=None) -> ()");
 
   // Batch norm with running statistics as an affine map of sums, for spikes of this amplitude, whose bias enters at
   // each of time_steps steps: g = gamma / sqrt(running_var + eps); unit * g * amplitude and ((bias - running_mean) * g

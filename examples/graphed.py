@@ -1,4 +1,4 @@
-"""A training step as a CUDA graph: forward pass, loss, backward pass and update, replayed by one call of the driver.
+"""Gradients by a CUDA graph: forward pass, loss and backward pass, replayed by one call of the driver.
 
 The step of a small network is about a hundred short kernels. Launching them one by one from Python can take longer than
 running them.
@@ -10,71 +10,63 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 WARM_UP = 3
-"""Steps before the capture. Layers make their constants in the first one, and the optimizer its state."""
+"""Calls before the capture. Layers make their constants in the first one."""
 
 
-class GraphedAdamW(torch.optim.AdamW):
-    """AdamW whose ``step(closure)`` is captured with its closure in a CUDA graph, and replayed from then on.
+class GraphedGradients:
+    """Call a closure that computes gradients: captured in a CUDA graph, and replayed from then on.
 
-    The first three steps run as they are, on a stream of their own, and the fourth is captured. The closure must read
-    its batch from the same tensors in every step, and must not wait for the device. Numbers and tensors that Python
-    hands to an operator are part of the graph for good, except for the learning rates: those are tensors, which a
-    scheduler fills.
+    The first three calls run as they are, on a stream of their own, and the fourth is captured. The closure must read
+    its batch from the same tensors in every call, and must not wait for the device. Numbers and tensors that Python
+    hands to an operator are part of the graph for good. Any optimizer may take its step afterwards: replayed gradients
+    stay where they are until the next call.
 
     Args:
-        params: parameters, or groups of them, on a CUDA device.
-        lr: the learning rate, in the beginning.
-        weight_decay: as of AdamW.
+        parameters: what gets gradients, on a CUDA device.
     """
 
-    def __init__(self, params: Iterable[Any], lr: float, weight_decay: float) -> None:
-        super().__init__(params, lr=lr, weight_decay=weight_decay, fused=True, capturable=True)
-        self._begin()
-
-    def _begin(self) -> None:
-        """Have nothing captured, and a tensor of its own for the learning rate of each group."""
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        self._parameters = [*parameters]
         self._replay: Callable[[], Any] | None = None
-        self._steps_before = WARM_UP
-        for group in self.param_groups:
-            lr = group["lr"]
-            group["lr"] = torch.full((), float(lr), dtype=torch.float32, device=group["params"][0].device)
+        self._calls_before = WARM_UP
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state; what was captured before, of other tensors, is dropped."""
-        super().load_state_dict(state_dict)
-        self._begin()
-
-    def step(self, closure: Callable[[], Any], captured: bool = True) -> Any:  # type: ignore[override]  # torch's closure is optional
-        """Run the closure, which computes gradients, and update the parameters.
+    def __call__(self, closure: Callable[[], Any], captured: bool = True) -> Any:
+        """Run the closure; the gradients of earlier calls are gone.
 
         Args:
             closure: of no argument. A graph has one batch size: a batch of another one has a closure of its own, with
                 captured=False.
-            captured: whether the step may be captured or replayed. Otherwise it runs as a step of AdamW.
+            captured: whether the call may be captured or replayed.
 
         Returns:
-            What the closure returned. When a step is replayed, the tensors that it returned when it was captured, with
-            new values: read them before the next step.
+            What the closure returned. When a call is replayed, the tensors that it returned when it was captured, with
+            new values: read them before the next call.
         """
 
-        def whole() -> Any:
-            return super(GraphedAdamW, self).step(closure)
+        def whole() -> tuple[Any, list[Tensor | None]]:
+            for p in self._parameters:
+                p.grad = None
+            out = closure()
+            return out, [p.grad for p in self._parameters]
 
         if not captured:
-            return whole()
-        if self._replay is None and self._steps_before > 0:
-            self._steps_before -= 1
-            return on_a_stream_of_its_own(whole)
+            return whole()[0]
+        if self._replay is None and self._calls_before > 0:
+            self._calls_before -= 1
+            return on_a_stream_of_its_own(whole)[0]
         if self._replay is None:
             self._replay = capture(whole)
-        return self._replay()
+        out, gradients = self._replay()
+        for p, gradient in zip(self._parameters, gradients, strict=True):
+            p.grad = gradient  # which a call that was not captured has replaced
+        return out
 
 
 def on_a_stream_of_its_own(f: Callable[[], Any]) -> Any:
-    """What f returns. Steps before a capture must not run on the default stream, which graphs cannot use."""
+    """What f returns. Calls before a capture must not run on the default stream, which graphs cannot use."""
     here, other = torch.cuda.current_stream(), torch.cuda.Stream()
     other.wait_stream(here)
     with torch.cuda.stream(other):

@@ -70,8 +70,9 @@ class TandemModule(lightning.LightningModule):
             this. The statistics that spiking layers fold are then averages of many batches, of every T that training
             draws, and not of the last batch alone.
         seed: of dropout; each step is seeded by it and its number, so that a resumed run does what the other did.
-        cuda_graph: whether training steps are captured in a CUDA graph and replayed (graphed.GraphedAdamW). What
-            callbacks change in the network from the fourth step on has no effect, and they see no gradients.
+        cuda_graph: whether the gradients of training steps are captured in a CUDA graph and replayed
+            (graphed.GraphedGradients), one graph for each T. What callbacks change in the network from the fourth step
+            on has no effect.
 
     Raises:
         ValueError: an argument is out of range, or ``cuda_graph`` does not go with another one.
@@ -127,11 +128,14 @@ class TandemModule(lightning.LightningModule):
         self.final_momentum = final_momentum
         self.seed = seed
         self.cuda_graph = cuda_graph
-        if cuda_graph:
-            self._check_graph()
+        if cuda_graph and final_momentum is not None and not spiking:
+            raise ValueError("final_momentum: must be null with cuda_graph and an ANN, whose momentum torch captures")
         self.automatic_optimization = not cuda_graph  # Lightning's own steps are several calls
         self._graph_inputs: list[Any] | None = None
-        """The tensors of a batch that the graph reads."""
+        """The tensors of a batch that the graphs read."""
+        self._graphs: dict[int, graphed.GraphedGradients] = {}
+        """By T."""
+        self._drawn_steps = self.time_steps
         # An ANN with convolutions is fastest with channels last.
         self.net: nn.Module = self._convert(ann) if spiking else ann.to(memory_format=torch.channels_last)
         self._graph_net = (self.net,)  # in a tuple, so as not to be a module's part twice
@@ -191,17 +195,6 @@ class TandemModule(lightning.LightningModule):
             layer.log_threshold = shared
         return net
 
-    def _check_graph(self) -> None:
-        against = []
-        if len(self.trained_steps) > 1:
-            against.append(f"time_steps = {self.trained_steps}: the T of a step is captured with it")
-        if self.final_momentum is not None:
-            against.append("final_momentum: the momentum of a step is captured with it; take null")
-        if self.schedule == "one_cycle":
-            against.append('schedule = "one_cycle": it changes the momentum of AdamW, too; take "cosine"')
-        if against:
-            raise ValueError(f"cuda_graph: must be false with {', and with '.join(against)}")
-
     def set_time_steps(self, time_steps: int) -> None:
         """Let the network, if it spikes, run in so many steps."""
         if len(self.trained_steps) > 1 and isinstance(self.net, TandemNetwork):
@@ -226,8 +219,11 @@ class TandemModule(lightning.LightningModule):
             norm.momentum = momentum
 
     def on_train_start(self) -> None:
-        self._graph_inputs = None
+        self._graph_inputs, self._graphs = None, {}
         self._graph_net = (self.net,)
+        if self.cuda_graph and self.final_momentum is not None:  # each replay reads them
+            for norm, momentum in self._momenta.items():
+                norm.momentum = torch.tensor(momentum, dtype=torch.float64, device=self.device)
         if self.cuda_graph and torch.is_anomaly_enabled():
             raise ValueError("cuda_graph: must be false with detect_anomaly, which waits for the device to see values")
         if self._resumed_steps not in (None, self._steps):
@@ -246,8 +242,10 @@ class TandemModule(lightning.LightningModule):
         if self.final_momentum is not None:
             late = max(0.0, 2 * self.global_step / max(1, int(self.trainer.estimated_stepping_batches)) - 1)
             for norm, momentum in self._momenta.items():
-                norm.momentum = momentum + late * (self.final_momentum - momentum)
-        self.set_time_steps(int(np.random.default_rng(words).choice(self.trained_steps)))  # the same in all processes
+                now = momentum + late * (self.final_momentum - momentum)
+                norm.momentum = norm.momentum.fill_(now) if isinstance(norm.momentum, Tensor) else now
+        self._drawn_steps = int(np.random.default_rng(words).choice(self.trained_steps))  # the same in all processes
+        self.set_time_steps(self._drawn_steps)
 
     def training_step(self, batch: tuple[Any, Tensor], batch_index: int) -> Tensor:
         x, target = batch
@@ -264,7 +262,7 @@ class TandemModule(lightning.LightningModule):
         return loss if self.penalty is None else loss + self.penalty()
 
     def graphed_step(self, batch: tuple[Any, Tensor], optimizer: Any) -> dict[str, Tensor]:
-        """A whole training step, captured or replayed if the batch has the size of the first one.
+        """A training step, whose gradients are captured or replayed if the batch has the size of the first one.
 
         Returns:
             The loss and, with labels, the accuracy, without gradients; the next step overwrites them.
@@ -279,13 +277,15 @@ class TandemModule(lightning.LightningModule):
 
         def closure() -> dict[str, Tensor]:
             x, target = tree_unflatten(read, structure)  # anew, since a SpikeTrain keeps its counts
-            optimizer.zero_grad()
             output = self(x)
             loss = self.loss_of(output, target)
             loss.backward()
             return self._measured(output.detach(), target, loss.detach())
 
-        measured: dict[str, Tensor] = optimizer.step(closure=closure, captured=captured)
+        if self._drawn_steps not in self._graphs:
+            self._graphs[self._drawn_steps] = graphed.GraphedGradients(self.parameters())
+        measured: dict[str, Tensor] = self._graphs[self._drawn_steps](closure, captured)
+        optimizer.step()
         return measured
 
     def validation_step(self, batch: tuple[Any, Tensor], batch_index: int) -> None:
@@ -324,12 +324,9 @@ class TandemModule(lightning.LightningModule):
             for p in learned:  # thresholds of layers that do not spike yet have not been moved
                 p.data = p.data.to(self.device)
             groups.append({"params": learned, "weight_decay": 0.0})
-        optimizer: torch.optim.Optimizer
         if self.cuda_graph:
             check_graph_trainer(self.trainer)
-            optimizer = graphed.GraphedAdamW(groups, self.learning_rate, self.weight_decay)
-        else:
-            optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)
+        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)
         if self.schedule == "none":
             return optimizer
         self._steps = steps = max(1, int(self.trainer.estimated_stepping_batches))
@@ -358,7 +355,7 @@ class TandemModule(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         times = {"seconds": self.seconds, "fastest_epoch": self.fastest_epoch}
-        checkpoint["tandem"] = {**self._identity(), **times, "steps": self._steps, "cuda_graph": self.cuda_graph}
+        checkpoint["tandem"] = {**self._identity(), **times, "steps": self._steps}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.check_checkpoint(checkpoint)
@@ -409,12 +406,6 @@ class TandemModule(lightning.LightningModule):
         # What older ones lack.
         older = {"level": None, "initial": 0.0, "two_phase": False, "learn_thresholds": False, "radix": False}
         settings = older | checkpoint.get("tandem", {})
-        if settings.get("cuda_graph", False) != self.cuda_graph:
-            theirs_too = str(not self.cuda_graph).lower()
-            raise CheckpointError(
-                f"the checkpoint was trained with cuda_graph = {not self.cuda_graph}, whose optimizer has another "
-                f"state.\nResume with --cuda_graph {theirs_too}, or start a new run in another --out."
-            )
         for name, value in self._identity().items():
             if settings.get(name) != value:
                 raise CheckpointError(
@@ -440,7 +431,7 @@ def check_graph_trainer(trainer: lightning.Trainer) -> None:
             "every replayed step updates the weights"
         )
     if trainer.gradient_clip_val is not None:
-        raise ValueError("cuda_graph: must be false with gradient_clip_val: Lightning clips outside of the graph")
+        raise ValueError("cuda_graph: must be false with gradient_clip_val: Lightning clips in steps of its own alone")
     if trainer.precision != "32-true":
         raise ValueError(
             f"cuda_graph: must be false with precision {trainer.precision}: the backward pass, which is in the graph, "

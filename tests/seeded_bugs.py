@@ -217,7 +217,7 @@ BUGS = [
         "return initial * threshold;", "return initial;",
         "test_integrate_and_fire.py::test_matches_reference"),
     Bug("bias that batch norm cancels missing in the running mean", "ops/batch_norm/channel.h",
-        "mean * a.part_mean", "scaled * a.part_mean",
+        "mean * static_cast<T>(momentum)", "scaled * static_cast<T>(momentum)",
         "test_update_statistics.py::test_is_the_reference"),
     Bug("spikes decided by the leaked potential", "neuron/lif.h",
         "N::subtract_spiked(leak * state[0], state[0], threshold)",

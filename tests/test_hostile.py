@@ -377,6 +377,18 @@ def norm_cases():
         "update_statistics_-product-empty": ("product", lambda: update_statistics(floats(0, 3))),
         "update_statistics_-product-huge": (FINE, lambda: update_statistics(floats(HUGE // 8, 3))),
         "update_statistics_-no-channels": ("product", lambda: update_statistics(floats(4, 0), 0)),
+        "update_statistics_-momentum-now": (
+            FINE,
+            lambda: update_statistics(product, momentum_now=floats(1)[0].double()),
+        ),
+        "update_statistics_-momentum-now-float32": (
+            "momentum",
+            lambda: update_statistics(product, momentum_now=floats(1)[0]),
+        ),
+        "update_statistics_-momentum-now-1-dim": (
+            "momentum",
+            lambda: update_statistics(product, momentum_now=floats(1).double()),
+        ),
         "update_statistics_-repeats": ("repeats", lambda: update_statistics(product, repeats=0.0)),
         "update_statistics_-repeats-nan": ("repeats", lambda: update_statistics(product, repeats=NAN)),
     }

@@ -38,6 +38,10 @@ def test_is_the_reference(shape, dtype, momentum, repeats, missing, unit, seed):
     settings["unit"] = normal(shape[1], seed=seed + 2, dtype=dtype).abs() if unit else None
     got, want = (running(shape[1], dtype, seed) for _ in range(2))
     ops.update_statistics_(*got, *ops.batch_statistics(product), product, **settings)
+    held = running(shape[1], dtype, seed)
+    as_tensor = settings | {"momentum": torch.tensor(float(momentum), dtype=torch.float64)}
+    ops.update_statistics_(*held, *ops.batch_statistics(product), product, **as_tensor)
+    same(held, got)
     ref.update_statistics_(*want, *ops.batch_statistics(product), product, **settings)
     same(got, want)
 

@@ -29,7 +29,13 @@ def _check(op: str, a: Any) -> None:
         raise ValueError(f"{op}: product must be [N, {channels}, ...], got {list(a.product.shape)}")
     if a.product.numel() < 2 * channels or channels == 0:
         raise ValueError(f"{op}: product must have at least two values per channel, got {list(a.product.shape)}")
-    checks.check_number(op, "momentum", a.momentum)
+    if isinstance(a.momentum, Tensor):
+        if a.momentum.dtype != torch.float64:
+            raise TypeError(f"{op}: momentum must be a number or float64, got {a.momentum.dtype}")
+        checks.check_same_device(op, "momentum", a.momentum, a.running_mean, "running_mean")
+        checks.check_shape(op, "momentum", a.momentum, ())
+    else:
+        checks.check_number(op, "momentum", a.momentum)
     checks.check_positive(op, "repeats", a.repeats)
 
 
@@ -44,7 +50,7 @@ def update_statistics_(
     *,
     missing: Tensor | None = None,
     unit: Tensor | None = None,
-    momentum: float = 0.1,
+    momentum: float | Tensor = 0.1,
     repeats: float = 1.0,
 ) -> None:
     """Update running statistics in place with the statistics of repeats * unit * product + missing, as batch norm does.
@@ -62,7 +68,7 @@ def update_statistics_(
         product: [N, C, ...], with two values or more per channel. Its values are not read.
         missing: [C], what is added to the product of each channel; None for 0.
         unit: [C], factor of the product of each channel; None for 1.
-        momentum: weight of the new statistics.
+        momentum: weight of the new statistics; or a tensor, float64 [], which a CUDA graph reads anew in each replay.
         repeats: factor of ``product``, positive.
 
     Raises:
@@ -86,7 +92,9 @@ def update_statistics_(
         update = _composed if any(checks.is_transformed(x) for x in (running_mean, *values)) else update
     missing, unit = None if missing is None else missing.detach(), None if unit is None else unit.detach()
     running = running_mean.detach(), running_var.detach(), num_batches_tracked
-    update(*running, mean.detach(), var.detach(), product.detach(), missing, momentum, repeats, unit)
+    now = momentum if isinstance(momentum, Tensor) else None
+    number = 0.0 if isinstance(momentum, Tensor) else momentum
+    update(*running, mean.detach(), var.detach(), product.detach(), missing, number, repeats, unit, now)
 
 
 def is_transforming() -> bool:
@@ -130,11 +138,13 @@ def _composed(
     var: Tensor,
     product: Tensor,
     missing: Tensor | None,
-    momentum: float,
+    momentum: float | Tensor,
     repeats: float,
     unit: Tensor | None,
+    momentum_now: Tensor | None,
 ) -> None:
     """Update with torch's operations, which torch.func batches, or refuses where it cannot batch them."""
+    momentum = momentum if momentum_now is None else momentum_now
     count = product.numel() // product.shape[1]
     num_batches_tracked.add_(1)
     if unit is not None:

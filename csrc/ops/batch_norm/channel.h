@@ -16,9 +16,9 @@ struct UpdateStatisticsArgs {
   int64_t* num_batches_tracked;
   const T *mean, *var;      // of the batch
   const T *missing, *unit;  // each may be null
-  T repeats;
-  T kept;                 // part of the old value in the new one
-  T part_mean, part_var;  // factors of the batch's
+  double repeats, momentum;
+  const double* momentum_now;  // in place of momentum, where it is not null
+  int64_t values;              // of a channel, two or more
   int64_t channels;
 };
 
@@ -26,10 +26,15 @@ template <class T>
 TANDEM_HOST_DEVICE void update_channel(const UpdateStatisticsArgs<T>& a, int64_t c) {
   const T mean_v = a.unit == nullptr ? a.mean[c] : a.mean[c] * a.unit[c];
   const T var_v = a.unit == nullptr ? a.var[c] : a.var[c] * a.unit[c] * a.unit[c];
-  const T scaled = mean_v * a.repeats;
+  const T scaled = mean_v * static_cast<T>(a.repeats);
   const T mean = a.missing == nullptr ? scaled : scaled + a.missing[c];
-  a.running_mean[c] = a.running_mean[c] * a.kept + mean * a.part_mean;
-  a.running_var[c] = a.running_var[c] * a.kept + var_v * a.part_var;
+  // Factors in double precision, as Python computes them; each is rounded once.
+  const double momentum = a.momentum_now == nullptr ? a.momentum : *a.momentum_now;
+  const double of_var =
+      a.repeats * a.repeats * momentum * static_cast<double>(a.values) / static_cast<double>(a.values - 1);
+  const T kept = static_cast<T>(1 - momentum);
+  a.running_mean[c] = a.running_mean[c] * kept + mean * static_cast<T>(momentum);
+  a.running_var[c] = a.running_var[c] * kept + var_v * static_cast<T>(of_var);
 }
 
 template <class T>

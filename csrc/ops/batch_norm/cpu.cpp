@@ -12,9 +12,9 @@ namespace {
 void update_statistics_(const Tensor& running_mean, const Tensor& running_var, const Tensor& num_batches_tracked,
                         const Tensor& mean, const Tensor& var, const Tensor& product,
                         const std::optional<Tensor>& missing, double momentum, double repeats,
-                        const std::optional<Tensor>& unit) {
-  const UpdateStatisticsPlan plan = plan_update_statistics(
-      {running_mean, running_var, num_batches_tracked, mean, var, product, missing, momentum, repeats, unit});
+                        const std::optional<Tensor>& unit, const std::optional<Tensor>& momentum_now) {
+  const UpdateStatisticsPlan plan = plan_update_statistics({running_mean, running_var, num_batches_tracked, mean, var,
+                                                            product, missing, momentum, repeats, unit, momentum_now});
   dispatch_floating("update_statistics_", running_mean.scalar_type(), [&](auto type) {
     const auto args = plan.arguments<decltype(type)>();
     for (int64_t c = 0; c < args.channels; ++c) update_channel(args, c);

@@ -18,11 +18,11 @@ using torch::stable::accelerator::DeviceGuard;
 void update_statistics_(const Tensor& running_mean, const Tensor& running_var, const Tensor& num_batches_tracked,
                         const Tensor& mean, const Tensor& var, const Tensor& product,
                         const std::optional<Tensor>& missing, double momentum, double repeats,
-                        const std::optional<Tensor>& unit) {
+                        const std::optional<Tensor>& unit, const std::optional<Tensor>& momentum_now) {
   const char* op = "update_statistics_";
   const DeviceGuard guard(running_mean.get_device_index());
-  const UpdateStatisticsPlan plan = plan_update_statistics(
-      {running_mean, running_var, num_batches_tracked, mean, var, product, missing, momentum, repeats, unit});
+  const UpdateStatisticsPlan plan = plan_update_statistics({running_mean, running_var, num_batches_tracked, mean, var,
+                                                            product, missing, momentum, repeats, unit, momentum_now});
   const cudaStream_t stream = current_stream(op, running_mean.get_device_index());
   dispatch_floating(op, running_mean.scalar_type(), [&](auto type) {
     check_launch(op, launch_update_statistics(plan.arguments<decltype(type)>(), stream));

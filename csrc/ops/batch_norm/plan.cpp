@@ -42,8 +42,12 @@ UpdateStatisticsPlan plan_update_statistics(const UpdateStatistics& a) {
   const int64_t count = channels[0] == 0 ? 0 : a.product.numel() / channels[0];
   TANDEM_CHECK(count >= 2, op, "product must have at least two values per channel, got ", shape(a.product));
   TANDEM_CHECK(a.repeats > 0 && std::isfinite(a.repeats), op, "repeats must be positive and finite, got ", a.repeats);
-  // In double precision, as Python computes; kernels round the factors once.
-  const double values = static_cast<double>(count), others = static_cast<double>(count - 1);
+  if (a.momentum_now) {
+    TANDEM_CHECK(a.momentum_now->scalar_type() == ScalarType::Double, op, "momentum must be float64, got ",
+                 name_of(a.momentum_now->scalar_type()));
+    check_same_device(op, "momentum", *a.momentum_now, a.running_mean, "running_mean");
+    check_shape(op, "momentum", *a.momentum_now, {});
+  }
   return {a.running_mean,
           a.running_var,
           a.num_batches_tracked,
@@ -51,10 +55,10 @@ UpdateStatisticsPlan plan_update_statistics(const UpdateStatistics& a) {
           channels_last(op, a.var, 0),
           channels_last(op, a.missing, 0),
           channels_last(op, a.unit, 0),
+          a.momentum_now,
           a.repeats,
-          1 - a.momentum,
           a.momentum,
-          a.repeats * a.repeats * a.momentum * values / others};
+          count};
 }
 
 FoldNormPlan plan_fold_norm(const FoldNorm& a) {

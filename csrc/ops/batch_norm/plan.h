@@ -6,7 +6,7 @@
 
 namespace tandem {
 
-// product: [N, C, *spatial], for its shape; num_batches_tracked: int64 []; the others: [C]
+// product: [N, C, *spatial], for its shape; num_batches_tracked: int64 []; other tensors, but for the last: [C]
 struct UpdateStatistics {
   const Tensor& running_mean;
   const Tensor& running_var;
@@ -17,13 +17,15 @@ struct UpdateStatistics {
   const std::optional<Tensor>& missing;
   double momentum, repeats;
   const std::optional<Tensor>& unit;
+  const std::optional<Tensor>& momentum_now;  // float64 [], in place of momentum
 };
 
 struct UpdateStatisticsPlan {
   Tensor running_mean, running_var, num_batches_tracked;  // of the caller, contiguous
   Tensor mean, var;                                       // contiguous
-  std::optional<Tensor> missing, unit;
-  double repeats, kept, part_mean, part_var;
+  std::optional<Tensor> missing, unit, momentum_now;
+  double repeats, momentum;
+  int64_t values;
 
   template <class T>
   UpdateStatisticsArgs<T> arguments() const {
@@ -34,8 +36,8 @@ struct UpdateStatisticsPlan {
     args.mean = static_cast<const T*>(mean.const_data_ptr());
     args.var = static_cast<const T*>(var.const_data_ptr());
     args.missing = data_or_null<T>(missing), args.unit = data_or_null<T>(unit);
-    args.repeats = static_cast<T>(repeats), args.kept = static_cast<T>(kept);
-    args.part_mean = static_cast<T>(part_mean), args.part_var = static_cast<T>(part_var);
+    args.repeats = repeats, args.momentum = momentum, args.momentum_now = data_or_null<double>(momentum_now);
+    args.values = values;
     args.channels = running_mean.numel();
     return args;
   }

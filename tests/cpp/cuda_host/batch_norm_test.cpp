@@ -44,7 +44,7 @@ bool differ(T got, T want) {
 }
 
 template <class T>
-int check_update(int64_t channels, bool with_missing, bool with_unit) {
+int check_update(int64_t channels, bool with_missing, bool with_unit, bool on_device) {
   auto running_mean = drawn<T>(channels, -3), running_var = drawn<T>(channels, 0);
   auto mean = drawn<T>(channels, -3), var = drawn<T>(channels, 0), missing = drawn<T>(channels, -3);
   auto unit = drawn<T>(channels, 0);
@@ -56,16 +56,19 @@ int check_update(int64_t channels, bool with_missing, bool with_unit) {
   args.mean = mean.data.get(), args.var = var.data.get();
   args.missing = with_missing ? missing.data.get() : nullptr;
   args.unit = with_unit ? unit.data.get() : nullptr;
-  args.repeats = T(1) / 7, args.kept = T(0.9), args.part_mean = T(0.1), args.part_var = T(0.11);
+  std::unique_ptr<double> momentum(new double(0.1));
+  args.repeats = 1.0 / 7, args.momentum = on_device ? 0.9 : 0.1,
+  args.momentum_now = on_device ? momentum.get() : nullptr;
+  args.values = 11;
   args.channels = channels;
   if (launch_update_statistics(args, nullptr) != cudaSuccess) return 1;
   int wrong = *batches != 42;
   for (size_t c = 0; c < running_mean.size; ++c) {
     const T mean_v = with_unit ? mean[c] * unit[c] : mean[c];
     const T partly = var[c] * unit[c], var_v = with_unit ? partly * unit[c] : var[c];
-    const T scaled = mean_v * (T(1) / 7), of_v = with_missing ? scaled + missing[c] : scaled;
+    const T scaled = mean_v * T(1.0 / 7), of_v = with_missing ? scaled + missing[c] : scaled;
     const T kept_mean = old_mean[c] * T(0.9), new_mean = of_v * T(0.1);
-    const T kept_var = old_var[c] * T(0.9), new_var = var_v * T(0.11);
+    const T kept_var = old_var[c] * T(0.9), new_var = var_v * T(1.0 / 7 * (1.0 / 7) * 0.1 * 11 / 10);
     wrong += differ(running_mean[c], kept_mean + new_mean) + differ(running_var[c], kept_var + new_var);
   }
   return wrong;
@@ -104,7 +107,7 @@ int check_fold(int64_t channels, unsigned given) {
 template <class T>
 int check(int64_t channels) {
   int wrong = 0;
-  for (int given = 0; given < 4; ++given) wrong += check_update<T>(channels, given & 1, given & 2);
+  for (int given = 0; given < 8; ++given) wrong += check_update<T>(channels, given & 1, given & 2, given & 4);
   for (unsigned given = 0; given < 16; ++given) wrong += check_fold<T>(channels, given);
   if (wrong != 0) printf("%zu bytes, %lld channels: %d wrong\n", sizeof(T), static_cast<long long>(channels), wrong);
   return wrong;
