@@ -101,7 +101,11 @@ def at_most_active(share: float) -> Network:
     """Radix spikes with a penalty on layers in which more neurons than this share are active."""
     penalty = callback("recipes.ActiveRegulariser", weight=PENALTY, target=share)
     percent = round(100 * share)
-    return replace(radix_at(4, *penalty), name=f"active{percent}", label=f"the same, penalty above {percent} % active")
+    return replace(
+        radix_at(4, *penalty),
+        name=f"active{percent}",
+        label=f"SNN, radix spikes, T = 4, penalty above {percent} % active",
+    )
 
 
 def recipes(epochs: int) -> tuple[Network, ...]:
@@ -298,7 +302,7 @@ EXPERIMENTS = (
         "CIFAR-10, a quarter of CifarNet",
         "cifar10",
         "cifar10/train",
-        (radix_at(4), radix_at(3), radix_at(2), trained_for(4), ANN),
+        (radix_at(4), radix_at(3), radix_at(2), at_most_active(0.3), trained_for(4), ANN),
         below="cifar10",
         options=(*FOLDER, *QUARTER),
         remark="This network has a quarter of CifarNet's channels and is trained for 30 epochs with autocast to "
