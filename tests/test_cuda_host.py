@@ -141,7 +141,7 @@ def test_products_of_the_cpu(host, calls, tmp_path, variant, order, every):
     assert sum(spikes) > 15 * len(calls)  # silence would prove little
 
 
-@runs(every=5)  # likewise of 21
+@runs(every=5)  # likewise of 22
 def test_values_of_radix_spikes(host, radix_calls, tmp_path, variant, order, every):
     """All engines and every kind of weight multiply them exactly."""
     calls = radix_calls[::every]

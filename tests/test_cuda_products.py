@@ -58,14 +58,8 @@ def has_tensor_cores(device):
 
 
 def served(kind, engine, device):
-    """The tensor-core engines have no float64 sums."""
+    """Tensor cores have no float64 sums."""
     return engine != "dense" or (kind != "float64" and has_tensor_cores(device))
-
-
-@pytest.fixture
-def tensor_cores(device):
-    """The device, of compute capability 8.0 or newer."""
-    return device if has_tensor_cores(device) else pytest.skip("no tensor-core engine below compute capability 8.0")
 
 
 @every_engine
@@ -467,9 +461,23 @@ def test_weights_that_tensor_cores_do_not_take(cuda):
         ops.spiking_conv2d(bits, weight.double(), time_steps=8, engine="dense")
 
 
-@pytest.mark.parametrize(("dtype", "most"), [(torch.int8, 16_777_215), (torch.int16, 65_536)])
-def test_sums_that_32_bits_may_not_hold(cuda, dtype, most):
+@pytest.mark.parametrize(
+    ("dtype", "most"), [(torch.int8, 16_777_215), (torch.int16, 65_536), (torch.float32, 16_843_009)]
+)
+def test_sums_that_do_not_fit(cuda, dtype, most):
     bits, scale = torch.zeros(1, 1, most + 1, dtype=torch.uint8, device=cuda), torch.ones(1, device=cuda)
     weight = torch.ones(1, most + 1, dtype=dtype, device=cuda)
     with pytest.raises(RuntimeError, match=f"must have at most {most} inputs per neuron on a CUDA device"):
-        ops.count_linear(bits, weight, scale=scale)
+        ops.count_linear(bits, weight, scale=scale, radix=8)
+
+
+@every_engine
+def test_packed_weights_that_have_changed(engine, cuda):
+    """A call reads the packed weights it is given or the weights as they are, never one in units of the other."""
+    if not served("float32", engine, cuda):
+        pytest.skip("no tensor-core engine below compute capability 8.0")
+    bits, weight = planes(8, 2, 8, 5, 5, seed=1).to(cuda), dyadic(8, 8, 3, 3, seed=2).to(cuda)
+    packed, old = ops.pack_weight(weight), ops.count_conv2d(bits, weight)
+    weight *= 8
+    got = ops.count_conv2d(bits, weight, packed=packed, engine=engine)
+    assert torch.equal(got, old) or torch.equal(got, 8 * old)

@@ -47,6 +47,8 @@ from pairwise import pairs
 from tandem_cuda import _C, IF, LIF, ops
 from tandem_cuda import reference as ref
 from tandem_cuda.neuron import RadixIF
+from tandem_cuda.ops.radix_spikes import fire_radix
+from tensors import integers
 
 PRODUCTS = ("count_conv2d", "count_linear", "spiking_conv2d", "spiking_linear")
 
@@ -229,10 +231,7 @@ OF_VALUES = [(1, 1, 1), (3, 17, 1), (4, 16, 1), (22, 34, 2), (63, 64, 1), (64, 6
     power_of_two=[False, True],
 )
 def test_values(sizes, radix, dtype, engine, drawn, bias, power_of_two):
-    """Of radix spikes, largest and zero ones, and those from 128 on, which a signed byte does not hold.
-
-    Neurons whose threshold is a power of two fire without comparisons.
-    """
+    """Of radix spikes, largest and zero ones, and those from 128 on, which a signed byte does not hold."""
     channels, outputs, groups = sizes
     shape = (2, groups * channels, 7, 6)
     rate = {"even": 0.5, "high": 0.5, "sparse": 0.03, "largest": 1.0, "none": 0.0}[drawn]
@@ -253,6 +252,28 @@ def test_values(sizes, radix, dtype, engine, drawn, bias, power_of_two):
     level = 2.0 ** round(math.log2(level)) if power_of_two else level * 1.01
     fires = {"neuron": RadixIF(level, initial=0.25 * (radix % 3)), "time_steps": 1 + radix % 8}
     call("count_conv2d", how, bits, weight, bias, scale=scale, radix=radix, **geometry, **fires)
+
+
+@pairs(
+    sizes=[(8, 17, 1), (33, 64, 1), (16, 70, 2)],
+    steps=[(1, 8), (3, 5), (4, 4), (8, 2)],
+    dtype=[*INTEGERS, torch.float32],
+    engine=ENGINES,
+    theta=[0.7, 1.3e-20, 1.9e20],
+    seed=[1, 2],
+)
+def test_sums_at_thresholds(sizes, steps, dtype, engine, theta, seed):
+    """Sums at and beside multiples of a threshold that is no power of two: the spikes that single steps make."""
+    channels, outputs, groups = sizes
+    bits = planes(steps[1], 2, groups * channels, 5, 4, seed=seed)
+    weight = integers(groups * outputs, channels, 3, 3, seed=seed, dtype=torch.int8).clamp(-20, 20).to(dtype)
+    radix = RadixIF(theta * 2 ** steps[0], initial=0.25 * seed)
+    scale = torch.full(weight.shape[:1], radix.threshold_at(steps[0]) / (1 + 6 * seed))
+    named = {"padding": 1, "groups": groups, "scale": scale, "radix": steps[1], "engine": engine}
+    sums = ops.count_conv2d(bits, weight, **named)
+    want, _ = fire_radix(sums, None, None, steps[0], radix, True)
+    same(ops.count_conv2d(bits, weight, **named, neuron=radix, time_steps=steps[0]), want)
+    assert len(want.unique()) == 2 ** steps[0]
 
 
 @pairs(

@@ -7,6 +7,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "cpu/aligned_buffer.h"
 #include "ops/neuron_loop/cpu_run_neurons.h"
 #include "ops/product/cpu_count_kernels.h"
 #include "ops/product/cpu_event_kernels.h"

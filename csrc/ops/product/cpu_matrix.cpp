@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "cpu/aligned_buffer.h"
 #include "cpu/parallel.h"
 #include "ops/product/cpu_panels.h"
 

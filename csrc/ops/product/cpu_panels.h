@@ -2,15 +2,13 @@
 #pragma once
 
 #include <algorithm>
-#include <cstring>
 
-#include "cpu/aligned_buffer.h"
 #include "ops/product/cpu_count_kernels.h"
 #include "ops/product/cpu_event.h"
 #include "ops/product/cpu_pack_weight.h"
 #include "ops/product/packed_layout.h"
 #include "ops/product/plan.h"
-#include "ops/radix_spikes/cpu_fire.h"
+#include "ops/radix_spikes/plan.h"
 
 namespace tandem {
 

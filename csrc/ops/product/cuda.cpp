@@ -1,5 +1,5 @@
-// pack_weight, spiking_product and count_product on a CUDA device: the choice of the
-// engine. Allocates through torch alone and never synchronises, so that it can be captured in a CUDA graph.
+// pack_weight, spiking_product and count_product on a CUDA device: the choice of the engine. Allocates through torch
+// alone and never synchronises, so that it can be captured in a CUDA graph.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
@@ -173,7 +173,10 @@ void run(const char* op, const ProductPlan& plan, const SpikingArguments* spikin
       });
       return;
     }
-    const Tensor packed = packed_on_device<E>(op, plan.weight, plan.packed, g);
+    // Fragments of narrow layers are made in this call, of the weights as they are: so are their units.
+    const bool anew = std::is_same_v<E, int32_t> && plan.engine == Engine::kDense && !has_fragments<E>(g);
+    if (anew && plan.packed) check_packed<E>(op, "packed", *plan.packed, plan.weight, g);
+    const Tensor packed = packed_on_device<E>(op, plan.weight, anew ? std::nullopt : plan.packed, g);
     const PackedLayout layout = packed_layout<E>(g);
     CudaProductArgs<E, T> args = arguments_of<E, T>(plan, spiking);
     args.weight = static_cast<const E*>(packed.const_data_ptr());

@@ -59,7 +59,8 @@ inline void pack_on_device(const char* op, const Tensor& weight, const ConvGeome
     const PackedLayout layout = packed_layout<E>(g);
     auto* const rows = static_cast<E*>(packed.mutable_data_ptr());
     void* const fragments = rows + layout.elements();
-    auto* const unit = const_cast<float*>(units_in<E>(packed, g));
+    auto* const unit =
+        unit_count<E>(g) ? reinterpret_cast<float*>(rows + (packed.numel() - unit_count<E>(g))) : nullptr;
     dispatch_unpacked<E>(weight.scalar_type(), [&](auto unpacked) {
       using W = decltype(unpacked);
       auto args = weight_args<CudaPackArgs<W>, W>(weight, g, watched);

@@ -72,20 +72,19 @@ void check_operand(const char* op, const char* argument, const Tensor& tensor, c
   check_shape(op, argument, tensor, expected);
 }
 
-// Sums of float weights on a CUDA device: 32-bit numbers in 64 bits (whole_weight.h).
-void check_whole_weights(const char* op, const ProductArguments& a) {
-  if (a.weight.is_cpu() || a.weight.scalar_type() == ScalarType::Double) return;
-  const int64_t most = (int64_t{1} << 32) / std::max<int64_t>(1, largest_input(a.radix, a.bits.size(0)));
-  TANDEM_CHECK(a.weight.numel() / a.weight.size(0) <= most, op, name_of(a.weight.scalar_type()),
-               " weights must have at most ", most,
-               " inputs per neuron for so many time steps on a CUDA device, so "
-               "that sums fit into 64 bits, got ",
-               shape(a.weight));
+// Sums of float weights on a CUDA device: numbers of 32 bits (whole_weight.h) in 64. largest: what an input stands for.
+void check_whole_weights(const char* op, const Tensor& weight, int64_t largest) {
+  if (weight.is_cpu() || weight.scalar_type() == ScalarType::Double) return;
+  const int64_t inputs = weight.numel() / weight.size(0), most = (int64_t{1} << 32) / std::max<int64_t>(1, largest);
+  TANDEM_CHECK(inputs <= most, op, name_of(weight.scalar_type()), " weights must have at most ", most,
+               " inputs per neuron on a CUDA device, so that sums of numbers up to ", largest,
+               " fit into 64 bits, got ", shape(weight));
 }
 
-void check_sums(const char* op, const ProductArguments& a) {
+// largest: what an input stands for, at most.
+void check_sums(const char* op, const ProductArguments& a, int64_t largest) {
   const ScalarType type = a.weight.scalar_type();
-  if (!is_integer(type)) return check_whole_weights(op, a);
+  if (!is_integer(type)) return check_whole_weights(op, a.weight, largest);
   TANDEM_CHECK(a.weight.numel() / a.weight.size(0) <= int64_t{1} << 24, op, name_of(type),
                " weights must have at most 2^24 inputs per neuron, got ", shape(a.weight));
   // On the CPU, the weights of more are read (check_32_bits). Elsewhere nothing reads them: they may be as low as
@@ -97,10 +96,11 @@ void check_sums(const char* op, const ProductArguments& a) {
   TANDEM_CHECK(a.scale.has_value(), op, "scale must be given with ", name_of(type), " weights");
 }
 
-ProductPlan plan_inputs(const char* op, const ProductArguments& a, const ConvGeometry& geometry, bool linear) {
+ProductPlan plan_inputs(const char* op, const ProductArguments& a, const ConvGeometry& geometry, bool linear,
+                        int64_t largest) {
   Sizes inputs = sizes_of(a.bits);
   inputs.erase(inputs.begin());
-  check_sums(op, a);
+  check_sums(op, a, largest);
   // Only the gradient uses it, but a wrong one is a mistake at this call.
   if (a.count) check_operand(op, "count", *a.count, a.weight, inputs);
   if (a.scale) check_operand(op, "scale", *a.scale, a.weight, {geometry.out_channels});
@@ -250,7 +250,7 @@ ProductPlan plan_product(const char* op, const ProductArguments& a, const ConvGe
                          const RadixArguments* firing) {
   TANDEM_CHECK(a.radix >= 0 && a.radix <= kStepsPerPlane, op, "radix must be from 0 to 8, got ", a.radix);
   TANDEM_CHECK(!a.radix || a.bits.size(0) == 1, op, "bits of radix spikes must have one plane, got ", shape(a.bits));
-  ProductPlan plan = plan_inputs(op, a, geometry, linear);
+  ProductPlan plan = plan_inputs(op, a, geometry, linear, largest_input(a.radix, a.bits.size(0)));
   if (a.radix) check_past_end(op, "bits", plan.bits, a.radix);
   const Sizes neurons = neuron_sizes(a.bits, geometry, linear);
   const int64_t dim = feature_dim(neurons, linear);
@@ -278,7 +278,7 @@ void add_sums(const char* op, ProductPlan& plan) {
 ProductPlan plan_steps(const char* op, const ProductArguments& a, int64_t time_steps, const ConvGeometry& geometry,
                        bool linear) {
   check_planes(op, a.bits, time_steps);
-  ProductPlan plan = plan_inputs(op, a, geometry, linear);
+  ProductPlan plan = plan_inputs(op, a, geometry, linear, 1);
   check_past_end(op, "bits", plan.bits, time_steps);
   Sizes sizes = neuron_sizes(a.bits, geometry, linear);
   const int64_t dim = feature_dim(sizes, linear);
@@ -292,7 +292,7 @@ ProductPlan plan_spiking(const char* op, const ProductArguments& a, const Spikin
                          const ConvGeometry& geometry, bool linear) {
   check_planes(op, a.bits, s.time_steps);
   const Neuron neuron = checked_neuron(op, s.neuron, s.parameters, current_type(a.weight));
-  ProductPlan plan = plan_inputs(op, a, geometry, linear);
+  ProductPlan plan = plan_inputs(op, a, geometry, linear, 1);
   plan.neuron = neuron;
   check_past_end(op, "bits", plan.bits, s.time_steps);
   const Sizes neurons = neuron_sizes(a.bits, geometry, linear);

@@ -19,8 +19,8 @@ namespace tandem {
 template <class W>
 using DevicePacked = std::conditional_t<std::is_integral_v<W> || std::is_same_v<W, double>, W, int32_t>;
 
-// E: packed weights (double, int8_t, int16_t or int32_t); T: neurons. A product with
-// spike counts, or with values of radix spikes, has no out_bits; its scale and bias apply once.
+// E: packed weights (double, int8_t, int16_t or int32_t); T: neurons. A product with spike counts, or with values of
+// radix spikes, has no out_bits; its scale and bias apply once.
 template <class E, class T>
 struct CudaProductArgs {
   ConvGeometry geometry;

@@ -30,7 +30,7 @@ struct RadixSpikesArgs {
 // How float potentials become spikes at once: the steps of a neuron leave min(2^T - 1, floor(u / threshold)). None of
 // them rounds, since it subtracts at least half of u (Sterbenz's lemma), but where all of them spike.
 struct RadixQuotient {
-  float scale;    // a power of two, which takes the threshold to 1 or more, but less than 2
+  float scale;    // a power of two, which takes the threshold to 1 or more but less than 2, or as near as it can
   float inverse;  // 1 / the scaled threshold, rounded up: a quotient is right or one too large, as the remainder tells
   float high, low;  // the scaled threshold: 16 bits and the other 8, which times a value of 8 bits are exact
   bool exact;       // whether the scaled threshold is 1, and u * scale the quotient

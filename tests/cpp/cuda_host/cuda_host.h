@@ -789,7 +789,6 @@ T atomicAdd(T* address, typename tandem::host::Same<T>::Type value) {
 }
 
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
-// Of the 8 bytes of x, those of y behind them: the four whose numbers the halves of the selector are.
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
 
