@@ -56,6 +56,7 @@ COMPUTED = [
     ("cvt.rn.f64.T", INTEGERS, "f64 T", "{0}"),
     ("cvt.f64.T", "f32", "f64 T", "{0}"),
     ("cvt.rzi.s32.T", "f32", "s32 T", "towards_zero({0})"),
+    ("cvt.rni.f32.T", "f32", "f32 T", "std::nearbyint({0})"),
     ("setp.eq.T", f"{INTEGERS} {BITS} {FLOATS}", "pred T T", "{0} == {1}"),
     ("setp.ne.T", f"{INTEGERS} {BITS}", "pred T T", "{0} != {1}"),
     ("setp.lt.T", f"{INTEGERS} {FLOATS}", "pred T T", "{0} < {1}"),

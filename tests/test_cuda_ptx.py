@@ -184,6 +184,8 @@ VALUES = [
     ("cvt.rzi.s32.f32", LARGE, 0x7FFFFFFF),
     ("cvt.rzi.s32.f32", "0fDF000000", 0x80000000),
     ("cvt.rzi.s32.f32", NAN, 0),
+    ("cvt.rni.f32.f32", "0f3FC00000", 0x40000000),
+    ("cvt.rni.f32.f32", "0fC0200000", 0xC0000000),
     ("cvt.rn.f32.s64", "16777217", 0x4B800000),
     ("cvt.rn.f32.u32", "-1", 0x4F800000),
     ("cvt.rn.f64.s32", "-1", 0xBFF0000000000000),
