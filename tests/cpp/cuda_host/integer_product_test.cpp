@@ -170,8 +170,8 @@ std::vector<double> to_whole(const ConvGeometry& g, const Buffer<W>& weight, std
       for (int64_t i = 0; i < g.features(); ++i) {
         largest = std::max(largest, std::fabs(static_cast<double>(static_cast<float>(of_channel[i]))));
       }
-      int exponent = 0;
-      std::frexp(largest, &exponent);  // largest < 2^exponent
+      int exponent = -200;                              // of zeros alone
+      if (largest > 0) std::frexp(largest, &exponent);  // largest < 2^exponent
       units[static_cast<size_t>(o)] = std::ldexp(1.0, std::max(exponent - 31, -126));
     }
     for (int64_t i = 0; i < g.features(); ++i) {
