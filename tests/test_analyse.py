@@ -107,6 +107,19 @@ def number(row, name):
     return float(row[name])
 
 
+def test_time_of_a_trained_network(digits, mnist):
+    """bench/trained.py: over its ANN, which takes the same images, for every batch size."""
+    command = [sys.executable, EXAMPLES.parent / "bench" / "trained.py", digits[0], "--data-dir", mnist]
+    command += ["--batches", "1", "4", "--threads", "1", "--repeats", "2"]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    for batch in (1, 4):
+        for whose in ("the ANN's", "PyTorch's int8"):
+            assert re.search(rf"snn, frozen, int8, batch {batch}: time over {whose} +[\d.]+ x", done.stdout), (
+                done.stdout
+            )
+
+
 def test_classifier(analyse, digits, tmp_path):
     said = analyse(*digits, "--out", tmp_path)
     assert "reconstructions: left out, it needs runs of an autoencoder" in said
