@@ -152,8 +152,9 @@ int64_t wrong(CountTile<E>* kernel, FillPanel<E>* fill, bool on_bytes) {
   const float threshold = std::ldexp(drawn(0, 1) ? 1.0F : 1.0F + static_cast<float>(drawn(1, 99)) / 100,
                                      static_cast<int>(drawn(0, 20)) - (std::is_same_v<E, float> ? 20 : 0));
   args.bits = fires ? bits.data() : nullptr;
-  args.start = threshold / 2, args.quotient = quotient_by(threshold);
-  args.most = static_cast<float>((1 << drawn(1, 8)) - 1);
+  RadixSpikesArgs<float> neurons = {};
+  neurons.threshold = threshold, neurons.start = threshold / 2, neurons.time_steps = static_cast<int>(drawn(1, 8));
+  args.firing = firing_at_once(neurons);
   std::vector<float> current(pixels * stride), amplitude(outputs);
   std::vector<uint8_t> values(pixels * stride);
   for (float& x : current) x = static_cast<float>(drawn(-9999, 9999));
@@ -178,8 +179,8 @@ int64_t wrong(CountTile<E>* kernel, FillPanel<E>* fill, bool on_bytes) {
       if (args.bias) v += bias[output];
       if (args.joined.current) v += current[i];
       if (args.joined.bits) v += static_cast<float>(values[i]) * (args.joined.amplitude ? amplitude[output] : 1.0F);
-      const double quotient = static_cast<double>(v + args.start) / static_cast<double>(threshold);
-      spikes = static_cast<uint8_t>(std::min(std::max(quotient, 0.0), static_cast<double>(args.most)));
+      const double quotient = static_cast<double>(v + args.firing.start) / static_cast<double>(threshold);
+      spikes = static_cast<uint8_t>(std::min(std::max(quotient, 0.0), static_cast<double>(args.firing.most)));
     }
     found += fires ? bits[i] != spikes : sum[i] != v;
   }

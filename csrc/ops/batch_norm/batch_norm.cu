@@ -11,7 +11,7 @@ constexpr int kThreads = 128;
 template <class T>
 __global__ void __launch_bounds__(kThreads) update_statistics_kernel(const UpdateStatisticsArgs<T> a) {
   const int64_t c = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (c < a.channels) update_channel(a, c);
+  if (c < a.channels) update_channel(a, factors_of(a), c);
   if (c == 0) ++*a.num_batches_tracked;
 }
 

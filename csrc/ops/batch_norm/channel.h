@@ -22,19 +22,30 @@ struct UpdateStatisticsArgs {
   int64_t channels;
 };
 
+// What the numbers of every channel are multiplied by: computed in double precision, as Python does, and rounded once.
 template <class T>
-TANDEM_HOST_DEVICE void update_channel(const UpdateStatisticsArgs<T>& a, int64_t c) {
+struct UpdateFactors {
+  T repeats;
+  T kept;                 // part of the old value in the new one
+  T part_mean, part_var;  // factors of the batch's
+};
+
+template <class T>
+TANDEM_HOST_DEVICE UpdateFactors<T> factors_of(const UpdateStatisticsArgs<T>& a) {
+  const double momentum = a.momentum_now == nullptr ? a.momentum : *a.momentum_now;
+  const double values = static_cast<double>(a.values), others = static_cast<double>(a.values - 1);
+  return {static_cast<T>(a.repeats), static_cast<T>(1 - momentum), static_cast<T>(momentum),
+          static_cast<T>(a.repeats * a.repeats * momentum * values / others)};
+}
+
+template <class T>
+TANDEM_HOST_DEVICE void update_channel(const UpdateStatisticsArgs<T>& a, const UpdateFactors<T>& by, int64_t c) {
   const T mean_v = a.unit == nullptr ? a.mean[c] : a.mean[c] * a.unit[c];
   const T var_v = a.unit == nullptr ? a.var[c] : a.var[c] * a.unit[c] * a.unit[c];
-  const T scaled = mean_v * static_cast<T>(a.repeats);
+  const T scaled = mean_v * by.repeats;
   const T mean = a.missing == nullptr ? scaled : scaled + a.missing[c];
-  // Factors in double precision, as Python computes them; each is rounded once.
-  const double momentum = a.momentum_now == nullptr ? a.momentum : *a.momentum_now;
-  const double of_var =
-      a.repeats * a.repeats * momentum * static_cast<double>(a.values) / static_cast<double>(a.values - 1);
-  const T kept = static_cast<T>(1 - momentum);
-  a.running_mean[c] = a.running_mean[c] * kept + mean * static_cast<T>(momentum);
-  a.running_var[c] = a.running_var[c] * kept + var_v * static_cast<T>(of_var);
+  a.running_mean[c] = a.running_mean[c] * by.kept + mean * by.part_mean;
+  a.running_var[c] = a.running_var[c] * by.kept + var_v * by.part_var;
 }
 
 template <class T>

@@ -17,7 +17,8 @@ void update_statistics_(const Tensor& running_mean, const Tensor& running_var, c
                                                             product, missing, momentum, repeats, unit, momentum_now});
   dispatch_floating("update_statistics_", running_mean.scalar_type(), [&](auto type) {
     const auto args = plan.arguments<decltype(type)>();
-    for (int64_t c = 0; c < args.channels; ++c) update_channel(args, c);
+    const auto factors = factors_of(args);
+    for (int64_t c = 0; c < args.channels; ++c) update_channel(args, factors, c);
     ++*args.num_batches_tracked;
   });
 }

@@ -334,9 +334,7 @@ void fire_rows(const CountTileArgs<E>& a, int64_t first, int64_t rows, int64_t o
                int64_t channel, const float* unit) {
   const TileSums s = sums;
   const int64_t stride = a.row_stride, joined_stride = a.joined_stride;
-  const Vec<float> start = broadcast(a.start);
-  const RadixQuotient by = a.quotient;
-  const float most = a.most;
+  const RadixFiring by = a.firing;
   const auto fire = [&](auto joins, int64_t c, int64_t left) TANDEM_INLINE {
     constexpr Joins kJoins = joins;
     const Joined<float> joined = a.joined.at(0, first * joined_stride + channel + c);
@@ -357,9 +355,9 @@ void fire_rows(const CountTileArgs<E>& a, int64_t first, int64_t rows, int64_t o
         const int64_t place = row * joined_stride + at;
         if constexpr (kJoins == Joins::kCurrent) v += load(joined.current + place, n);
         if constexpr (kJoins == Joins::kValues) v = add_joined_values(joined, place, amplitude[j], n, v);
-        u[j] = quotient_of(v + start, by, most);
+        u[j] = quotient_of(v, by);
       });
-      store_floors(u, most, bits, left);
+      store_floors(u, by.most, bits, left);
     }
   };
   for (int64_t c = 0; c < outputs; c += int64_t{kSpikeVectors} * kLanes<float>) {

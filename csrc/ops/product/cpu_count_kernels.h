@@ -163,23 +163,21 @@ template <class E>
 struct CountTileArgs {
   int64_t largest;  // byte that there may be in a row
   PanelSizes sizes;
-  const uint8_t* rows;   // [pixels + subtracted, row_bytes()]; of matrix tiles as `pieces` says, where pixels up to a
-                         // multiple of 16 may hold anything
-  InputPieces pieces;    // of matrix tiles
-  const uint8_t* panel;  // the weights of this group and block of output channels
-  int64_t block;         // sums of an output pixel
-  bool paired_outputs;   // whether each sum has two outputs, the second with the other sign
-  int64_t valid;         // outputs that are real
-  int64_t pixels;        // output pixels
-  int64_t subtracted;    // rows behind these whose sums are subtracted: none, one from all of them, or one from each
-  int64_t row_stride;    // of sum, in elements
-  const float* scale;    // [outputs] or null
-  const float* bias;     // [outputs] or null
-  float* sum;            // at the first output pixel and channel
-  uint8_t* bits;         // in their place, or null: the spikes of radix neurons
-  float start;           // what the potentials of these neurons start from
-  RadixQuotient quotient;
-  float most;             // spikes of all steps
+  const uint8_t* rows;    // [pixels + subtracted, row_bytes()]; of matrix tiles as `pieces` says, where pixels up to a
+                          // multiple of 16 may hold anything
+  InputPieces pieces;     // of matrix tiles
+  const uint8_t* panel;   // the weights of this group and block of output channels
+  int64_t block;          // sums of an output pixel
+  bool paired_outputs;    // whether each sum has two outputs, the second with the other sign
+  int64_t valid;          // outputs that are real
+  int64_t pixels;         // output pixels
+  int64_t subtracted;     // rows behind these whose sums are subtracted: none, one from all of them, or one from each
+  int64_t row_stride;     // of sum, in elements
+  const float* scale;     // [outputs] or null
+  const float* bias;      // [outputs] or null
+  float* sum;             // at the first output pixel and channel
+  uint8_t* bits;          // in their place, or null: the spikes of radix neurons
+  RadixFiring firing;     // of these neurons
   Joined<float> joined;   // what another branch adds, at the first output pixel and channel
   int64_t joined_stride;  // of its output pixels
   void* scratch;          // byte_scratch_bytes() or matrix_scratch_bytes(), 64-byte aligned

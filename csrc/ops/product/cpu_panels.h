@@ -20,14 +20,10 @@ class PanelOutputs {
   const ProductPlan& plan_;
   const uint8_t* const panels_;
   const PackedLayout layout_;
-  const RadixNeurons* const neurons_;  // or null
+  RadixFiring firing_ = {};  // of the plan's neurons, if it has any
 
   void set_neurons_of(CountTileArgs<E>& tile, int64_t at, int64_t channel) const {
-    RadixSpikesArgs<float> neurons = {};
-    set_neurons<float>(neurons, *neurons_);
-    tile.start = neurons.start;
-    tile.quotient = quotient_by(neurons.threshold);
-    tile.most = static_cast<float>((1 << neurons.time_steps) - 1);
+    tile.firing = firing_;
     tile.joined = joined_of<float>(plan_).at(0, at);
     if (tile.joined.amplitude) tile.joined.amplitude += channel;
     tile.joined_stride = plan_.geometry.out_channels;
@@ -37,10 +33,12 @@ class PanelOutputs {
  public:
   // panels: of all groups and blocks.
   PanelOutputs(const ProductPlan& plan, const uint8_t* panels)
-      : plan_(plan),
-        panels_(panels),
-        layout_(packed_layout<E>(plan.geometry)),
-        neurons_(plan.radix_neurons ? &*plan.radix_neurons : nullptr) {}
+      : plan_(plan), panels_(panels), layout_(packed_layout<E>(plan.geometry)) {
+    if (!plan.radix_neurons) return;
+    RadixSpikesArgs<float> neurons = {};
+    set_neurons<float>(neurons, *plan.radix_neurons);
+    firing_ = firing_at_once(neurons);
+  }
 
   // Of a block of outputs and the output pixels first..first+pixels-1 of all samples, without inputs.
   CountTileArgs<E> tile(int64_t group, int64_t b, int64_t first, int64_t pixels) const {
@@ -57,8 +55,8 @@ class PanelOutputs {
     tile.scale = plan_.scale ? data_or_null<float>(plan_.scale) + channel : nullptr;
     tile.bias = plan_.bias ? data_or_null<float>(plan_.bias) + channel : nullptr;
     tile.row_stride = g.out_channels;
-    if (neurons_) set_neurons_of(tile, at, channel);
-    tile.sum = neurons_ ? nullptr : output<float>(plan_.out_sum) + at;
+    if (plan_.radix_neurons) set_neurons_of(tile, at, channel);
+    tile.sum = plan_.radix_neurons ? nullptr : output<float>(plan_.out_sum) + at;
     return tile;
   }
 };

@@ -174,9 +174,9 @@ void run(const char* op, const ProductPlan& plan, const SpikingArguments* spikin
       return;
     }
     // Fragments of narrow layers are made in this call, of the weights as they are: so are their units.
-    const bool anew = std::is_same_v<E, int32_t> && plan.engine == Engine::kDense && !has_fragments<E>(g);
-    if (anew && plan.packed) check_packed<E>(op, "packed", *plan.packed, plan.weight, g);
-    const Tensor packed = packed_on_device<E>(op, plan.weight, anew ? std::nullopt : plan.packed, g);
+    const bool packs_anew = std::is_same_v<E, int32_t> && plan.engine == Engine::kDense && !has_fragments<E>(g);
+    if (packs_anew && plan.packed) check_packed<E>(op, "packed", *plan.packed, plan.weight, g);
+    const Tensor packed = packed_on_device<E>(op, plan.weight, packs_anew ? std::nullopt : plan.packed, g);
     const PackedLayout layout = packed_layout<E>(g);
     CudaProductArgs<E, T> args = arguments_of<E, T>(plan, spiking);
     args.weight = static_cast<const E*>(packed.const_data_ptr());

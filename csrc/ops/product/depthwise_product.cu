@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kDepthwiseLanes* kDepthwisePixels, 2)
     if constexpr (std::is_same_v<E, int32_t>) {
       uint32_t size = 0;
       for (int64_t kh = 0; kh < g.kernel_h; ++kh) {
-        for (int64_t kw = 0; kw < g.kernel_w; ++kw) size = std::max(size, size_of(weight_at(kh, kw)));
+        for (int64_t kw = 0; kw < g.kernel_w; ++kw) size = std::max(size, magnitude_of(weight_at(kh, kw)));
       }
       unit = weight_unit(size);
     }

@@ -177,7 +177,7 @@ __global__ void __launch_bounds__(kPackThreads) weight_unit_kernel(const CudaPac
     for (unsigned feature = threadIdx.x; feature < features; feature += kPackThreads) {
       const unsigned tap = feature / channels;
       const int64_t from = feature % channels * a.stride_c + tap / kernel_w * a.stride_h + tap % kernel_w * a.stride_w;
-      size = std::max(size, size_of(weights[from]));
+      size = std::max(size, magnitude_of(weights[from]));
     }
     for (int apart = kWarp / 2; apart != 0; apart /= 2) size = std::max(size, __shfl_xor_sync(kAllLanes, size, apart));
     largest[warp] = size;

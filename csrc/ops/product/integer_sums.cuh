@@ -264,7 +264,25 @@ __device__ __forceinline__ void sweep_shared_out(typename S::Sums& sums, const W
     in.advance(g, corners, input, zeros);
   };
   load(x[0]);
-  if constexpr (!kAhead) {
+  if constexpr (kAhead) {
+    fetch(w[0]);
+    // Two steps a turn, so that what is fetched ahead need not be moved.
+    for (int at = warp; at < g.steps; at += 2 * kWarps) {
+      const bool more = at + kWarps < g.steps, beyond = at + 2 * kWarps < g.steps;
+      go_on();
+      if (more) {
+        fetch(w[1]);
+        load(x[1]);
+      }
+      step(w[0], x[0]);
+      go_on();
+      if (beyond) {
+        fetch(w[0]);
+        load(x[0]);
+      }
+      if (more) step(w[1], x[1]);
+    }
+  } else {
     for (int at = warp; at < g.steps; at += kWarps) {
       fetch(w[0]);
       go_on();
@@ -276,24 +294,6 @@ __device__ __forceinline__ void sweep_shared_out(typename S::Sums& sums, const W
         for (int i = 0; i < S::kColumns; ++i) x[0][half][i] = x[1][half][i];
       }
     }
-    return;
-  }
-  fetch(w[0]);
-  // Two steps a turn, so that what is fetched ahead need not be moved.
-  for (int at = warp; at < g.steps; at += 2 * kWarps) {
-    const bool more = at + kWarps < g.steps, beyond = at + 2 * kWarps < g.steps;
-    go_on();
-    if (more) {
-      fetch(w[kAhead ? 1 : 0]);
-      load(x[1]);
-    }
-    step(w[0], x[0]);
-    go_on();
-    if (beyond) {
-      fetch(w[0]);
-      load(x[0]);
-    }
-    if (more) step(w[kAhead ? 1 : 0], x[1]);
   }
 }
 

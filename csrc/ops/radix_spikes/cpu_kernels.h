@@ -29,7 +29,9 @@ struct RadixSpikesArgs {
 
 // How float potentials become spikes at once: the steps of a neuron leave min(2^T - 1, floor(u / threshold)). None of
 // them rounds, since it subtracts at least half of u (Sterbenz's lemma), but where all of them spike.
-struct RadixQuotient {
+struct RadixFiring {
+  float start;    // what the potential starts from
+  float most;     // the value of spikes in all steps
   float scale;    // a power of two, which takes the threshold to 1 or more but less than 2, or as near as it can
   float inverse;  // 1 / the scaled threshold, rounded up: a quotient is right or one too large, as the remainder tells
   float high, low;  // the scaled threshold: 16 bits and the other 8, which times a value of 8 bits are exact
@@ -37,17 +39,21 @@ struct RadixQuotient {
 };
 
 // Every instruction set compiles its own.
-[[maybe_unused]] static RadixQuotient quotient_by(float threshold) {
+[[maybe_unused]] static RadixFiring firing_at_once(const RadixSpikesArgs<float>& neurons) {
   int exponent = 0;
-  std::frexp(threshold, &exponent);
+  std::frexp(neurons.threshold, &exponent);
   // The largest thresholds and the subnormal ones stay outside of these bounds.
-  const float scale = std::ldexp(1.0F, std::max(-126, std::min(127, 1 - exponent))), scaled = threshold * scale;
+  const float scale = std::ldexp(1.0F, std::max(-126, std::min(127, 1 - exponent)));
+  const float scaled = neurons.threshold * scale;
   uint32_t word = 0;
   std::memcpy(&word, &scaled, sizeof(word));
   word &= 0xffffff00U;
   float high = 0;
   std::memcpy(&high, &word, sizeof(high));
-  return {scale, std::nextafter(1 / scaled, HUGE_VALF), high, scaled - high, scaled == 1};
+  return {neurons.start, static_cast<float>((1 << neurons.time_steps) - 1),
+          scale,         std::nextafter(1 / scaled, HUGE_VALF),
+          high,          scaled - high,
+          scaled == 1};
 }
 
 template <class T>

@@ -65,48 +65,46 @@ TANDEM_HOST void store_floors(const Vec<float> (&quotient)[kSpikeVectors], float
 #endif
 }
 
-// What store_floors makes the spikes of: u / threshold, or numbers with the same floors.
-TANDEM_HOST Vec<float> quotient_of(Vec<float> u, const RadixQuotient& by, float most) {
-  u *= by.scale;
+// What store_floors makes the spikes of n neurons of, whose inputs are v: u / threshold, or numbers with the same
+// floors.
+TANDEM_HOST Vec<float> quotient_of(Vec<float> v, const RadixFiring& by) {
+  const Vec<float> u = (v + by.start) * by.scale;
   if (by.exact) return u;
   Vec<float> quotient = u * by.inverse;
   quotient = quotient > 0 ? quotient : Vec<float>{};
-  quotient = quotient < most ? quotient : broadcast(most);
+  quotient = quotient < by.most ? quotient : broadcast(by.most);
   const Vec<float> whole = __builtin_convertvector(__builtin_convertvector(quotient, Simd<float>::Mask), Vec<float>);
   const Vec<float> left = u - whole * by.high - whole * by.low;
   return left < 0 ? whole - 1 : whole;
 }
 
-// Neurons at..at+n-1, a whole block or fewer; the first one's channel is `channel`.
-template <class T>
-TANDEM_HOST void radix_block(const RadixSpikesArgs<T>& a, const RadixQuotient& by, int64_t at, int64_t channel,
-                             int64_t n) {
+// f(g, j, i) for vector j of group g of a block, whose first neuron is the block's i-th.
+template <class T, class F>
+TANDEM_HOST void each_vector(const F& f) {
   static_assert(kRadixNeurons<T> <= kRadixBlock);
-  Vec<T> u[kRadixGroups][kSpikeVectors];
-  RadixWord<T> words[kRadixGroups];
-  const auto each = [](const auto& f) TANDEM_INLINE {
-    unrolled<kRadixGroups>([&](int g) TANDEM_INLINE {
-      unrolled<kSpikeVectors>([&](int j) TANDEM_INLINE { f(g, j, (g * kSpikeVectors + j) * kLanes<T>); });
-    });
-  };
-  each([&](int g, int j, int64_t i) TANDEM_INLINE {
+  unrolled<kRadixGroups>([&](int g) TANDEM_INLINE {
+    unrolled<kSpikeVectors>([&](int j) TANDEM_INLINE { f(g, j, (g * kSpikeVectors + j) * kLanes<T>); });
+  });
+}
+
+// The inputs of neurons at..at+n-1, a whole block or fewer; the first one's channel is `channel`.
+template <class T>
+TANDEM_HOST void load_inputs(const RadixSpikesArgs<T>& a, int64_t at, int64_t channel, int64_t n,
+                             Vec<T> (&v)[kRadixGroups][kSpikeVectors]) {
+  each_vector<T>([&](int g, int j, int64_t i) TANDEM_INLINE {
     const Vec<T> scale = a.scale ? load(a.scale + channel + i, n - i) : Vec<T>{};
     const Vec<T> bias = a.bias ? load(a.bias + channel + i, n - i) : Vec<T>{};
-    const Vec<T> v = current_of(load(a.current + at + i, n - i), a.scale != nullptr, scale, a.bias != nullptr, bias);
-    u[g][j] = v + a.start;
+    v[g][j] = current_of(load(a.current + at + i, n - i), a.scale != nullptr, scale, a.bias != nullptr, bias);
   });
-  if constexpr (sizeof(T) == 4) {
-    if (!a.state) {
-      const auto most = static_cast<float>((1 << a.time_steps) - 1);
-      each([&](int g, int j, int64_t) TANDEM_INLINE { u[g][j] = quotient_of(u[g][j], by, most); });
-      unrolled<kRadixGroups>([&](int g) TANDEM_INLINE {
-        const int64_t i = g * kSpikeVectors * kLanes<T>;
-        store_floors(u[g], most, a.bits + at + i, n - i);
-      });
-      return;
-    }
-  }
-  each([&](int g, int j, int64_t) TANDEM_INLINE { u[g][j] = RadixWord<T>::potential(u[g][j]); });
+}
+
+// Step by step.
+template <class T>
+TANDEM_HOST void step_block(const RadixSpikesArgs<T>& a, int64_t at, int64_t channel, int64_t n) {
+  Vec<T> u[kRadixGroups][kSpikeVectors];
+  RadixWord<T> words[kRadixGroups];
+  load_inputs(a, at, channel, n, u);
+  each_vector<T>([&](int g, int j, int64_t) TANDEM_INLINE { u[g][j] = RadixWord<T>::potential(u[g][j] + a.start); });
   T threshold = a.threshold * static_cast<T>(1 << (a.time_steps - 1));
   for (int bit = a.time_steps - 1; bit >= 0; --bit) {
     unrolled<kRadixGroups>([&](int g) TANDEM_INLINE { words[g].step(u[g], broadcast(threshold), bit); });
@@ -116,21 +114,43 @@ TANDEM_HOST void radix_block(const RadixSpikesArgs<T>& a, const RadixQuotient& b
     const int64_t i = g * kSpikeVectors * kLanes<T>;
     words[g].spikes.store(a.bits + at + i, n - i);
   });
-  if (a.state) each([&](int g, int j, int64_t i) TANDEM_INLINE { store(a.state + at + i, u[g][j], n - i); });
+  if (a.state) each_vector<T>([&](int g, int j, int64_t i) TANDEM_INLINE { store(a.state + at + i, u[g][j], n - i); });
+}
+
+// At once.
+TANDEM_HOST void fire_block(const RadixSpikesArgs<float>& a, const RadixFiring& by, int64_t at, int64_t channel,
+                            int64_t n) {
+  Vec<float> v[kRadixGroups][kSpikeVectors];
+  load_inputs(a, at, channel, n, v);
+  each_vector<float>([&](int g, int j, int64_t) TANDEM_INLINE { v[g][j] = quotient_of(v[g][j], by); });
+  unrolled<kRadixGroups>([&](int g) TANDEM_INLINE {
+    const int64_t i = g * kSpikeVectors * kLanes<float>;
+    store_floors(v[g], by.most, a.bits + at + i, n - i);
+  });
 }
 
 template <class T>
 void radix_spikes(const RadixSpikesArgs<T>& args, int64_t begin, int64_t end) {
-  const RadixSpikesArgs<T> a = args;                                      // a copy, which the stores cannot change
-  const RadixQuotient by = quotient_by(static_cast<float>(a.threshold));  // of no use to doubles
-  const int64_t whole = end - (end - begin) % kRadixNeurons<T>, stride = kRadixNeurons<T> % a.channels;
-  int64_t channel = begin % a.channels;
-  for (int64_t at = begin; at < whole; at += kRadixNeurons<T>) {
-    radix_block(a, by, at, channel, kRadixNeurons<T>);
-    channel += stride;
-    if (channel >= a.channels) channel -= a.channels;
+  const RadixSpikesArgs<T> a = args;  // a copy, which the stores cannot change
+  // block(at, channel, n) for the neurons at..at+n-1.
+  const auto walk = [&](const auto& block) TANDEM_INLINE {
+    const int64_t whole = end - (end - begin) % kRadixNeurons<T>, stride = kRadixNeurons<T> % a.channels;
+    int64_t channel = begin % a.channels;
+    for (int64_t at = begin; at < whole; at += kRadixNeurons<T>) {
+      block(at, channel, kRadixNeurons<T>);
+      channel += stride;
+      if (channel >= a.channels) channel -= a.channels;
+    }
+    if (whole < end) block(whole, channel, end - whole);
+  };
+  if constexpr (sizeof(T) == 4) {
+    if (!a.state) {
+      const RadixFiring by = firing_at_once(a);
+      walk([&](int64_t at, int64_t channel, int64_t n) TANDEM_INLINE { fire_block(a, by, at, channel, n); });
+      return;
+    }
   }
-  if (whole < end) radix_block(a, by, whole, channel, end - whole);
+  walk([&](int64_t at, int64_t channel, int64_t n) TANDEM_INLINE { step_block(a, at, channel, n); });
 }
 
 }  // namespace tandem::TANDEM_ISA

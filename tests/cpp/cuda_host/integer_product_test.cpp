@@ -445,22 +445,9 @@ int main(int argc, char** argv) {
   for (int i = 0; i < shapes; ++i) {
     const ConvGeometry g = random_geometry();
     const int64_t steps = one_of<int64_t>({1, 3, 4, 5, 8, 8, 9, 16, 20, random_int(1, 24)});
-    switch (i % 6) {
-      case 0:
-        run<Float16>(g, steps);
-        break;
-      case 1:
-        run<BFloat16>(g, steps);
-        break;
-      case 2:
-        run<int8_t>(g, steps);
-        break;
-      case 3:
-        run<int16_t>(g, steps);
-        break;
-      default:
-        run<float>(g, steps);
-    }
+    using Run = void (*)(const ConvGeometry&, int64_t, bool);
+    const Run runs[] = {run<Float16>, run<BFloat16>, run<int8_t>, run<int16_t>, run<float>, run<float>};
+    runs[i % 6](g, steps, false);
   }
   // Counts beyond a byte: more than 255 steps, all of them with spikes.
   ConvGeometry few = {};
