@@ -221,25 +221,20 @@ NEW_RUNS = {
     "no checkpoint": (("--ckpt_path", "last"), "no checkpoint"),
     "no dropout": (("--model.ann.dropout", "1.5"), r"mnist_cnn: dropout must be in [0, 1), got 1.5"),
     "no batch": (("--data.batch_size", "1"), "--data.batch_size must be at least 2"),
-    "graph of one cycle": (
-        ("--cuda_graph", "true", "--model.final_momentum", "null"),
-        'cuda_graph: must be false with schedule = "one_cycle"',
-    ),
     "graph without a device": (
-        ("--cuda_graph", "true", "--model.schedule", "cosine", "--model.final_momentum", "null"),
+        ("--cuda_graph", "true"),
         "cuda_graph: must be false without a CUDA device: training is on the cpu",
     ),
     "graph that looks": (
-        (
-            *("--cuda_graph", "true", "--model.schedule", "cosine", "--model.final_momentum", "null"),
-            *("--trainer.detect_anomaly", "true"),
-        ),
+        ("--cuda_graph", "true", "--trainer.detect_anomaly", "true"),
         "--cuda_graph must be false with --trainer.detect_anomaly",
     ),
     "graph with a recipe": (
         (
-            *("--cuda_graph", "true", "--model.schedule", "cosine", "--model.final_momentum", "null"),
-            *("--trainer.callbacks", '[{"class_path": "recipes.AnnFirst", "init_args": {"epochs": 1}}]'),
+            "--cuda_graph",
+            "true",
+            "--trainer.callbacks",
+            '[{"class_path": "recipes.AnnFirst", "init_args": {"epochs": 1}}]',
         ),
         "--cuda_graph must be false with --trainer.callbacks",
     ),

@@ -124,7 +124,7 @@ TANDEM_HOST void fire_block(const RadixSpikesArgs<float>& a, const RadixFiring& 
   load_inputs(a, at, channel, n, v);
   each_vector<float>([&](int g, int j, int64_t) TANDEM_INLINE { v[g][j] = quotient_of(v[g][j], by); });
   unrolled<kRadixGroups>([&](int g) TANDEM_INLINE {
-    const int64_t i = g * kSpikeVectors * kLanes<float>;
+    const int64_t i = int64_t(g) * kSpikeVectors * kLanes<float>;
     store_floors(v[g], by.most, a.bits + at + i, n - i);
   });
 }
