@@ -21,6 +21,8 @@ from tandem_cuda.neuron import STATES, RadixIF, of_parameters
 MODES = ("constant", "impulse", "series", "once")
 GEOMETRY = ("stride", "padding", "dilation", "groups")
 OPERATORS = ("spiking_product", "count_product", "ordered_product", "integrate_and_fire", "radix_spikes")
+# Of run_products.
+CUDA_ENGINES = {"gather engine": 0, "tensor cores, large tiles": 1, "small tiles": 2, "tiles of warpgroups": 3}
 COMBINED = ("ordered_spikes", "ordered_radix_spikes", "radix_product", "step_product")  # of others, as on CUDA
 
 
@@ -107,8 +109,8 @@ class Reference:
 class Programs:
     """Programs of tests/cpp/calls.h.
 
-    run(program, IN, OUT): runs run_products, run_ordered_products, run_neurons or run_radix_spikes. engine: of
-    products, a number.
+    run(program, IN, OUT): runs run_products, run_ordered_products, run_neurons or run_radix_spikes. engine: one
+    of CUDA_ENGINES' numbers.
     """
 
     def __init__(self, folder, run, engine=0):

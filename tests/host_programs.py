@@ -98,7 +98,7 @@ class Host:
 
     def _command(self, variant):
         includes = ["-I", ROOT / "csrc", "-I", FOLDER, "-isystem", toolkit() / "include"]
-        return ["g++", *FLAGS, *VARIANTS[variant], "-DTANDEM_CUDA_HOST", *includes]
+        return ["g++", *FLAGS, *VARIANTS[variant], "-DTANDEM_CUDA_HOST", "-DTANDEM_WARPGROUPS", *includes]
 
     def _once(self, name, command):
         """The path of a file that a command makes, unless another of pytest's processes does."""
@@ -157,15 +157,28 @@ class PtxHost(Host):
     def _kernels(self, source, variant):
         return self.translated(self.ptx(source).read_text(), source.stem, variant)
 
+    def target(self, name):
+        """The architecture that a source is compiled for: products of warpgroups are code for one alone."""
+        return "sm_90a" if name.startswith("warpgroup") else self.architecture
+
     def ptx(self, source):
         includes = [x for folder in (self.headers, ROOT / "csrc") if folder for x in ("-I", folder)]
-        target = f"-arch={self.architecture.replace('sm', 'compute')}"
-        command = [nvcc(), *NVCC_FLAGS, *includes, target, "-ptx", "-x", "cu", source]
-        return self._once(f"{source.stem}.{self.architecture}.ptx", command)
+        target = self.target(source.stem)
+        command = [
+            nvcc(),
+            *NVCC_FLAGS,
+            *includes,
+            f"-arch={target.replace('sm', 'compute')}",
+            "-ptx",
+            "-x",
+            "cu",
+            source,
+        ]
+        return self._once(f"{source.stem}.{target}.ptx", command)
 
     def translated(self, text, name, variant):
         """The object file of PTX."""
-        module = ptx.Module(text, f"{name}.ptx", self.architecture).cpp.encode()
+        module = ptx.Module(text, f"{name}.ptx", self.target(name)).cpp.encode()
         source = self.folder / f"{hashlib.sha256(module).hexdigest()[:16]}.cpp"
         if not source.exists():
             part = source.with_suffix(f".{os.getpid()}")

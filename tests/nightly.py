@@ -39,7 +39,7 @@ def named(file, tests):
 
 
 RESULTS_ON_THE_HOST = (
-    "in_every_order whole_weights_of_many_shapes whole_weights_of_the_most_inputs products_of_the_cpu[plain-rand-7]"
+    "in_every_order whole_weights_of_many_shapes whole_weights_of_the_most_inputs products_of_the_cpu[plain-rand-8]"
     " products_of_the_cpu[plain-desc-1]"
     " size_of_packed_weights table_names_every_kernel values_of_radix_spikes[plain-rand-5]"
     " values_of_radix_spikes[plain-desc-1] environment_is_checked"

@@ -46,9 +46,13 @@ RADIX_SIZES = [
 ]
 
 
-def hows(dtype, sizes):
-    """(1, 2: large and small tiles of tensor cores, 0: the gather engine, -1: the depthwise one; most blocks, or 0)."""
-    cores = () if dtype == torch.float64 else (1, 2)
+def hows(dtype, sizes, multiplied):
+    """(0: the gather engine, -1: the depthwise one, else tiles of tensor cores; most blocks, or 0).
+
+    Tiles: 1, large; 2, small; 3, of warpgroups.
+    """
+    tiles = (1, 2, 3) if multiplied == SPIKES else (1, 2)
+    cores = () if dtype == torch.float64 else tiles
     depthwise = [(-1, 0), (-1, 1)] if sizes.channels == sizes.groups else []
     return [(0, 0), (0, 2), *((engine, 0) for engine in cores), *depthwise]
 
@@ -127,18 +131,19 @@ def product_calls():
     out = []
     for sizes in SIZES:
         for dtype in DTYPES:
-            for how in hows(dtype, sizes):
-                out += [Call(len(out) + multiplied, sizes, dtype, how, multiplied) for multiplied in (SPIKES, COUNTS)]
+            for multiplied in (SPIKES, COUNTS):
+                for how in hows(dtype, sizes, multiplied):
+                    out.append(Call(len(out), sizes, dtype, how, multiplied))
     kinds = [list(NEURONS).index(name) for name in EVERY_KIND]
     for i, (sizes, dtype, kind) in enumerate(itertools.product(INSTANCES, DTYPES, kinds)):
         number = len(NEURONS) * i + kind
-        out += [Call(number, sizes, dtype, how, SPIKES) for how in hows(dtype, sizes) if how[1] == 0]
+        out += [Call(number, sizes, dtype, how, SPIKES) for how in hows(dtype, sizes, SPIKES) if how[1] == 0]
     return [(call, call.expected()) for call in out]
 
 
 def value_calls():
     """Products of radix spikes, each with what is expected."""
-    hows_of = [(sizes, dtype, how) for sizes in RADIX_SIZES for dtype in DTYPES for how in hows(dtype, sizes)]
+    hows_of = [(sizes, dtype, how) for sizes in RADIX_SIZES for dtype in DTYPES for how in hows(dtype, sizes, VALUES)]
     out = [Call(number, *arguments, VALUES) for number, arguments in enumerate(hows_of)]
     return [(call, call.expected()) for call in out]
 

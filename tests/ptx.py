@@ -69,12 +69,24 @@ COMPUTED = [
     ("setp.geu.T", FLOATS, "pred T T", "!({0} < {1})"),
     *((f"cvt.{to}.T", " ".join(x for x in INTEGERS.split() if x != to), f"{to} T", "{0}") for to in INTEGERS.split()),
 ]
+# Without operands: functions of the host.
+_ALONE = {
+    "cp.async.commit_group": "cp_async_commit",
+    "fence.proxy.async.shared::cta": "fence_shared_matrices",
+    "wgmma.fence.sync.aligned": "warpgroup_fence",
+    "wgmma.commit_group.sync.aligned": "warpgroup_commit",
+}
 SPACES = ("global", "shared", "param", "local")
 VECTORS = {"": 1, ".v2": 2, ".v4": 4}
 ELEMENTS = [type_ for type_ in C_TYPES if type_ != "pred"]
 PRODUCTS = {
     "mma.sync.aligned.m16n8k32.row.col.s32.s8.u8.s32": ("s32", "mma_s8"),
     "mma.sync.aligned.m16n8k32.row.col.s32.u8.u8.s32": ("s32", "mma_u8"),
+}
+# wgmma: rows of B, and its type.
+WARPGROUP = {
+    f"wgmma.mma_async.sync.aligned.m64n{rows}k32.s32.u8.{type_}": (rows, "true" if type_ == "s8" else "false")
+    for rows, type_ in product((8, 16, 24, 32), ("s8", "u8"))
 }
 SPECIAL = {
     f"%{name}.{axis}": f"{place}.{axis}"
@@ -250,7 +262,7 @@ class _Function:
     # ---- Instructions
 
     def _instruction(self, text):
-        found = re.fullmatch(r"(?:@(!?%p\d+) )?([\w.]+) ?(.*)", text)
+        found = re.fullmatch(r"(?:@(!?%p\d+) )?([\w.:]+) ?(.*)", text)
         if found is None:
             raise Unknown(f"statement {text!r}")
         guard, opcode, rest = found.groups()
@@ -263,6 +275,8 @@ class _Function:
             out = self._access(ACCESSES[opcode], operands)
         elif opcode in PRODUCTS:
             out = self._product(*PRODUCTS[opcode], operands)
+        elif opcode in WARPGROUP:
+            out = self._warpgroup_product(*WARPGROUP[opcode], operands)
         elif opcode in _OTHERS:
             out = _OTHERS[opcode](self, opcode, operands)
         else:
@@ -313,6 +327,15 @@ class _Function:
         writes = [self._write(x, type_, f"d[{i}]") for i, x in enumerate(d)]
         return f"{{ {C_TYPES[type_]} d[] = {{{sums}}}; {arrays} {function}(d, a, b); {' '.join(writes)} }}"
 
+    def _warpgroup_product(self, rows, with_sign, operands):
+        d, a = (self._vector(x, n) for x, n in zip(operands[:2], (rows // 2, 4), strict=True))
+        if wide := [x for x in d if self._register(x) != "b32"]:
+            raise Unknown(f"sums {wide}")
+        sums, factor = ", ".join(f"&{_identifier(x)}" for x in d), ", ".join(self._read(x, "u32") for x in a)
+        matrix, added = (self._read(x, type_) for x, type_ in zip(operands[2:], ("u64", "pred"), strict=True))
+        arrays = f"uint32_t* const d[] = {{{sums}}}; const uint32_t a[] = {{{factor}}};"
+        return f"{{ {arrays} begin_product<{with_sign}>(d, a, matrix_at(shared, {matrix}, {added}), {rows}); }}"
+
     def _branch(self, _, operands):
         (label,) = operands
         return f"goto {_identifier(label)};"
@@ -345,21 +368,26 @@ class _Function:
             return self._write(to, "pred", f"{ballot} != 0")
         return self._write(to, "u32", ballot)
 
-    def _copy(self, _, operands):
-        to, of, size, read = operands
-        if size != "16":
-            raise Unknown(f"cp.async of {size} bytes")
+    def _copy(self, opcode, operands):
+        to, of, size, *read = operands
+        if size != ("16" if ".cg." in opcode else "4"):
+            raise Unknown(f"{opcode} of {size} bytes")
         addresses = f"{self._address(to, 'shared')}, {self._address(of, 'global')}"
+        if size == "4":
+            () = read
+            return f"copy_4({addresses});"
+        (read,) = read
         return f"copy_16({addresses}, {self._read(read, 'u32')});"
 
-    def _commit(self, _, operands):
+    def _alone(self, opcode, operands):
         if operands:
-            raise Unknown(f"commit_group {operands}")
-        return "cp_async_commit();"
+            raise Unknown(f"{opcode} {operands}")
+        return f"{_ALONE[opcode]}();"
 
-    def _wait(self, _, operands):
+    def _wait(self, opcode, operands):
         (groups,) = operands
-        return f"wait_for_copies({self._read(groups, 'u32')});"
+        what = "products" if opcode.startswith("wgmma") else "copies"
+        return f"wait_for_{what}({self._read(groups, 'u32')});"
 
     def _call(self, _, operands):
         if [x.replace(" ", "") for x in operands] != ["(retval0)", "vprintf", "(param0,param1)"]:
@@ -386,9 +414,11 @@ _OTHERS = {
     "vote.sync.any.pred": _Function._vote,
     "vote.sync.ballot.b32": _Function._vote,
     "cp.async.cg.shared.global": _Function._copy,
-    "cp.async.commit_group": _Function._commit,
+    "cp.async.ca.shared.global": _Function._copy,
     "cp.async.wait_group": _Function._wait,
+    "wgmma.wait_group.sync.aligned": _Function._wait,
     "call.uni": _Function._call,
+    **dict.fromkeys(_ALONE, _Function._alone),
 }
 
 

@@ -41,10 +41,16 @@ BUGS = {
     "copy_without_wait": (WRONG, WRONG, RACE),
     "copy_waits_for_too_few": (WRONG, WRONG, RACE),
     "copy_too_early": (WRONG, WRONG, RACE),
-    "copy_misaligned": ("cp.async: an address is no multiple of 16",) * 3,
+    "copy_misaligned": ("cp.async: an address is no multiple of the copy's bytes",) * 3,
+    "product_of_unfenced_copy": ("wgmma: a copy without fence.proxy.async",) * 3,
+    "product_unfenced": ("wgmma: no wgmma.fence since registers were last written",) * 3,
+    "product_without_wait": (WRONG,) * 3,
+    "product_waits_for_too_few": (WRONG,) * 3,
+    "product_of_some_warps": ("wgmma: not all warps of a warpgroup",) * 3,
+    "product_overwritten": ("wgmma: shared memory that a product reads has changed",) * 3,
     "trap": ("__trap()",) * 3,
 }
-GOOD = ["good", "copies"]
+GOOD = ["good", "copies", "product"]
 
 
 def test_there_are_tests():
@@ -129,7 +135,7 @@ def runs(every):
     return pytest.mark.parametrize(("variant", "order", "every"), [("plain", "rand", every), *others])
 
 
-@runs(every=7)  # of the 44 calls of a shape always others
+@runs(every=8)  # of the 49 calls of a shape always others
 def test_products_of_the_cpu(host, calls, tmp_path, variant, order, every):
     """All engines and every kind of weight make what the CPU's kernels make, to the bit.
 

@@ -113,6 +113,25 @@ def test_linear(engine, kind, shape, time_steps, device):
     identical(ops.count_linear(here, there, **moved(named, device), engine=engine), want, device)
 
 
+@pairs(kind=KINDS, time_steps=[1, 3, 8, 19], radix=[0, 4])
+def test_a_size_that_fills_the_device(kind, time_steps, radix, device):
+    """Large tiles, and tiles of warpgroups, where smaller products take small ones."""
+    if not served(kind, "dense", device):
+        pytest.skip("tensor cores serve no float64, and no device older than 8.0")
+    sizes = (2 if device == "cpu" else 150, 48, 12, 12)  # 337 blocks of large tiles, if not more
+    weight, scale, dtype = operands(kind, 72, 48, 3, 3, seed=2)
+    named = {"scale": scale, "bias": dyadic(72, seed=3, dtype=dtype), "padding": (1, 1)}
+    if radix:
+        bits = planes(radix, *sizes, seed=1)
+        check_values(bits, weight, **named, radix=radix, engine="dense", device=device)
+        return
+    bits = planes(time_steps, *sizes, seed=1, rate=0.1)
+    spiking = {**named, "time_steps": time_steps, "neuron": IF(), "want_sum": True, "want_state": True}
+    want = ops.spiking_conv2d(bits, weight, **spiking, engine="event")
+    here, there = on_device(bits, device), on_device(weight, device)
+    identical(ops.spiking_conv2d(here, there, **moved(spiking, device), engine="dense"), want, device)
+
+
 def check_values(bits, weight, scale, bias, radix, engine, device, **geometry):
     """Assert that a product of the values of radix spikes is that of the CPU, and what it is meant to be."""
     f = ops.count_linear if weight.dim() == 2 else ops.count_conv2d

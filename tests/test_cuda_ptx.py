@@ -7,7 +7,7 @@ import pytest
 
 import host_programs
 from digests import check_elsewhere, every_network
-from elsewhere import Programs
+from elsewhere import CUDA_ENGINES, Programs
 from exact import nightly
 from host_programs import FROM_PTX, ROOT, TESTS, PtxHost, sources_of
 from product_calls import check_calls, product_calls, value_calls
@@ -37,13 +37,13 @@ def ptx_host(shared_folder):
 
 @pytest.fixture
 def host_with_bug(ptx_host, tmp_path):
-    """f(old, new): programs for sm_90, with one thing in device.cuh changed."""
+    """f(header, old, new): programs for sm_90, with one thing in a header changed."""
 
-    def f(old, new):
-        text = (ROOT / "csrc/cuda/device.cuh").read_text()
+    def f(header, old, new):
+        text = (ROOT / "csrc/cuda" / header).read_text()
         assert old in text
         (tmp_path / "cuda").mkdir()
-        (tmp_path / "cuda/device.cuh").write_text(text.replace(old, new, 1))
+        (tmp_path / "cuda" / header).write_text(text.replace(old, new, 1))
         return PtxHost(tmp_path / "programs", "sm_90", tmp_path)
 
     return f
@@ -94,8 +94,16 @@ ret;
         ("membar.gl;", "instruction 'membar.gl'"),
         ("bar.sync 1;", "barrier ['1']"),
         ("bar.sync 0, 64;", "barrier ['0', '64']"),
-        ("cp.async.ca.shared.global [%r1], [%rd1], 16, %r2;", "instruction 'cp.async.ca.shared.global'"),
-        ("cp.async.cg.shared.global [%r1], [%rd1], 8, %r2;", "cp.async of 8 bytes"),
+        ("cp.async.ca.shared.global [%r1], [%rd1], 16, %r2;", "cp.async.ca.shared.global of 16 bytes"),
+        ("cp.async.ca.shared.global [%r1], [%rd1], 4, %r2;", "values to unpack"),
+        ("cp.async.cg.shared.global [%r1], [%rd1], 8, %r2;", "cp.async.cg.shared.global of 8 bytes"),
+        ("fence.proxy.async.global;", "instruction 'fence.proxy.async.global'"),
+        ("wgmma.fence.sync.aligned 1;", "wgmma.fence.sync.aligned ['1']"),
+        ("wgmma.mma_async.sync.aligned.m64n8k32.s32.s8.s8 %r1, %r2, %rd1, %p1;", "m64n8k32.s32.s8.s8"),
+        (
+            "wgmma.mma_async.sync.aligned.m64n8k32.s32.u8.s8 {%r1, %r2, %r3, %rd1}, {%r1, %r2, %r3, %r4}, %rd1, %p1;",
+            "sums ['%rd1']",
+        ),
         ("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 %r1, %r2, %r3, %r4;", "s32.s8.s8.s32"),
         ("call.uni (retval0), malloc, (param0);", "call"),
         ("mov.u32 %r1, %laneid;", "'%laneid'"),
@@ -313,7 +321,7 @@ def test_programs_run_every_kernel():
     assert set(TESTS) - set(PROGRAMS) == {"launch_error_test"}  # which launches nothing
 
 
-@pytest.mark.parametrize("name", ["integer_fragments_test", "max_pool_spikes_test"])
+@pytest.mark.parametrize("name", ["integer_fragments_test", "warpgroup_fragments_test", "max_pool_spikes_test"])
 def test_small_programs(ptx_host, name):
     host = ptx_host("sm_90")
     assert_passes(host, name, "plain")
@@ -336,7 +344,7 @@ def test_every_entry(ptx_host, tmp_path, architecture, variant):
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("engine", [0, 1, 2], ids=["gather engine", "tensor cores, large tiles", "small tiles"])
+@pytest.mark.parametrize("engine", CUDA_ENGINES.values(), ids=CUDA_ENGINES)
 @every_network
 def test_trained_networks(ptx_host, tmp_path, name, engine):
     pytest.importorskip("safetensors")
@@ -350,7 +358,9 @@ def test_trained_networks(ptx_host, tmp_path, name, engine):
 
 # ---- Faults that the source on the host does not have: there, other functions stand for PTX
 
-INTEGER, COPIES = "integer_fragments_test", "copies_test"
+INTEGER, COPIES = ("device.cuh", "integer_fragments_test"), ("device.cuh", "copies_test")
+WARPGROUP = ("warpgroup.cuh", "warpgroup_fragments_test")
+STRIDES = "by_rows / 16) << 32 | static_cast<uint64_t>(by_depth / 16) << 16"
 BUGS = {
     "registers of A": (INTEGER, '"r"(a.x), "r"(a.y)', '"r"(a.y), "r"(a.x)'),
     "registers of B": (INTEGER, '"r"(b0), "r"(b1)', '"r"(b1), "r"(b0)'),
@@ -359,11 +369,23 @@ BUGS = {
     "groups in flight": (COPIES, '"n"(kInFlight)', '"n"(kInFlight + 1)'),
     "bytes of a copy": (COPIES, "valid ? 16 : 0", "16"),
     "no group": (COPIES, "cp.async.commit_group;", ""),
+    "warpgroup: registers of A": (WARPGROUP, '"r"(a[0]), "r"(a[1])', '"r"(a[1]), "r"(a[0])'),
+    "warpgroup: registers of sums": (WARPGROUP, "%0,%1,%2,%3", "%0,%2,%1,%3"),
+    "warpgroup: sign of integers": (WARPGROUP, "m64n32k32.s32.u8.s8", "m64n32k32.s32.u8.u8"),
+    "warpgroup: strides": (
+        WARPGROUP,
+        STRIDES,
+        STRIDES.replace("rows", "_").replace("depth", "rows").replace("_ ", "depth "),
+    ),
+    "warpgroup: groups in flight": (WARPGROUP, '"n"(kInFlight)', '"n"(kInFlight + 1)'),
+    "warpgroup: no group": (WARPGROUP, "wgmma.commit_group.sync.aligned;", ""),
+    "warpgroup: no fence of registers": (WARPGROUP, "wgmma.fence.sync.aligned;", ""),
+    "warpgroup: no fence of copies": (WARPGROUP, "fence.proxy.async.shared::cta;", ""),
 }
 
 
 @pytest.mark.parametrize("bug", [bug if bug == "registers of B" else nightly(bug) for bug in BUGS])
 def test_bug_in_ptx_is_found(host_with_bug, bug):
-    program, old, new = BUGS[bug]
-    result = host_with_bug(old, new).run(program, "plain")
+    (header, program), old, new = BUGS[bug]
+    result = host_with_bug(header, old, new).run(program, "plain")
     assert result.returncode != 0, result.stdout + result.stderr

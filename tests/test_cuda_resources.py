@@ -24,6 +24,8 @@ except ModuleNotFoundError:  # Python 3.10
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = tomllib.loads((ROOT / "tests" / "cuda_resources.toml").read_text())
 SOURCES = {path.stem: path for path in sorted((ROOT / "csrc" / "ops").glob("*/*.cu"))}
+# Code for one architecture alone.
+WARPGROUP, ITS_ARCHITECTURE = "warpgroup_product", "sm_90a"
 FLAGS = [*host_programs.NVCC_FLAGS, "-I", ROOT / "csrc", "-lineinfo"]
 MODELS = [text for path in (ROOT / "csrc" / "neuron").glob("*.h") if "kStates = " in (text := path.read_text())]
 VARIABLES = {re.search(r"struct (\w+)", text)[1]: int(re.search(r"kStates = (\d+)", text)[1]) for text in MODELS}
@@ -64,7 +66,8 @@ def cubin(nvcc, cuobjdump, tmp_path_factory):
     pool, files = ThreadPoolExecutor(os.cpu_count()), {}
 
     def f(source, architecture):
-        for each in (source, *SOURCES.values()):
+        alike = [path for name, path in SOURCES.items() if (name == WARPGROUP) == (architecture == ITS_ARCHITECTURE)]
+        for each in (source, *alike):
             if (each, architecture) not in files:
                 files[each, architecture] = pool.submit(compiled, each, architecture)
         return files[source, architecture].result()
@@ -98,8 +101,15 @@ def number(pattern, text):
 
 # The library has the machine code of 8.0 and 9.0; for another one, nvcc takes minutes. 8.6 lies between 8.0 and 8.9 and
 # has the instructions of both.
-@pytest.mark.parametrize("architecture", [nightly("sm_75"), "sm_80", nightly("sm_89"), "sm_90"])
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize(
+    ("source", "architecture"),
+    [
+        *((source, "sm_80") for source in SOURCES if source != WARPGROUP),
+        *((source, "sm_90") for source in SOURCES if source != WARPGROUP),
+        *(nightly(source, other) for source in SOURCES if source != WARPGROUP for other in ("sm_75", "sm_89")),
+        (WARPGROUP, ITS_ARCHITECTURE),
+    ],
+)
 def test_resources(cubin, cuobjdump, source, architecture):
     command = [cuobjdump, "-res-usage", cubin(SOURCES[source], architecture)]
     usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -113,7 +123,7 @@ def test_resources(cubin, cuobjdump, source, architecture):
         if architecture != "sm_75":  # the reduced path: no tensor-core engine there
             assert used["REG"] <= limits["registers"], entry
             # From 9.0 on, the 1024 bytes that the system takes of every block with shared memory are counted.
-            system = 1024 if used["SHARED"] and architecture == "sm_90" else 0
+            system = 1024 if used["SHARED"] and architecture.startswith("sm_90") else 0
             assert used["SHARED"] - system <= limits["shared"], entry
 
 
@@ -175,25 +185,61 @@ def test_instructions(cubin, cuobjdump, architecture):
     assert all("IMMA" not in text for name in functions.keys() - cores for _, text in functions[name])
 
 
-# What the functions of device.cuh that consist of PTX become.
+def test_instructions_of_warpgroups(cubin, cuobjdump):
+    """Products of 64 pixels, as many as there are time steps and kinds of digits, and one wait for all of a slice."""
+    functions = functions_of(cuobjdump, cubin(SOURCES[WARPGROUP], ITS_ARCHITECTURE))
+    assert len(functions) == 3 * 2 * len(STATES)  # digits, numbers of time steps, neurons
+    for name, found in functions.items():
+        loop = main_loop(found, "IGMMA")
+        kinds = Counter(map(opcode, (text for _, text in found)))
+        assert kinds["STL"] == kinds["LDL"] == 0, name
+        digits = int(re.search(r"_kernelILi(\d)E", name)[1])
+        products = Counter(re.search(r"IGMMA\.(\S+)", text)[1] for text in loop if "IGMMA" in text)
+        rows = 32 // digits
+        expected = {f"64x{rows}x32.U8.S8": 32} | ({f"64x{32 - rows}x32.U8.U8": 32} if digits > 1 else {})
+        assert products == expected, name
+        assert sum("WARPGROUP.DEPBAR" in text for text in loop) == 4, name
+        assert len(loop) <= limits_of(name)["loop"], name
+
+
+# What the functions that consist of PTX become, by header.
 INSTRUCTIONS = {
     "mma_m16n8k32": r"IMMA\.16832\.[SU]8\.U8",
     "cp_async_16": r"LDGSTS\.E\.BYPASS\S*\.128",
+    "cp_async_4": r"LDGSTS\.E(?!\S*(BYPASS|128))",
     "cp_async_commit": r"LDGDEPBAR",
     "cp_async_wait": r"DEPBAR\.LE SB0, 0x1",
     "anew": None,
 }
+INSTRUCTIONS_OF_WARPGROUPS = {
+    "wgmma_m64k32": r"IGMMA\.64x\d+x32\.U8\.[SU]8",
+    "fence_shared_matrices": r"FENCE\.VIEW\.ASYNC",
+    "warpgroup_fence": r"WARPGROUP\.ARRIVE",
+    "warpgroup_commit": None,
+    "warpgroup_wait": r"WARPGROUP\.DEPBAR\.LE gsb0, 0x1",
+    "anew": None,
+}
+# That have several kernels, one of each sign and shape.
+INSTANCES = {"mma_m16n8k32": 2, "wgmma_m64k32": 5}
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_ptx_is_assembled(cubin, cuobjdump, architecture):
-    header = (ROOT / "csrc" / "cuda" / "device.cuh").read_text()
-    functions = re.split(r"__device__ __forceinline__ ", header)[1:]
-    assert {re.search(r"(\w+)\(", body)[1] for body in functions if "asm" in body} == set(INSTRUCTIONS)
-    assembled = functions_of(cuobjdump, cubin(ROOT / "tests" / "cpp" / "cuda_device" / "instructions.cu", architecture))
-    for function, instruction in INSTRUCTIONS.items():
+@pytest.mark.parametrize(
+    ("header", "source", "instructions", "architecture"),
+    [
+        *(("device.cuh", "instructions", INSTRUCTIONS, architecture) for architecture in ("sm_80", "sm_90")),
+        nightly("device.cuh", "instructions", INSTRUCTIONS, "sm_89"),
+        ("warpgroup.cuh", "warpgroup_instructions", INSTRUCTIONS_OF_WARPGROUPS, ITS_ARCHITECTURE),
+    ],
+)
+def test_ptx_is_assembled(cubin, cuobjdump, header, source, instructions, architecture):
+    text = (ROOT / "csrc" / "cuda" / header).read_text()
+    functions = re.split(r"__device__ __forceinline__ ", text)[1:]
+    with_ptx = [re.search(r"(\w+)\(", body)[1] for body in functions if re.search(r"\basm\b|TANDEM_WGMMA_", body)]
+    assert set(with_ptx) == set(instructions)
+    assembled = functions_of(cuobjdump, cubin(ROOT / "tests" / "cpp" / "cuda_device" / f"{source}.cu", architecture))
+    for function, instruction in instructions.items():
         kernels = {name: body for name, body in assembled.items() if re.search(rf"\d{function}_kernel", name)}
-        assert len(kernels) == (2 if function == "mma_m16n8k32" else 1)
+        assert len(kernels) == INSTANCES.get(function, 1)
         for name, body in kernels.items():
             text = "\n".join(line for _, line in body)
             assert instruction is None or re.search(instruction, text), (name, text)
@@ -201,6 +247,7 @@ def test_ptx_is_assembled(cubin, cuobjdump, architecture):
                 assert ("S8.U8" in text) == ("ILb1E" in name), text
 
 
-def test_all_ptx_is_in_one_header():
-    others = [path for path in (ROOT / "csrc").rglob("*.cu*") if path.name != "device.cuh"]
+def test_all_ptx_is_in_two_headers():
+    headers = ("device.cuh", "warpgroup.cuh")
+    others = [path for path in (ROOT / "csrc").rglob("*.cu*") if path.name not in headers]
     assert not [path.name for path in others if "asm" in path.read_text()]

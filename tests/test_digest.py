@@ -20,7 +20,7 @@ from digests import (
     radix,
     unfrozen_network,
 )
-from elsewhere import Programs, Reference
+from elsewhere import CUDA_ENGINES, Programs, Reference
 from exact import ENGINES, ISAS, THREADS, as_on_cuda
 from tandem_cuda import _C
 
@@ -123,7 +123,7 @@ def test_reference(name):
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("engine", [0, 1, 2], ids=["gather engine", "tensor cores, large tiles", "small tiles"])
+@pytest.mark.parametrize("engine", CUDA_ENGINES.values(), ids=CUDA_ENGINES)
 @every_network
 def test_cuda_kernels_on_the_host(name, engine, host, tmp_path):
     def run(*command):

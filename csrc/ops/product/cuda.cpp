@@ -125,9 +125,12 @@ void launch(const char* op, const ProductPlan& plan, const Tensor& packed, const
   // Two blocks of large tiles run on a multiprocessor at once.
   const bool small = large_blocks(g, kDigitsOf<E>, args.time_steps, counts) <
                      int64_t{2} * attribute(op, cudaDevAttrMultiProcessorCount);
+  const bool warpgroups = !counts && has_warpgroup_tiles() && attribute(op, cudaDevAttrComputeCapabilityMajor) == 9 &&
+                          attribute(op, cudaDevAttrComputeCapabilityMinor) == 0;
+  const Tiles tiles = small ? Tiles::kSmall : warpgroups ? Tiles::kWarpgroup : Tiles::kLarge;
   auto* const to = static_cast<uint8_t*>(prepared.mutable_data_ptr());
   with_fragments<E>(op, plan, packed, [&](const void* fragments) {
-    check_launch(op, launch_integer_product(args, fragments, to, small, stream));
+    check_launch(op, launch_integer_product(args, fragments, to, tiles, stream));
   });
 }
 

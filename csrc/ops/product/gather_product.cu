@@ -180,7 +180,7 @@ __global__ void __launch_bounds__(kPackThreads) weight_unit_kernel(const CudaPac
       size = std::max(size, magnitude_of(weights[from]));
     }
     for (int apart = kWarp / 2; apart != 0; apart /= 2) size = std::max(size, __shfl_xor_sync(kAllLanes, size, apart));
-    largest[warp] = size;
+    if (threadIdx.x % kWarp == 0) largest[warp] = size;
     __syncthreads();
     for (const uint32_t other : largest) size = std::max(size, other);
     if (threadIdx.x == 0) a.unit[channel] = weight_unit(size);

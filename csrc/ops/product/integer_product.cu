@@ -56,44 +56,15 @@ __global__ void __launch_bounds__(kBlockThreads, 2) integer_spiking_kernel(const
     const unsigned thread = anew(threadIdx.x);
     const Place here = place(a, thread, anew(blockIdx.x), S::kTiles * kTileOutputs, kWarps * kPixels);
     const int pixel = here.pixel + static_cast<int>(thread) / kLanes * kPixels + here.lane % 4 * 2;
-    const bool pairs =
-        a.outputs % 2 == 0 && a.out_channels % 2 == 0 && reinterpret_cast<uintptr_t>(a.out_bits) % 2 == 0;
 #pragma unroll
     for (int i = 0; i < 2 * S::kColumns; ++i) {
       const int m = pixel + i / 2 * kFragmentPixels + i % 2;
       if (m >= g.pixels_out) continue;
 #pragma unroll
       for (int j = 0; j < S::kTiles; ++j) {
-        const int64_t n = here.channel + j * kTileOutputs, channel = here.group * a.outputs + n;
-        const int64_t at = static_cast<int64_t>(m) * a.out_channels + channel;
-        uint8_t* const to = a.out_bits + static_cast<int64_t>(p) * g.pixels_out * a.out_channels + at;
-        unsigned spikes[2] = {};
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          if (n + h >= a.outputs) continue;
-          DeviceNeuron<float, Model> neuron;
-          float* const kept = carried + ((i * S::kTiles + j) * 2 + h) * kBlockThreads + thread;
-          if (p == 0) {
-            neuron.start(model, a.initial, at + h);
-            neuron.sum = 0;
-          } else {
-#pragma unroll
-            for (int v = 0; v < Model::kStates; ++v) neuron.state[v] = kept[(v + 1) * kNeurons * kBlockThreads];
-            neuron.sum = *kept;
-          }
-          const auto value = [&](int s) { return value_of<S>(sums, j, i / 2, s, h * 2 + i % 2); };
-          spikes[h] = fire<kSteps>(a, model, p, at + h, channel + h, value, neuron);
-          if (p + 1 < planes) {
-#pragma unroll
-            for (int v = 0; v < Model::kStates; ++v) kept[(v + 1) * kNeurons * kBlockThreads] = neuron.state[v];
-            *kept = neuron.sum;
-          } else {
-            neuron.store(a.state, a.sum, at + h);
-          }
-          if (!pairs) to[h] = static_cast<uint8_t>(spikes[h]);
-        }
-        if (pairs && n < a.outputs)
-          *reinterpret_cast<uint16_t*>(to) = static_cast<uint16_t>(spikes[0] | spikes[1] << 8);
+        const auto value = [&](int h, int s) { return value_of<S>(sums, j, i / 2, s, h * 2 + i % 2); };
+        fire_pair<kSteps>(a, model, p, planes, m, here.group, here.channel + j * kTileOutputs + here.lane / 4 * 2,
+                          carried + (i * S::kTiles + j) * 2 * kBlockThreads + thread, kNeurons * kBlockThreads, value);
       }
     }
   }
@@ -115,7 +86,7 @@ __global__ void __launch_bounds__(kBlockThreads, kDigits == 1 ? 3 : 2)
   const uint4* const weight = a.weight + block * g.steps * kStepWords;
   // The neuron that is this thread's after the sums have met: what register `warp` of each lane holds.
   const int m = here.pixel + here.lane % 4 * 2 + warp % 2;
-  const int64_t n = here.channel + warp / 2, channel = here.group * a.outputs + n;
+  const int64_t n = here.channel + here.lane / 4 * 2 + warp / 2, channel = here.group * a.outputs + n;
   const int64_t at = static_cast<int64_t>(m) * a.out_channels + channel;
   const bool valid = m < g.pixels_out && n < a.outputs;
   DeviceNeuron<float, Model> neuron;
@@ -179,7 +150,8 @@ __global__ void __launch_bounds__(kBlockThreads, 3) integer_count_kernel(const P
     if (m >= g.pixels_out) continue;
 #pragma unroll
     for (int j = 0; j < 2 * S::kTiles; ++j) {
-      const int64_t n = here.channel + j / 2 * kTileOutputs + j % 2, channel = here.group * a.outputs + n;
+      const int64_t n = here.channel + j / 2 * kTileOutputs + here.lane / 4 * 2 + j % 2;
+      const int64_t channel = here.group * a.outputs + n;
       if (n >= a.outputs) continue;
       const auto sum = value_of<S, long long>(sums, j / 2, i / 2, 0, j % 2 * 2 + i % 2);
       store_count(a, static_cast<int64_t>(m) * a.out_channels + channel, channel, sum);
@@ -211,7 +183,7 @@ __global__ void __launch_bounds__(kBlockThreads, 4) integer_small_count_kernel(c
   for (int r = 0; r < 4; ++r) parts[warp][r][here.lane] = value_of<S, long long>(sums, 0, 0, 0, r);
   __syncthreads();
   const int m = here.pixel + here.lane % 4 * 2 + warp % 2;
-  const int64_t n = here.channel + warp / 2, channel = here.group * a.outputs + n;
+  const int64_t n = here.channel + here.lane / 4 * 2 + warp / 2, channel = here.group * a.outputs + n;
   if (m >= g.pixels_out || n >= a.outputs) return;
   long long sum = 0;
 #pragma unroll
@@ -313,7 +285,7 @@ __global__ void __launch_bounds__(kBlockThreads)
 
 constexpr int64_t kMostSize = int64_t{1} << 28;
 
-int64_t tiles_of(int64_t pixels, int64_t of_block) { return (pixels + of_block - 1) / of_block; }
+int64_t tiles_of(int64_t size, int64_t of_block) { return (size + of_block - 1) / of_block; }
 
 int64_t pixels_of_block(int64_t time_steps, bool counts) {
   return kWarps * kFragmentPixels * (counts ? kCountColumns : time_steps <= 4 ? 2 : 1);
@@ -358,8 +330,12 @@ cudaError_t launch_large(const Product& a, const Neuron& neuron, unsigned grid, 
 }
 
 template <int kDigits>
-cudaError_t launch_digits(const Product& a, const Neuron& neuron, bool counts, bool small, cudaStream_t stream) {
+cudaError_t launch_digits(const Product& a, const Neuron& neuron, bool counts, Tiles tiles, cudaStream_t stream) {
   const auto grid = static_cast<unsigned>(a.tiles * a.blocks * (a.out_channels / a.outputs));
+  const bool small = tiles == Tiles::kSmall;
+#if defined(TANDEM_WARPGROUPS)
+  if (tiles == Tiles::kWarpgroup) return launch_warpgroup_tiles<kDigits>(a, neuron, grid, stream);
+#endif
   if (counts && small) {
     TANDEM_LAUNCH((integer_small_count_kernel<kDigits>), grid, kBlockThreads, 0, stream, a);
   } else if (counts) {
@@ -410,13 +386,21 @@ int64_t prepared_bytes(const ConvGeometry& g, const uint8_t* bits, int64_t plane
   return parts_of(planes, counts) * g.pixels_in() * g.groups * chunks * kChunk;
 }
 
+bool has_warpgroup_tiles() {
+#if defined(TANDEM_WARPGROUPS)
+  return true;
+#else
+  return false;
+#endif
+}
+
 int64_t large_blocks(const ConvGeometry& g, int digits, int64_t time_steps, bool counts) {
   return tiles_of(g.pixels_out(), pixels_of_block(time_steps, counts)) * fragment_layout(g, digits).blocks * g.groups;
 }
 
 template <class E>
 cudaError_t launch_integer_product(const CudaProductArgs<E, float>& args, const void* fragments, uint8_t* prepared,
-                                   bool small, cudaStream_t stream) {
+                                   Tiles tiles, cudaStream_t stream) {
   constexpr int kDigits = kDigitsOf<E>;
   const ConvGeometry& g = args.geometry;
   const bool counts = args.out_bits == nullptr, counted = counts && !args.values;
@@ -424,14 +408,20 @@ cudaError_t launch_integer_product(const CudaProductArgs<E, float>& args, const 
   if (!fits_integer_engine(g, kDigits, args.planes, args.largest)) return cudaErrorInvalidValue;
   const FragmentLayout layout = fragment_layout(g, kDigits);
   Product a = {};
+  const bool small = tiles == Tiles::kSmall;
   a.walk = walk_of(g, layout, small ? kWarps * kQuads : kQuads);
   a.input = args.bits;
   a.weight = static_cast<const uint4*>(fragments);
   a.zeros = static_cast<const uint8_t*>(fragments) + layout.words() * 16;
   a.parts = static_cast<int>(parts_of(args.planes, counts));
   a.out_channels = g.out_channels, a.outputs = g.group_out(), a.time_steps = args.time_steps;
-  a.blocks = small ? (g.group_out() + kTileOutputs - 1) / kTileOutputs : layout.blocks;
+  a.blocks = small ? tiles_of(g.group_out(), kTileOutputs) : layout.blocks;
   a.tiles = tiles_of(g.pixels_out(), small ? kFragmentPixels : pixels_of_block(args.time_steps, counts));
+  if (tiles == Tiles::kWarpgroup) {
+    if (counts || !has_warpgroup_tiles()) return cudaErrorInvalidValue;
+    a.blocks = tiles_of(g.group_out(), warpgroup_rows(args.time_steps) / kDigits);
+    a.tiles = tiles_of(g.pixels_out(), kWarpgroupPixels);
+  }
   a.unit = args.unit, a.scale = args.scale, a.bias = args.bias, a.initial = args.initial, a.out_bits = args.out_bits;
   a.sum = args.sum, a.state = args.state, a.joined = args.joined;
   const int64_t bytes = prepared_bytes(g, args.bits, args.planes, counted);
@@ -450,7 +440,7 @@ cudaError_t launch_integer_product(const CudaProductArgs<E, float>& args, const 
     }
     a.input = prepared;
   }
-  return launch_digits<kDigits>(a, args.neuron, counts, small, stream);
+  return launch_digits<kDigits>(a, args.neuron, counts, tiles, stream);
 }
 
 template <class W>
@@ -462,11 +452,11 @@ cudaError_t launch_pack_fragments(const CudaFragmentArgs<W>& args, cudaStream_t 
   return cudaGetLastError();
 }
 
-template cudaError_t launch_integer_product(const CudaProductArgs<int8_t, float>&, const void*, uint8_t*, bool,
+template cudaError_t launch_integer_product(const CudaProductArgs<int8_t, float>&, const void*, uint8_t*, Tiles,
                                             cudaStream_t);
-template cudaError_t launch_integer_product(const CudaProductArgs<int16_t, float>&, const void*, uint8_t*, bool,
+template cudaError_t launch_integer_product(const CudaProductArgs<int16_t, float>&, const void*, uint8_t*, Tiles,
                                             cudaStream_t);
-template cudaError_t launch_integer_product(const CudaProductArgs<int32_t, float>&, const void*, uint8_t*, bool,
+template cudaError_t launch_integer_product(const CudaProductArgs<int32_t, float>&, const void*, uint8_t*, Tiles,
                                             cudaStream_t);
 template cudaError_t launch_pack_fragments(const CudaFragmentArgs<int8_t>&, cudaStream_t);
 template cudaError_t launch_pack_fragments(const CudaFragmentArgs<int16_t>&, cudaStream_t);

@@ -18,15 +18,23 @@ bool fits_integer_engine(const ConvGeometry& geometry, int digits, int64_t plane
 // planes as they are, spikes or values of radix spikes. counts: whether it multiplies counts.
 int64_t prepared_bytes(const ConvGeometry& geometry, const uint8_t* bits, int64_t planes, bool counts);
 
-// Blocks of a launch with large tiles. Where they do not fill the device, small tiles have more blocks.
+// Blocks of a launch with large tiles. Where they do not fill the device, small tiles have more blocks. As many blocks
+// as this, or about as many, have tiles of warpgroups.
 int64_t large_blocks(const ConvGeometry& geometry, int digits, int64_t time_steps, bool counts);
 
+enum class Tiles {
+  kSmall,      // 16 channels and 8 pixels, whose inputs the warps of a block share out
+  kLarge,      // 64 rows of digits
+  kWarpgroup,  // of spikes alone: 64 pixels, which need compute capability 9.0 and has_warpgroup_tiles()
+};
+bool has_warpgroup_tiles();
+
 // args.weight is not read. fragments: from launch_pack_fragments, 16-byte aligned. prepared: prepared_bytes. E: int8_t,
-// int16_t or int32_t, any value. small: tiles of 16 channels and 8 pixels, whose inputs the warps of a block share out.
-// Needs compute capability 8.0, and what fits_integer_engine says. Exact; neurons as everywhere.
+// int16_t or int32_t, any value. Needs compute capability 8.0, and what fits_integer_engine says. Exact; neurons as
+// everywhere.
 template <class E>
 cudaError_t launch_integer_product(const CudaProductArgs<E, float>& args, const void* fragments, uint8_t* prepared,
-                                   bool small, cudaStream_t stream);
+                                   Tiles tiles, cudaStream_t stream);
 
 // Weights [O, C/groups, kH, kW] with these strides -> fragments, fragment_layout(..).bytes(), 16-byte aligned.
 template <class W>

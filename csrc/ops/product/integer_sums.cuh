@@ -12,8 +12,6 @@
 
 namespace tandem {
 
-namespace {
-
 constexpr int kLanes = 32;
 constexpr unsigned kWholeWarp = 0xffffffffu;
 constexpr int kWarps = 4;  // of a block
@@ -49,6 +47,14 @@ struct Product {
   State<float> state;
   Joined<float> joined;
 };
+
+// Tiles of warpgroups (warpgroup_product.cu): 64 pixels and, for T > 4, 32 rows of digits, else 64.
+constexpr int kWarpgroupPixels = 64;
+constexpr int64_t warpgroup_rows(int64_t time_steps) { return time_steps <= 4 ? 64 : 32; }
+template <int kDigits>
+cudaError_t launch_warpgroup_tiles(const Product& a, const Neuron& neuron, unsigned grid, cudaStream_t stream);
+
+namespace {
 
 // A warp: kTiles tiles of 16 output channels, kColumns fragments of 8 pixels, kSteps time steps (1 for counts).
 template <int kDigits_, int kTiles_, int kColumns_, int kSteps_>
@@ -315,11 +321,10 @@ __device__ __forceinline__ Sum value_of(const typename S::Sums& sums, int tile, 
   return static_cast<Sum>(sum);
 }
 
-// Where a thread's neurons are, of large tiles: channel 16 * tile + n, n < 2, and pixel + 8 * column + i, i < 2.
 struct Place {
   int64_t group, block;
-  int64_t channel;  // in the group
-  int pixel;        // the first of its warp's
+  int64_t channel;  // the block's first in the group
+  int pixel;        // the block's first
   int lane;
 };
 
@@ -330,7 +335,7 @@ __device__ __forceinline__ Place place(const Product& a, unsigned thread, unsign
   out.lane = static_cast<int>(thread % kLanes);
   out.block = block / tiles % blocks;
   out.group = block / tiles / blocks;
-  out.channel = out.block * channels + out.lane / 4 * 2;
+  out.channel = out.block * channels;
   out.pixel = static_cast<int>(block % tiles) * pixels;
   return out;
 }
@@ -347,6 +352,45 @@ __device__ __forceinline__ unsigned fire(const Product& a, const Model& model, i
     return add_joined(a.joined, plane, s, at, channel, x);
   };
   return run_plane<kSteps>(model, static_cast<int>(steps_in_plane(plane, a.time_steps)), current, neuron);
+}
+
+// A plane of a pixel's neurons, of two adjacent channels of a group, n and n + 1. value(of, s): the sum of one of them
+// at step s. kept: where sums and states of the first wait from plane to plane, `apart` from one to the next; the
+// second neuron's are kBlockThreads further on.
+template <int kSteps, class Model, class Value>
+__device__ __forceinline__ void fire_pair(const Product& a, const Model& model, int plane, int planes, int pixel,
+                                          int64_t group, int64_t n, float* kept, int apart, const Value& value) {
+  const int64_t channel = group * a.outputs + n, at = static_cast<int64_t>(pixel) * a.out_channels + channel;
+  uint8_t* const to = a.out_bits + static_cast<int64_t>(plane) * a.walk.pixels_out * a.out_channels + at;
+  const bool together =
+      a.outputs % 2 == 0 && a.out_channels % 2 == 0 && reinterpret_cast<uintptr_t>(a.out_bits) % 2 == 0;
+  unsigned spikes[2] = {};
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    if (n + h >= a.outputs) continue;
+    DeviceNeuron<float, Model> neuron;
+    float* const own = kept + h * kBlockThreads;
+    if (plane == 0) {
+      neuron.start(model, a.initial, at + h);
+      neuron.sum = 0;
+    } else {
+#pragma unroll
+      for (int v = 0; v < Model::kStates; ++v) neuron.state[v] = own[(v + 1) * apart];
+      neuron.sum = *own;
+    }
+    spikes[h] = fire<kSteps>(a, model, plane, at + h, channel + h, [&](int s) { return value(h, s); }, neuron);
+    if (plane + 1 < planes) {
+#pragma unroll
+      for (int v = 0; v < Model::kStates; ++v) own[(v + 1) * apart] = neuron.state[v];
+      *own = neuron.sum;
+    } else {
+      neuron.store(a.state, a.sum, at + h);
+    }
+    if (!together) to[h] = static_cast<uint8_t>(spikes[h]);
+  }
+  if (together && n < a.outputs) {
+    *reinterpret_cast<uint16_t*>(to) = static_cast<uint16_t>(spikes[0] | spikes[1] << 8);
+  }
 }
 
 }  // namespace

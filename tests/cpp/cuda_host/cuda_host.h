@@ -142,6 +142,7 @@ struct Fiber {
 struct Copy {
   char* to;
   const char* from;  // null: zeros
+  int bytes;
   unsigned group;
 };
 
@@ -154,15 +155,21 @@ struct Thread {
   int line;
   unsigned copies, groups;  // cp.async: copies under way, groups committed
   Copy copy[kMostCopies];
+  // wgmma: products under way, groups committed; whether registers are fenced; the last copies that are not.
+  unsigned products, product_groups;
+  bool registers_fenced;
+  unsigned unfenced;
+  Copy last[kMostCopies];
 };
 
 struct Warp {
   void* payload[kWarp];  // what the lanes that wait in an operation brought there
   const char* operation[kWarp];
   unsigned mask[kWarp];
-  unsigned arrived;  // lanes that wait in an operation
-  unsigned absent;   // lanes that ended or never were
-  unsigned ready;    // lanes that can run
+  unsigned arrived;   // lanes that wait in an operation
+  unsigned absent;    // lanes that ended or never were
+  unsigned ready;     // lanes that can run
+  unsigned products;  // of its warpgroup, so far
 };
 
 // Plain arrays throughout: code of the standard library would be instrumented.
@@ -299,7 +306,15 @@ TANDEM_HOST_UNSEEN inline void switch_to(Thread& to, bool for_good = false) {
 
 // ---- Barriers
 
+// Products of a warpgroup are for all of its warps.
+TANDEM_HOST_UNSEEN inline void check_warpgroups() {
+  for (unsigned w = 0; w < kMostWarps; ++w) {
+    if (block.warp[w].products != block.warp[w / 4 * 4].products) die("not all warps of a warpgroup", "wgmma");
+  }
+}
+
 TANDEM_HOST_UNSEEN inline void open_barrier() {
+  check_warpgroups();
   block.arrived = 0;
   block.file = nullptr;
   ++block.phase;
@@ -459,29 +474,30 @@ struct IntegerMma {
 // ---- cp.async
 
 // These two are instrumented: they stand for the kernel's own accesses.
-__attribute__((noinline)) inline void copy_begins(char* to, const char* from) {
+__attribute__((noinline)) inline void copy_begins(char* to, const char* from, int bytes) {
   // Until it is waited for, the copy may land at any time: what was there can no longer be read.
-  for (int i = 0; i < 16; ++i) {
+  for (int i = 0; i < bytes; ++i) {
     if (from != nullptr) static_cast<void>(static_cast<const volatile char*>(from)[i]);
     static_cast<volatile char*>(to)[i] = static_cast<char>(kPoison);
   }
 }
 
-__attribute__((noinline)) inline void copy_lands(char* to, const char* from) {
-  for (int i = 0; i < 16; ++i) to[i] = from == nullptr ? char{0} : from[i];
+__attribute__((noinline)) inline void copy_lands(char* to, const char* from, int bytes) {
+  for (int i = 0; i < bytes; ++i) to[i] = from == nullptr ? char{0} : from[i];
 }
 
-TANDEM_HOST_UNSEEN inline void begin_copy(void* to, const void* from, bool valid) {
+TANDEM_HOST_UNSEEN inline void begin_copy(void* to, const void* from, int bytes, bool valid) {
   Thread& thread = *current;
-  if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % 16 != 0) {
-    die("an address is no multiple of 16", "cp.async");
+  if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % static_cast<unsigned>(bytes) != 0) {
+    die("an address is no multiple of the copy's bytes", "cp.async");
   }
   if (thread.copies == kMostCopies) die("more copies under way than kMostCopies", "cp.async");
   Copy& copy = thread.copy[thread.copies++];
   copy.to = static_cast<char*>(to);
   copy.from = valid ? static_cast<const char*>(from) : nullptr;
+  copy.bytes = bytes;
   copy.group = thread.groups;
-  copy_begins(copy.to, copy.from);
+  copy_begins(copy.to, copy.from, bytes);
 }
 
 // Copies that were never committed belong to no group, and no wait is for them.
@@ -491,7 +507,8 @@ TANDEM_HOST_UNSEEN inline void wait_for_copies(unsigned groups_in_flight) {
   for (unsigned i = 0; i < thread.copies; ++i) {
     const Copy copy = thread.copy[i];
     if (copy.group + groups_in_flight < thread.groups) {
-      copy_lands(copy.to, copy.from);
+      copy_lands(copy.to, copy.from, copy.bytes);
+      thread.last[thread.unfenced++ % kMostCopies] = copy;
     } else {
       thread.copy[kept++] = copy;
     }
@@ -519,6 +536,7 @@ TANDEM_HOST_UNSEEN inline void run_thread() {
   Warp& warp = block.warp[thread.number / kWarp];
   const unsigned lane = thread.number % kWarp;
   if (thread.copies != 0) die("a thread ends with copies under way", "cp.async");
+  if (thread.products != 0) die("a thread ends with products under way", "wgmma");
   for (unsigned i = 0; i < kWarp; ++i) {
     if ((warp.arrived >> i & 1) != 0 && (warp.mask[i] >> lane & 1) != 0) {
       die("the mask names a lane that has ended or does not exist", warp.operation[i]);
@@ -589,14 +607,15 @@ TANDEM_HOST_UNSEEN inline void run_block(unsigned number, unsigned turn, size_t 
 #endif
   poison(block.dynamic_shared, block.dynamic_shared + shared_bytes);
 
-  for (Warp& warp : block.warp) warp.arrived = warp.ready = warp.absent = 0;
+  for (Warp& warp : block.warp) warp.arrived = warp.ready = warp.absent = warp.products = 0;
   if (block.size % kWarp != 0) block.warp[block.size / kWarp].absent = ~0u << block.size % kWarp;
   for (unsigned i = 0; i < block.size; ++i) {
     Thread& thread = block.thread[i];
     thread.index = {i % threads.x, i / threads.x % threads.y, i / threads.x / threads.y};
     thread.number = i;
     thread.done = false;
-    thread.copies = thread.groups = 0;
+    thread.copies = thread.groups = thread.products = thread.product_groups = thread.unfenced = 0;
+    thread.registers_fenced = false;
     thread.fiber = &fiber_of(block.set, i);
     char* const top = thread.fiber->stack + kStackBytes;
 #if defined(__SANITIZE_ADDRESS__)
@@ -612,6 +631,7 @@ TANDEM_HOST_UNSEEN inline void run_block(unsigned number, unsigned turn, size_t 
   }
   release(block.start);
   switch_to(next());
+  check_warpgroups();
 #if !defined(__SANITIZE_THREAD__)
   free(block.dynamic_shared);
 #endif
@@ -736,7 +756,8 @@ void mma_m16n8k32(int (&d)[4], const uint4& a, unsigned b0, unsigned b1) {
 
 inline unsigned anew(unsigned x) { return x; }
 
-inline void cp_async_16(void* shared, const void* global, bool valid) { host::begin_copy(shared, global, valid); }
+inline void cp_async_16(void* shared, const void* global, bool valid) { host::begin_copy(shared, global, 16, valid); }
+inline void cp_async_4(void* shared, const void* global) { host::begin_copy(shared, global, 4, true); }
 
 TANDEM_HOST_UNSEEN inline void cp_async_commit() { ++host::current->groups; }
 

@@ -15,6 +15,7 @@
 
 #include "ops/product/block_size.h"
 #include "ops/product/gather_product.cu"
+#include "ops/product/warpgroup_product.cu"
 #include "watched.h"
 
 namespace {
@@ -97,8 +98,8 @@ void compare(const char* what, const std::string& where, const Buffer<T>& got, c
   }
 }
 
-enum Engine { kLarge, kSmall, kGather };
-enum Input { kSpikes, kCounts, kValues };  // what a product multiplies; values: of radix spikes
+enum Engine { kSmall, kLarge, kWarpgroup, kGather };  // tiles as in Tiles
+enum Input { kSpikes, kCounts, kValues };             // what a product multiplies; values: of radix spikes
 
 // The largest number that an input of a count product stands for.
 int64_t largest_input(int64_t planes, int64_t steps, Input input) {
@@ -309,7 +310,8 @@ void run(const ConvGeometry& g, int64_t steps, bool always = false) {
         if (biased) product[i] += bias[channel];
       }
     }
-    for (const Engine engine : {kLarge, kSmall, kGather}) {
+    for (const Engine engine : {kSmall, kLarge, kWarpgroup, kGather}) {
+      if (counts && engine == kWarpgroup) continue;
       Buffer<uint8_t> out_bits(counts ? 0 : planes * out, random_int(0, 1)),
           prepared(prepared_bytes(g, bits.data, planes, input == kCounts));
       Buffer<float> out_sum(out), out_state(counts ? 0 : states * out);
@@ -323,12 +325,12 @@ void run(const ConvGeometry& g, int64_t steps, bool always = false) {
         args.out_bits = out_bits.data, args.joined = joined;
         args.initial = {initial_given ? initial.data : nullptr, out}, args.state = {out_state.data, out};
       }
-      const cudaError_t error =
-          engine == kGather ? launch_gather_product(args, nullptr)
-                            : launch_integer_product(args, fragments.data, prepared.data, engine == kSmall, nullptr);
+      const cudaError_t error = engine == kGather ? launch_gather_product(args, nullptr)
+                                                  : launch_integer_product(args, fragments.data, prepared.data,
+                                                                           static_cast<Tiles>(engine), nullptr);
       if (error != cudaSuccess) ++failures;
       const char* const inputs[] = {"spikes", "counts", "values"};
-      const char* const engines[] = {", large tiles", ", small tiles", ", gather"};
+      const char* const engines[] = {", small tiles", ", large tiles", ", tiles of warpgroups", ", gather"};
       const std::string what = std::string(inputs[input]) + engines[engine];
       compare((what + ": sum").c_str(), where, out_sum, counts ? product : sum);
       if (counts) continue;
@@ -381,9 +383,9 @@ void run_largest(int64_t features) {
       float expected = static_cast<float>(size * value * (counts ? largest : 1)) * unit * scale;
       for (int t = 1; !counts && t < 8; ++t) expected += static_cast<float>(size * value) * unit * scale;
       // One warp has all inputs of a large tile, a quarter of a small one's. Counts have so many that one is enough.
-      for (const bool small : {true, false}) {
-        if (input == kCounts && !small) continue;
-        if (launch_integer_product(args, fragments.data, prepared.data, small, nullptr) != cudaSuccess) ++failures;
+      for (const Tiles tiles : {Tiles::kSmall, Tiles::kLarge, Tiles::kWarpgroup}) {
+        if ((input == kCounts && tiles != Tiles::kSmall) || (counts && tiles == Tiles::kWarpgroup)) continue;
+        if (launch_integer_product(args, fragments.data, prepared.data, tiles, nullptr) != cudaSuccess) ++failures;
         if (sum != expected) {
           ++failures;
           std::printf("FAIL %lld inputs of %lld: %g, expected %g\n", static_cast<long long>(size),

@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "cuda_host.h"
+#include "warpgroup_host.h"
 
 namespace tandem {
 
@@ -217,6 +218,18 @@ inline void mma_u8(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) 
 inline void copy_16(uint64_t to, uint64_t from, uint32_t bytes) {
   if (bytes != 0 && bytes != 16) die("neither none nor all of the bytes are read", "cp.async");
   cp_async_16(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), bytes != 0);
+}
+
+inline void copy_4(uint64_t to, uint64_t from) {
+  cp_async_4(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from));
+}
+
+// wgmma: the matrix of a descriptor (PTX ISA, "Matrix Descriptor Format"), whose product is added.
+inline SharedMatrix matrix_at(uint64_t shared, uint64_t descriptor, bool added) {
+  const auto bytes = [&](int bit) { return static_cast<unsigned>(descriptor >> bit & 0x3fff) * 16; };
+  if ((descriptor & ~(uint64_t{0x3fff} << 32 | uint64_t{0x3fff} << 16 | 0x3fff)) != 0) die("a swizzled matrix", "wgmma");
+  if (!added) die("a product that is not added", "wgmma");
+  return {reinterpret_cast<const char*>(shared + bytes(0)), bytes(16), bytes(32)};
 }
 
 // Arguments lie in memory, each at a multiple of its size. Kernels print doubles alone.

@@ -1,9 +1,11 @@
 // Runs the device's products on the calls in a file and writes what they make of them to another: run_products IN OUT
 // (calls.h). test_cuda_host.py and test_digest.py compare with the library's operators on the CPU. engine: 0 for the
-// gather engine, 1 for tensor cores with large tiles and 2 with small ones, -1 for the depthwise kernel.
+// gather engine, 1 for tensor cores with large tiles, 2 with small ones and 3 with tiles of warpgroups, -1 for the
+// depthwise kernel.
 #include "ops/product/depthwise_product.cu"
 #include "ops/product/gather_product.cu"
 #include "ops/product/integer_product.cu"
+#include "ops/product/warpgroup_product.cu"
 // after what it needs
 #include "../calls.h"
 
@@ -21,7 +23,7 @@ Args weight_args(const ConvGeometry& g, const W* weight) {
 }
 
 template <class W>
-void multiply_on_tensor_cores(const CudaProductArgs<DevicePacked<W>, float>& args, const W* weight, bool small) {
+void multiply_on_tensor_cores(const CudaProductArgs<DevicePacked<W>, float>& args, const W* weight, Tiles tiles) {
   const ConvGeometry& g = args.geometry;
   auto pack = weight_args<CudaFragmentArgs<W>>(g, weight);
   const Array<uint8_t> fragments(fragment_layout(g, kDigitsOf<DevicePacked<W>>).bytes());
@@ -29,7 +31,8 @@ void multiply_on_tensor_cores(const CudaProductArgs<DevicePacked<W>, float>& arg
   const bool counts = args.out_bits == nullptr && !args.values;
   const Array<uint8_t> prepared(prepared_bytes(g, args.bits, args.planes, counts));
   if (launch_pack_fragments(pack, nullptr) != cudaSuccess) stop("refused to pack");
-  if (launch_integer_product(args, fragments.data, prepared.data, small, nullptr) != cudaSuccess) stop("refused");
+  if (args.out_bits == nullptr && tiles == Tiles::kWarpgroup) tiles = Tiles::kLarge;  // as on a device
+  if (launch_integer_product(args, fragments.data, prepared.data, tiles, nullptr) != cudaSuccess) stop("refused");
 }
 
 // W: weights as given; T: neurons.
@@ -69,7 +72,8 @@ void product() {
     if constexpr (std::is_same_v<E, double>) {
       stop("no tensor cores for float64 weights");
     } else {
-      multiply_on_tensor_cores(args, call.weight.data, call.engine == 2);
+      constexpr Tiles kTiles[] = {Tiles::kLarge, Tiles::kSmall, Tiles::kWarpgroup};
+      multiply_on_tensor_cores(args, call.weight.data, kTiles[call.engine - 1]);
     }
   }
   host::most_blocks = 0;

@@ -5,7 +5,7 @@
 #include <cstring>
 #include <vector>
 
-#include "cuda/device.cuh"
+#include "cuda/warpgroup.cuh"
 
 namespace {
 
@@ -322,6 +322,48 @@ bool copy_too_early() {
   return numbers_from([=](float* out) { copy_too_early_kernel(zeros, out); }, 1, kThreads * sizeof(float));
 }
 
+// A product of a warpgroup: D[m][n] = m + n.
+enum class Bug { kNone, kCopyUnfenced, kUnfenced, kNoWait, kTooFew, kSomeWarps, kOverwritten };
+
+template <Bug kBug>
+__global__ void product_kernel(const unsigned* in, int* out) {
+  __shared__ __align__(16) unsigned b[64];  // 8 rows
+  const unsigned thread = threadIdx.x, row = thread / 32 * 16 + thread % 32 / 4;
+  if (thread < 64) tandem::cp_async_4(b + thread, in + thread);
+  cp_async_commit();
+  cp_async_wait<0>();
+  if (kBug != Bug::kCopyUnfenced) tandem::fence_shared_matrices();
+  __syncthreads();
+  unsigned a[4] = {};
+  for (unsigned i = 0; i < 16; ++i) {
+    a[i / 4] |= (row + i / 4 % 2 * 8 + thread % 4 * 4 + i % 4 + i / 8 * 16) << 8 * (i % 4);
+  }
+  int d[16] = {};
+  if (kBug != Bug::kUnfenced) tandem::warpgroup_fence();
+  if (kBug != Bug::kSomeWarps || thread < 96)
+    tandem::wgmma_m64k32<0, 8, true>(d, a, tandem::shared_matrix(b, 128, 256));
+  tandem::warpgroup_commit();
+  __syncthreads();
+  if (kBug == Bug::kOverwritten && thread == 127) b[5] = 9;
+  if (kBug != Bug::kNoWait) tandem::warpgroup_wait<kBug == Bug::kTooFew ? 1 : 0>();
+  for (int i = 0; i < 4; ++i) out[thread * 4 + i] = tandem::anew(d[i]);
+  tandem::warpgroup_wait<0>();
+}
+
+template <Bug kBug>
+bool product() {
+  std::vector<uint4> in(16);  // for their alignment
+  std::vector<int> out(512), expected(512);
+  auto* const bytes = reinterpret_cast<uint8_t*>(in.data());
+  for (int row = 0; row < 8; ++row) bytes[row * 16 + row] = 1;
+  for (int i = 0; i < 512; ++i) {
+    const int thread = i / 4, lane = thread % 32;
+    expected[i] = thread / 32 * 16 + lane / 4 + i / 2 % 2 * 8 + lane % 4 * 2 + i % 2;
+  }
+  TANDEM_LAUNCH(product_kernel<kBug>, 1, 128, 0, nullptr, reinterpret_cast<unsigned*>(in.data()), out.data());
+  return out == expected;
+}
+
 __global__ void trap_kernel(float* out) {
   if (threadIdx.x == 3) __trap();
   out[threadIdx.x] = static_cast<float>(threadIdx.x);
@@ -356,6 +398,13 @@ const Case kCases[] = {
     {"copy_waits_for_too_few", [] { return copies<true, 1>(0); }},
     {"copy_too_early", copy_too_early},
     {"copy_misaligned", [] { return copies<true, 0>(1); }},
+    {"product", product<Bug::kNone>},
+    {"product_of_unfenced_copy", product<Bug::kCopyUnfenced>},
+    {"product_unfenced", product<Bug::kUnfenced>},
+    {"product_without_wait", product<Bug::kNoWait>},
+    {"product_waits_for_too_few", product<Bug::kTooFew>},
+    {"product_of_some_warps", product<Bug::kSomeWarps>},
+    {"product_overwritten", product<Bug::kOverwritten>},
     {"trap", [] { return numbers_from(trap_kernel); }},
 };
 
