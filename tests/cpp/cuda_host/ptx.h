@@ -227,7 +227,8 @@ inline void copy_4(uint64_t to, uint64_t from) {
 // wgmma: the matrix of a descriptor (PTX ISA, "Matrix Descriptor Format"), whose product is added.
 inline SharedMatrix matrix_at(uint64_t shared, uint64_t descriptor, bool added) {
   const auto bytes = [&](int bit) { return static_cast<unsigned>(descriptor >> bit & 0x3fff) * 16; };
-  if ((descriptor & ~(uint64_t{0x3fff} << 32 | uint64_t{0x3fff} << 16 | 0x3fff)) != 0) die("a swizzled matrix", "wgmma");
+  if ((descriptor & ~(uint64_t{0x3fff} << 32 | uint64_t{0x3fff} << 16 | 0x3fff)) != 0)
+    die("a swizzled matrix", "wgmma");
   if (!added) die("a product that is not added", "wgmma");
   return {reinterpret_cast<const char*>(shared + bytes(0)), bytes(16), bytes(32)};
 }
