@@ -111,6 +111,13 @@ class Blur(nn.Module):
         return F.conv2d(x, self.filter, stride=2, padding=1, groups=8)
 
 
+def grown(net, x):
+    """As in DenseNet, where each layer reads the features of all layers before it."""
+    one = net.act(net.a(x))
+    other = net.act(net.b(torch.cat([x, one], 1)))
+    return torch.cat([x, one, other, x, torch.cat([x, one, other], 1)], 1)
+
+
 class Filter(nn.Module):
     def __init__(self):
         super().__init__()
@@ -156,6 +163,8 @@ NETS = {
     "cat of values": lambda: between(
         lambda n, x: F.relu(n.bn(torch.cat([x, n.a(x)], 1))), 14, a=conv(8, 6, 1), bn=nn.BatchNorm2d(14)
     ),
+    "grown cats": lambda: between(grown, 44, a=conv(8, 4), b=conv(12, 6), act=nn.ReLU()),
+    "grown cats of values": lambda: between(grown, 44, a=conv(8, 4), b=conv(12, 6), act=nn.PReLU()),
     "flat cat": lambda: flat(lambda n, x: torch.cat([x, F.relu(n.a(x))], 1).flatten(1), 12 * 96, a=conv(8, 4)),
     "cat before the read-out": lambda: Net(
         lambda n, x: n.fc((lambda y: torch.cat([y, F.relu(n.a(y))], 1))(F.relu(n.first(x))).flatten(1)),
@@ -825,3 +834,8 @@ def test_dropout_before_a_concatenation():
     with pytest.raises(ValueError, match=r"SpikeCat: .*\(dropout in some branches only\?\)"):
         snn(torch.rand(2, 3, 8, 8))
     assert snn.eval()(torch.rand(2, 3, 8, 8)).isfinite().all()
+
+
+def test_a_concatenation_reads_the_one_that_it_begins_with():
+    snn = convert(NETS["grown cats"](), 4)
+    assert [len(x.signed) for x in snn.modules() if isinstance(x, SpikeCat)] == [2, 2, 3]

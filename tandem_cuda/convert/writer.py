@@ -74,6 +74,7 @@ class Writer:
         """As in :class:`LevelUsers`."""
         self.like = next(self.ann.parameters(), torch.empty(0))
         """For the device and dtype of constants."""
+        self.joins: dict[tuple[fx.Node, ...], fx.Node] = {}
         self.constants: set[str] = set()
         """The names of the ANN's tensors whose values have become constants."""
         self.now: fx.Node | None = None
@@ -158,8 +159,7 @@ class Writer:
         if x.node not in self.real:
             decode = Decode(x.signed)
             self.decodes(decode, x)
-            name = self.named("decode", decode)
-            real = self.graph.call_module(name, (x.node,))
+            real = self.graph.call_module(self.named("decode", decode), (x.node,))
             if self.hybrid:  # the rest of the ANN may write in place or take views
                 real = self.graph.call_method("clone", (real,), {"memory_format": torch.contiguous_format})
             self.real[x.node] = real
@@ -234,8 +234,7 @@ class Writer:
             train = step(train)
         ann, names = self._parts(node, x, signed and slope is None and bound is None)
         steps = steps_between(neurons, train.node)
-        facts = train.sources, train.features
-        self.origins.append(Origin(name, ann, names, node.name, steps, signed, bound, *facts))
+        self.origins.append(Origin(name, ann, names, node.name, steps, signed, bound, train.sources, train.features))
         return train
 
     def _neurons(self, node: fx.Node, x: Current, signed: bool, bound: float | None, slope: Slope | None) -> str:
@@ -296,7 +295,10 @@ class Writer:
         return train if train.channels is not None or size is None else replace(train, channels=size[1])
 
     def joined(self, node: fx.Node, nodes: list[fx.Node]) -> Train:
-        """Concatenate trains along the channels."""
+        """Concatenate trains along the channels; the first ones, as an earlier concatenation has them, in one go."""
+        earlier = next((n for n in range(len(nodes) - 1, 1, -1) if tuple(nodes[:n]) in self.joins), 0)
+        self.joins[tuple(nodes)] = node
+        nodes = [self.joins[tuple(nodes[:earlier])], *nodes[earlier:]] if earlier else nodes
         trains = [self.train(x) for x in nodes]
         levels = list(dict.fromkeys(train.level for train in trains))
         differ = self.options.calibrated and (len(levels) > 1 or any(train.sources is not None for train in trains))
