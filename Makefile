@@ -117,8 +117,8 @@ DATA ?= data
 results: $(VENV)/.installed-examples
 	$(PY) examples/results.py --data-dir $(DATA) $(RESULTS_ARGS)
 
-# Works without a network: the environment of $(PYTHON) must have torch, cmake, ninja, pybind11, numpy, setuptools,
-# pytest and hypothesis. Builds for this device alone, or installs WHEEL=FILE that was built elsewhere. Runs all steps,
+# Works without a network: $(PYTHON) must be of a virtual environment that has torch, cmake, ninja, pybind11, numpy,
+# setuptools, pytest and hypothesis. Builds for this device alone, or installs WHEEL=FILE that was built elsewhere. Runs all steps,
 # whatever fails, and writes REPORT.
 REPORT ?= docs/performance/gpu_report.json
 GPU = $(PYTHON) bench/gpu.py --report "$(REPORT)" $(if $(WHEEL),--wheel "$(WHEEL)") --pytest-args="$(PYTEST_ARGS)"

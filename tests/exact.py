@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tandem_cuda import _C, ops
 from tandem_cuda import reference as ref
 from tandem_cuda.ops.gradient import ON_CUDA
+from tandem_cuda.ops.pack_weight import packed_like
 
 # Some of them for whoever imports from here.
 from tensors import (  # noqa: F401
@@ -241,8 +242,20 @@ every_variant = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIAN
 def whole_weights(weight):
     """Float weights as whole numbers, float64, and the unit of each output channel, as a CUDA device sums them."""
     largest = weight.double().abs().flatten(1).amax(1)
-    unit = 2.0 ** (largest.frexp().exponent.double() - 31).clamp(min=-126)
+    exponent = torch.where(largest > 0, largest.frexp().exponent.double() - 31, -126.0)
+    unit = 2.0 ** exponent.clamp(min=-126)
     return (weight.double() / unit.view(-1, *[1] * (weight.dim() - 1))).round(), unit
+
+
+def packed_on_cuda(weight, groups=1):
+    """Rows of packed weights and, of floats, the units behind them: all that a CUDA device packs of narrow layers."""
+    rows = min(packed_like(weight, groups)[0])  # without a processor's own order
+    if weight.dtype in (torch.float64, torch.int8, torch.int16):
+        return ops.pack_weight(weight, groups)[:rows]
+    whole, unit = whole_weights(weight)
+    high = (whole / 2**16).floor()
+    high, low = (ops.pack_weight(x.float(), groups)[:rows].long() for x in (high, whole - high * 2**16))
+    return torch.cat([(high * 2**16 + low).int(), unit.float().view(torch.int32)])
 
 
 # Of gradients, which are rounded to the dtype of what they are of.

@@ -9,7 +9,7 @@ import torch
 import call_files
 from call_files import COUNTS, DTYPES, SPIKES, VALUES
 from cases import CONVOLUTIONS
-from exact import generator, planes, product_of_values, whole_weights
+from exact import generator, packed_on_cuda, planes, product_of_values
 from neurons import BRANCHES, EVERY_KIND, NEURONS, joining
 from tandem_cuda import ops
 from tandem_cuda.ops.pack_weight import packed_like
@@ -119,11 +119,8 @@ class Call:
             firing = {"neuron": self.neuron, "state": self.state, **self.joined, "engine": "event"}
             results = ops.spiking_conv2d(self.bits, self.weight, time_steps=self.steps, **named, **firing)
         channels = [None if x is None else x.movedim(-3, -1).contiguous() for x in results]
-        rows = min(packed_like(self.weight, groups := self.geometry["groups"])[0])  # without a processor's own order
-        as_they_are = self.dtype in (torch.float64, torch.int8, torch.int16)
-        weight = self.weight if as_they_are else whole_weights(self.weight)[0].float()  # exact here
-        packed = ops.pack_weight(weight, groups)[:rows]
-        return [packed if as_they_are else packed.to(torch.int32), *channels]
+        packed = packed_on_cuda(self.weight, groups := self.geometry["groups"])
+        return [packed[: min(packed_like(self.weight, groups)[0])], *channels]
 
 
 def product_calls():

@@ -311,7 +311,8 @@ class _Function:
     def _access(self, access, operands):
         at, values = operands if access.store else reversed(operands)
         c_type, parts = C_TYPES[access.type], self._vector(values, access.elements)
-        pointer = f"at<{c_type}, {access.elements}>({self._address(at, access.space)})"
+        at_ = "at_shared" if access.store and access.space == "shared" else "at"
+        pointer = f"{at_}<{c_type}, {access.elements}>({self._address(at, access.space)})"
         if access.store:
             lines = [f"memory[{i}] = {self._read(x, access.type, True)};" for i, x in enumerate(parts)]
         else:
@@ -329,11 +330,11 @@ class _Function:
 
     def _warpgroup_product(self, rows, with_sign, operands):
         d, a = (self._vector(x, n) for x, n in zip(operands[:2], (rows // 2, 4), strict=True))
-        if wide := [x for x in d if self._register(x) != "b32"]:
-            raise Unknown(f"sums {wide}")
-        sums, factor = ", ".join(f"&{_identifier(x)}" for x in d), ", ".join(self._read(x, "u32") for x in a)
+        if others := [x for x in (*d, *a) if self._register(x) != "b32"]:
+            raise Unknown(f"registers {others}")
+        sums, factor = (", ".join(f"&{_identifier(x)}" for x in registers) for registers in (d, a))
         matrix, added = (self._read(x, type_) for x, type_ in zip(operands[2:], ("u64", "pred"), strict=True))
-        arrays = f"uint32_t* const d[] = {{{sums}}}; const uint32_t a[] = {{{factor}}};"
+        arrays = f"uint32_t* const d[] = {{{sums}}}; const uint32_t* const a[] = {{{factor}}};"
         return f"{{ {arrays} begin_product<{with_sign}>(d, a, matrix_at(shared, {matrix}, {added}), {rows}); }}"
 
     def _branch(self, _, operands):
@@ -368,15 +369,11 @@ class _Function:
             return self._write(to, "pred", f"{ballot} != 0")
         return self._write(to, "u32", ballot)
 
-    def _copy(self, opcode, operands):
-        to, of, size, *read = operands
-        if size != ("16" if ".cg." in opcode else "4"):
-            raise Unknown(f"{opcode} of {size} bytes")
+    def _copy(self, _, operands):
+        to, of, size, read = operands
+        if size != "16":
+            raise Unknown(f"cp.async of {size} bytes")
         addresses = f"{self._address(to, 'shared')}, {self._address(of, 'global')}"
-        if size == "4":
-            () = read
-            return f"copy_4({addresses});"
-        (read,) = read
         return f"copy_16({addresses}, {self._read(read, 'u32')});"
 
     def _alone(self, opcode, operands):
@@ -414,7 +411,6 @@ _OTHERS = {
     "vote.sync.any.pred": _Function._vote,
     "vote.sync.ballot.b32": _Function._vote,
     "cp.async.cg.shared.global": _Function._copy,
-    "cp.async.ca.shared.global": _Function._copy,
     "cp.async.wait_group": _Function._wait,
     "wgmma.wait_group.sync.aligned": _Function._wait,
     "call.uni": _Function._call,

@@ -24,11 +24,12 @@ from exact import (
     generator,
     int8,
     out_shape,
+    packed_on_cuda,
     planes,
     product_of_values,
     whole_weights,
 )
-from neurons import BRANCHES, any_neuron, joining, state_of
+from neurons import BRANCHES, EVERY_KIND, any_neuron, joining, state_of
 from pairwise import pairs
 from tandem_cuda import _C, IF, ops
 from test_cuda_operators import captured, identical, on_device, too_many
@@ -113,23 +114,41 @@ def test_linear(engine, kind, shape, time_steps, device):
     identical(ops.count_linear(here, there, **moved(named, device), engine=engine), want, device)
 
 
-@pairs(kind=KINDS, time_steps=[1, 3, 8, 19], radix=[0, 4])
-def test_a_size_that_fills_the_device(kind, time_steps, radix, device):
-    """Large tiles, and tiles of warpgroups, where smaller products take small ones."""
-    if not served(kind, "dense", device):
-        pytest.skip("tensor cores serve no float64, and no device older than 8.0")
+def a_size_that_fills(kind, device):
+    """Arguments of products with large tiles and tiles of warpgroups; smaller products take small tiles."""
+    if not has_tensor_cores(device):
+        pytest.skip("no tensor cores below compute capability 8.0")
     sizes = (2 if device == "cpu" else 150, 48, 12, 12)  # 337 blocks of large tiles, if not more
     weight, scale, dtype = operands(kind, 72, 48, 3, 3, seed=2)
-    named = {"scale": scale, "bias": dyadic(72, seed=3, dtype=dtype), "padding": (1, 1)}
-    if radix:
-        bits = planes(radix, *sizes, seed=1)
-        check_values(bits, weight, **named, radix=radix, engine="dense", device=device)
-        return
+    return sizes, weight, {"scale": scale, "bias": dyadic(72, seed=3, dtype=dtype), "padding": (1, 1)}
+
+
+@pairs(
+    kind=[kind for kind in KINDS if kind != "float64"],
+    time_steps=[1, 3, 8, 19],
+    neuron=EVERY_KIND.values(),
+    branch=BRANCHES[1:],
+    optional=[False, True],
+)
+def test_spikes_that_fill_the_device(kind, time_steps, neuron, branch, optional, device):
+    sizes, weight, named = a_size_that_fills(kind, device)
+    out = sizes[0], 72, *sizes[2:]
     bits = planes(time_steps, *sizes, seed=1, rate=0.1)
-    spiking = {**named, "time_steps": time_steps, "neuron": IF(), "want_sum": True, "want_state": True}
-    want = ops.spiking_conv2d(bits, weight, **spiking, engine="event")
+    named |= {"time_steps": time_steps, "neuron": neuron, "want_sum": True, "want_state": True}
+    named |= {"state": state_of(neuron, *out, seed=4, span=2) if optional else None}
+    named |= joining(branch, time_steps, *out, seed=5)
+    want = ops.spiking_conv2d(bits, weight, **named, engine="event")
     here, there = on_device(bits, device), on_device(weight, device)
-    identical(ops.spiking_conv2d(here, there, **moved(spiking, device), engine="dense"), want, device)
+    identical(ops.spiking_conv2d(here, there, **moved(named, device), engine="dense"), want, device)
+
+
+@pairs(kind=[kind for kind in KINDS if kind != "float64"], radix=[0, 1, 4, 8])
+def test_counts_and_values_that_fill_the_device(kind, radix, device):
+    sizes, weight, named = a_size_that_fills(kind, device)
+    bits = planes(radix or 19, *sizes, seed=1, rate=0.1)
+    want = ops.count_conv2d(bits, weight, **named, radix=radix, engine="event")
+    here, there = on_device(bits, device), on_device(weight, device)
+    identical(ops.count_conv2d(here, there, **moved(named, device), radix=radix, engine="dense"), want, device)
 
 
 def check_values(bits, weight, scale, bias, radix, engine, device, **geometry):
@@ -196,10 +215,10 @@ def test_linear_of_the_largest_values(engine, weight, inputs, device):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("outputs", [1, 10, 17, 40, 200])
-def test_packed_weights_are_the_same_on_both_devices(kind, outputs, device):
+def test_packed_weights(kind, outputs, device):
     """Of layers for which tensor cores have no order of their own."""
     weight, _, _ = operands(kind, outputs, 6, 3, 3, seed=outputs)
-    packed = ops.pack_weight(weight)
+    packed = ops.pack_weight(weight) if device == "cpu" else packed_on_cuda(weight)
     identical(ops.pack_weight(on_device(weight, device)), packed, device)
     strided = weight.to(memory_format=torch.channels_last)
     identical(ops.pack_weight(on_device(strided, device)), packed, device)
@@ -208,15 +227,18 @@ def test_packed_weights_are_the_same_on_both_devices(kind, outputs, device):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("groups", [1, 2])
 def test_packed_weights_serve_every_engine(kind, groups, device):
-    """Rows as on the CPU, and behind them what tensor cores read."""
+    """Rows as of narrow layers, behind them what tensor cores read, and then the units of floats."""
     weight, scale, _ = operands(kind, 48, 64 // groups, 3, 3, seed=3)
     bits = planes(8, 2, 64, 5, 5, seed=4)
     here, there = on_device(bits, device), on_device(weight, device)
     packed = ops.pack_weight(there, groups)
     _C.set_cpu_isa(ISAS[0])  # which appends nothing; with matrix tiles the CPU does
-    rows = ops.pack_weight(weight, groups)
-    identical(packed[: rows.numel()], rows, device)
-    assert device == "cpu" or (packed.numel() > rows.numel()) == (kind != "float64")
+    narrow = ops.pack_weight(weight, groups) if device == "cpu" else packed_on_cuda(weight, groups)
+    units = len(weight) if narrow.dtype == torch.int32 else 0
+    rows = narrow.numel() - units
+    identical(packed[:rows], narrow[:rows], device)
+    identical(packed[packed.numel() - units :], narrow[rows:], device)
+    assert device == "cpu" or (packed.numel() > narrow.numel()) == (kind != "float64")
     named = {"scale": scale, "padding": 1, "groups": groups, "time_steps": 8}
     want = ops.spiking_conv2d(bits, weight, **named, engine="event")
     for engine in ("auto", "event", "dense"):
@@ -289,7 +311,7 @@ def test_random_weights(engine, kind, channels, groups, device):
             assert torch.equal(got, want)
     firing = {"time_steps": 8, "neuron": IF(2.0), "want_sum": True, **named}
     got = ops.spiking_conv2d(*there, **firing, engine=engine)
-    identical(got, ops.spiking_conv2d(*there, **firing, engine="event"), device)
+    identical(got, [x.cpu() for x in ops.spiking_conv2d(*there, **firing, engine="event")], device)
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
@@ -319,7 +341,8 @@ def test_which_engine_auto_chooses(outputs, kernel, rate, cuda):
     names = [event.name for event in recorded.events() or []]
     if not any("kernel" in name for name in names):
         pytest.skip("this machine does not let programs record their kernels")
-    assert any(kernel in name or kernel.replace("_spiking", "_small_spiking") in name for name in names)
+    alike = {kernel, kernel.replace("_spiking", "_small_spiking"), kernel.replace("integer", "warpgroup")}
+    assert any(each in name for each in alike for name in names)
 
 
 def test_streams_beside_each_other(device):

@@ -94,15 +94,14 @@ ret;
         ("membar.gl;", "instruction 'membar.gl'"),
         ("bar.sync 1;", "barrier ['1']"),
         ("bar.sync 0, 64;", "barrier ['0', '64']"),
-        ("cp.async.ca.shared.global [%r1], [%rd1], 16, %r2;", "cp.async.ca.shared.global of 16 bytes"),
-        ("cp.async.ca.shared.global [%r1], [%rd1], 4, %r2;", "values to unpack"),
-        ("cp.async.cg.shared.global [%r1], [%rd1], 8, %r2;", "cp.async.cg.shared.global of 8 bytes"),
+        ("cp.async.ca.shared.global [%r1], [%rd1], 16, %r2;", "instruction 'cp.async.ca.shared.global'"),
+        ("cp.async.cg.shared.global [%r1], [%rd1], 8, %r2;", "cp.async of 8 bytes"),
         ("fence.proxy.async.global;", "instruction 'fence.proxy.async.global'"),
         ("wgmma.fence.sync.aligned 1;", "wgmma.fence.sync.aligned ['1']"),
         ("wgmma.mma_async.sync.aligned.m64n8k32.s32.s8.s8 %r1, %r2, %rd1, %p1;", "m64n8k32.s32.s8.s8"),
         (
             "wgmma.mma_async.sync.aligned.m64n8k32.s32.u8.s8 {%r1, %r2, %r3, %rd1}, {%r1, %r2, %r3, %r4}, %rd1, %p1;",
-            "sums ['%rd1']",
+            "registers ['%rd1']",
         ),
         ("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 %r1, %r2, %r3, %r4;", "s32.s8.s8.s32"),
         ("call.uni (retval0), malloc, (param0);", "call"),
@@ -380,7 +379,7 @@ BUGS = {
     "warpgroup: groups in flight": (WARPGROUP, '"n"(kInFlight)', '"n"(kInFlight + 1)'),
     "warpgroup: no group": (WARPGROUP, "wgmma.commit_group.sync.aligned;", ""),
     "warpgroup: no fence of registers": (WARPGROUP, "wgmma.fence.sync.aligned;", ""),
-    "warpgroup: no fence of copies": (WARPGROUP, "fence.proxy.async.shared::cta;", ""),
+    "warpgroup: no fence of matrices": (WARPGROUP, "fence.proxy.async.shared::cta;", ""),
 }
 
 

@@ -185,6 +185,40 @@ def test_instructions(cubin, cuobjdump, architecture):
     assert all("IMMA" not in text for name in functions.keys() - cores for _, text in functions[name])
 
 
+def registers_in(operand, count=1):
+    """The numbers of registers that an operand names, the first of so many."""
+    found = re.match(r"R(\d+)(?!\w)", operand)
+    return set(range(int(found[1]), int(found[1]) + count)) if found else set()
+
+
+def disturbed(loop):
+    """The instructions of a loop that touch registers of products under way, as the loop runs a second time.
+
+    A product reads A and adds to D from its start until the wait for it.
+    """
+    out, under_way, sums, since_fence = [], set(), set(), set()
+    for text in loop * 2:
+        name, *operands = re.sub(r"^@!?U?P\w+\s+", "", text).replace(",", " ").split()
+        operands = [operand for operand in operands if operand.startswith("R") or "[" in operand]
+        wide = 4 if ".128" in name else 2 if ".64" in name or ".WIDE" in name else 1
+        if name.startswith("IGMMA"):
+            added = registers_in(operands[0], int(re.search(r"64x(\d+)x32", name)[1]) // 2)
+            factor = registers_in(operands[1], 4)
+            out += [text] if since_fence & (added | factor) else []
+            under_way, sums = under_way | added | factor, sums | added
+        elif name.startswith("WARPGROUP.ARRIVE"):
+            since_fence = set()
+        elif name.startswith("WARPGROUP.DEPBAR"):
+            under_way, sums = set(), set()
+        elif operands:
+            stores = re.match(r"ST|ISETP|R2UR", name)
+            written = set() if stores else registers_in(operands[0], wide)
+            read = {int(n) for n in re.findall(r"\bR(\d+)", " ".join(operands if stores else operands[1:]))}
+            out += [text] if written & under_way or read & sums else []
+            since_fence |= written
+    return out
+
+
 def test_instructions_of_warpgroups(cubin, cuobjdump):
     """Products of 64 pixels, as many as there are time steps and kinds of digits, and one wait for all of a slice."""
     functions = functions_of(cuobjdump, cubin(SOURCES[WARPGROUP], ITS_ARCHITECTURE))
@@ -200,13 +234,23 @@ def test_instructions_of_warpgroups(cubin, cuobjdump):
         assert products == expected, name
         assert sum("WARPGROUP.DEPBAR" in text for text in loop) == 4, name
         assert len(loop) <= limits_of(name)["loop"], name
+        assert disturbed(loop) == [], name
+
+
+def test_disturbed_products_are_found():
+    product = ["R2UR UR4, R30", "WARPGROUP.ARRIVE", "IGMMA.64x8x32.U8.S8 R24, R8, gdesc[UR4], R24, gsb0"]
+    wait = ["WARPGROUP.DEPBAR.LE gsb0, 0x0", "IADD3 R24, R24, R9, RZ", "MOV R8, R24"]
+    assert disturbed([*product, "LDG.E.128 R4, desc[UR8][R2.64]", *wait]) == []
+    for other in ("LDG.E.128 R8, desc[UR8][R2.64]", "MOV R11, R3", "@P0 IADD3 R3, R27, R2, RZ", "STS [R2], R25"):
+        assert disturbed([*product, other, *wait]) == [other] * 2
+    late = [product[0], product[1], "LOP3.LUT R9, R1, R2, RZ, 0xc0, !PT", product[2]]
+    assert disturbed([*late, *wait]) == [product[2]] * 2
 
 
 # What the functions that consist of PTX become, by header.
 INSTRUCTIONS = {
     "mma_m16n8k32": r"IMMA\.16832\.[SU]8\.U8",
     "cp_async_16": r"LDGSTS\.E\.BYPASS\S*\.128",
-    "cp_async_4": r"LDGSTS\.E(?!\S*(BYPASS|128))",
     "cp_async_commit": r"LDGDEPBAR",
     "cp_async_wait": r"DEPBAR\.LE SB0, 0x1",
     "anew": None,

@@ -269,7 +269,7 @@ def test_on_a_device(mode, tmp_path, device):
     net.to(device)
     for layer in net.modules():
         if hasattr(layer, "engine"):
-            layer.engine = "event"  # "auto" may take another engine, with other rounding, for the T of a chunk
+            layer.engine = "event"  # on a CPU, "auto" may take another one, with other rounding, for the T of a chunk
     freeze(net).save(path)
     with torch.no_grad():
         want = net(x)

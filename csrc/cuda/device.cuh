@@ -56,16 +56,6 @@ __device__ __forceinline__ void cp_async_16(void* shared, const void* global, bo
 #endif
 }
 
-// The same of 4 bytes, through the L1 cache: several of these may read a sector.
-__device__ __forceinline__ void cp_async_4(void* shared, const void* global) {
-#if __CUDA_ARCH__ >= 800
-  const auto to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(global) : "memory");
-#else
-  *static_cast<unsigned*>(shared) = *static_cast<const unsigned*>(global);
-#endif
-}
-
 __device__ __forceinline__ void cp_async_commit() {
 #if __CUDA_ARCH__ >= 800
   asm volatile("cp.async.commit_group;" ::: "memory");

@@ -18,12 +18,13 @@ struct SharedMatrix {
 
 // by_depth: bytes from 16 bytes of depth to the next ones; by_rows: from 8 rows to the next ones.
 __device__ __forceinline__ SharedMatrix shared_matrix(const void* at, unsigned by_depth, unsigned by_rows) {
-  const auto address = static_cast<unsigned>(__cvta_generic_to_shared(at));
+  const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(at)) & 0x3ffff;
   return {static_cast<uint64_t>(by_rows / 16) << 32 | static_cast<uint64_t>(by_depth / 16) << 16 | address / 16};
 }
 
-// What this thread wrote to shared memory, by cp.async as well once it was waited for, is there for products that start
-// after a barrier.
+// Part of a matrix, for products behind fence_shared_matrices() and a barrier.
+__device__ __forceinline__ void store_to_matrix(unsigned* to, unsigned part) { *to = part; }
+
 __device__ __forceinline__ void fence_shared_matrices() {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");

@@ -18,8 +18,8 @@ bool fits_integer_engine(const ConvGeometry& geometry, int digits, int64_t plane
 // planes as they are, spikes or values of radix spikes. counts: whether it multiplies counts.
 int64_t prepared_bytes(const ConvGeometry& geometry, const uint8_t* bits, int64_t planes, bool counts);
 
-// Blocks of a launch with large tiles. Where they do not fill the device, small tiles have more blocks. As many blocks
-// as this, or about as many, have tiles of warpgroups.
+// Blocks of a launch with large tiles. Where they do not fill the device, small tiles have more blocks. Tiles of
+// warpgroups have as many; of fewer than 64 pixels or channels, up to half as many.
 int64_t large_blocks(const ConvGeometry& geometry, int digits, int64_t time_steps, bool counts);
 
 enum class Tiles {

@@ -4,10 +4,10 @@
 // In CUTLASS's words: a block is one warpgroup, its 64 pixels x 32 rows of digits (64 for T <= 4), for 8 (4) time steps
 // at once, are the threadblock tile; wgmma.m64n32k32 the instruction shape, or for several digits one of less than 32
 // rows for the digits with a sign and one for the rest; a step of 4 chunks, 128 inputs, the K of the threadblock tile;
-// kStagedSteps the pipeline stages.
+// two buffers the pipeline stages.
 //
 // Launch bounds: 128 registers are sums, 32 the spikes of a slice at all time steps, which must stay until the products
-// are done. Two blocks of a multiprocessor take turns: one waits or fires while the other multiplies.
+// are done. There are two blocks on a multiprocessor, so that one may multiply while the other one waits or fires.
 #include <cstdint>
 
 #include "cuda/warpgroup.cuh"
@@ -34,38 +34,48 @@ struct WarpgroupShape {
 // In shared memory, bytes from 16 bytes of depth to the next ones, and from 8 rows to the next ones.
 constexpr int kByDepth = 128, kByRows = 256;
 
-// Where a thread's weights are: a fragment's 16 bytes are 4 adjacent inputs of two rows, g and g + 8 of its tile, in
-// both halves of the depth, and go to four places of B. B's rows are a tile's, but for four digits, whose parts are
-// half of each tile: rows g and g + 8 are two adjacent channels.
+// A thread's share of the weights, on the way from packed fragments to B. A fragment's 16 bytes are 4 adjacent inputs
+// of two rows, g and g + 8 of its tile, in both halves of the depth, and go to four places. B's rows are a tile's, but
+// for four digits, whose parts are half of each tile: there, rows g and g + 8 are two adjacent channels.
 template <class S>
 struct Carrier {
   static constexpr int kUnits = kSliceWords / 2;  // of 16 bytes: a part of a slice
-  static constexpr int kRun = kUnits / S::kDigits;
+  static constexpr int kRun = kUnits / S::kDigits, kOfThread = kSlices * S::kParts / 2;
   const uint4* from;
   uint8_t* to;  // in the first buffer
+  uint4 carried[kOfThread];
+  bool swaps;
 
   __device__ __forceinline__ Carrier(const uint4* weight, int first_part, uint8_t* staged) {
     const int thread = static_cast<int>(threadIdx.x), unit = thread % kUnits, half = thread / kUnits;
-    const int part = S::kParts == 2 ? half : 0, slice = S::kParts == 2 ? 0 : half,
-              lane = unit % (kRun < 32 ? kRun : 32);
-    const int rows = S::kDigits == 4 ? unit / kRun * kByRows + lane / 4 * 32 : unit / 32 * 2 * kByRows + lane / 4 * 16;
+    const int part = S::kParts == 2 ? half : 0, slice = S::kParts == 2 ? 0 : half;
+    const int lane = unit % (kRun < 32 ? kRun : 32), tile = unit / (kRun < 32 ? kRun : 32);
+    const int rows = S::kDigits == 4 ? tile * kByRows + lane / 4 * 32 : tile * 2 * kByRows + lane / 4 * 16;
     from = weight + slice * kSliceWords + unit / kRun * 2 * kRun + (first_part + part) * kRun + unit % kRun;
     to = staged + (slice * S::kParts + part) * S::kPartBytes + rows + lane % 4 * 4;
+    // Half of a warp's lanes write row g first and half of them row g + 8: all 32 banks in each store.
+    swaps = S::kDigits == 4 && tile % 2 == 1;
   }
 
-  // Begins to bring the next step to a buffer, `at` bytes from the first.
-  __device__ __forceinline__ void stage(int at) {
-    constexpr int kNext = S::kDigits == 4 ? 16 : kByRows;  // from row g to g + 8 of the tile
+  __device__ __forceinline__ void load() {
 #pragma unroll
-    for (int slice = 0; slice < kSlices; slice += 2 / S::kParts) {
-#pragma unroll
-      for (int r = 0; r < 4; ++r) {
-        cp_async_4(to + at + slice * S::kParts * S::kPartBytes + r % 2 * kNext + r / 2 * kByDepth,
-                   reinterpret_cast<const unsigned*>(from + slice * kSliceWords) + r);
-      }
-    }
-    cp_async_commit();
+    for (int i = 0; i < kOfThread; ++i) carried[i] = from[i * 2 / S::kParts * kSliceWords];
     from += kStepWords;
+  }
+
+  // at: the buffer, in bytes from the first.
+  __device__ __forceinline__ void store(int at) const {
+    constexpr int kNext = S::kDigits == 4 ? 16 : kByRows;  // from row g to g + 8
+    const int first = swaps ? kNext : 0, second = kNext - first;
+#pragma unroll
+    for (int i = 0; i < kOfThread; ++i) {
+      const uint4 w = swaps ? uint4{carried[i].y, carried[i].x, carried[i].w, carried[i].z} : carried[i];
+      uint8_t* const rows = to + at + i * 2 * S::kPartBytes;
+      const auto put = [&](int offset, unsigned word) {
+        store_to_matrix(reinterpret_cast<unsigned*>(rows + offset), word);
+      };
+      put(first, w.x), put(second, w.y), put(first + kByDepth, w.z), put(second + kByDepth, w.w);
+    }
   }
 };
 
@@ -105,7 +115,8 @@ __device__ __forceinline__ void multiply_slice(typename S::Sums& sums, uint2 x0,
   }
 }
 
-// All inputs of a block's pixels and rows: weights come to shared memory two steps ahead, activations one.
+// All inputs of a block's pixels and rows. Weights come to registers two steps ahead and to shared memory one step
+// ahead, activations to registers one step ahead.
 template <class S>
 __device__ __forceinline__ void sweep_warpgroup(typename S::Sums& sums, const Walk& g, const Corners<2>& corners,
                                                 const uint8_t* input, const uint8_t* zeros, const uint4* weight,
@@ -113,8 +124,9 @@ __device__ __forceinline__ void sweep_warpgroup(typename S::Sums& sums, const Wa
   Carrier<S> carrier(weight, first_part, staged);
   // The last calls read beyond the block's last step: the next block's weights, or the zeros that the layout has behind
   // the last block for this (FragmentLayout::zeros). Nobody multiplies by what they bring.
-#pragma unroll
-  for (int step = 0; step < kStagedSteps - 1; ++step) carrier.stage(step * S::kStepBytes);
+  carrier.load();
+  carrier.store(0);
+  carrier.load();
   Reader<2> in;
   in.start(g, static_cast<int>(threadIdx.x) % kQuads);
   in.locate(g, corners, input, zeros);
@@ -122,13 +134,12 @@ __device__ __forceinline__ void sweep_warpgroup(typename S::Sums& sums, const Wa
   in.load(x[0], 0);
   in.load(x[1], 1);
   const SharedMatrix weights = shared_matrix(staged, kByDepth, kByRows);
-  const auto behind = [](int at) { return at == (kStagedSteps - 1) * S::kStepBytes ? 0 : at + S::kStepBytes; };
-  int at = 0, free = (kStagedSteps - 1) * S::kStepBytes;
+  int at = 0;
   for (int left = g.steps; left > 0; --left) {
-    cp_async_wait<kStagedSteps - 2>();
     fence_shared_matrices();
-    __syncthreads();  // everybody's copies of this step are there, and nobody multiplies by the step before
-    carrier.stage(free);
+    __syncthreads();  // everybody's weights of this step are there, and nobody multiplies by the step before
+    carrier.store(S::kStepBytes - at);
+    carrier.load();
     in.advance(g, corners, input, zeros);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -138,10 +149,9 @@ __device__ __forceinline__ void sweep_warpgroup(typename S::Sums& sums, const Wa
       multiply_slice<S>(sums, uint2{x0.z, x0.w}, uint2{x1.z, x1.w}, w.ahead(S::kParts * S::kPartBytes));
       in.load(x[half], half);  // the next step's
     }
-    at = behind(at), free = behind(free);
+    at = S::kStepBytes - at;
   }
-  cp_async_wait<0>();
-  __syncthreads();  // nobody still multiplies by what the next plane is staged over
+  __syncthreads();  // nobody still multiplies by what the next plane is stored over
 }
 
 // Of the channels that are a thread's, number c of a part, in the part.
@@ -169,7 +179,7 @@ template <int kDigits, int kSteps, class Model>
 __global__ void __launch_bounds__(kBlockThreads, 2) warpgroup_spiking_kernel(const Product a, const Model model) {
   using S = WarpgroupShape<kDigits, kSteps>;
   constexpr int kPartsOfBlock = kRowTiles * kTileOutputs / kProductRows;  // of packed rows
-  __shared__ __align__(16) uint8_t staged[kStagedSteps * S::kStepBytes];
+  __shared__ __align__(16) uint8_t staged[2 * S::kStepBytes];
   __shared__ Corners<2> corners;
   TANDEM_DYNAMIC_SHARED(float, carried);  // states and sum from plane to plane
   const Walk& g = a.walk;

@@ -21,14 +21,6 @@ __global__ void cp_async_16_kernel(uint4* out, const uint4* in, bool valid) {
   out[threadIdx.x] = staged[threadIdx.x];
 }
 
-__global__ void cp_async_4_kernel(unsigned* out, const unsigned* in) {
-  __shared__ unsigned staged[32];
-  cp_async_4(staged + threadIdx.x, in + threadIdx.x);
-  cp_async_commit();
-  cp_async_wait<0>();
-  out[threadIdx.x] = staged[threadIdx.x];
-}
-
 __global__ void cp_async_commit_kernel() { cp_async_commit(); }
 
 __global__ void cp_async_wait_kernel() { cp_async_wait<1>(); }

@@ -142,8 +142,12 @@ struct Fiber {
 struct Copy {
   char* to;
   const char* from;  // null: zeros
-  int bytes;
   unsigned group;
+};
+
+struct Write {
+  const char* to;
+  unsigned bytes;
 };
 
 struct Thread {
@@ -155,11 +159,12 @@ struct Thread {
   int line;
   unsigned copies, groups;  // cp.async: copies under way, groups committed
   Copy copy[kMostCopies];
-  // wgmma: products under way, groups committed; whether registers are fenced; the last copies that are not.
+  // wgmma: products under way, groups committed; whether registers are fenced; what was last written to shared memory
+  // and is not.
   unsigned products, product_groups;
   bool registers_fenced;
   unsigned unfenced;
-  Copy last[kMostCopies];
+  Write last[kMostCopies];
 };
 
 struct Warp {
@@ -474,30 +479,34 @@ struct IntegerMma {
 // ---- cp.async
 
 // These two are instrumented: they stand for the kernel's own accesses.
-__attribute__((noinline)) inline void copy_begins(char* to, const char* from, int bytes) {
+__attribute__((noinline)) inline void copy_begins(char* to, const char* from) {
   // Until it is waited for, the copy may land at any time: what was there can no longer be read.
-  for (int i = 0; i < bytes; ++i) {
+  for (int i = 0; i < 16; ++i) {
     if (from != nullptr) static_cast<void>(static_cast<const volatile char*>(from)[i]);
     static_cast<volatile char*>(to)[i] = static_cast<char>(kPoison);
   }
 }
 
-__attribute__((noinline)) inline void copy_lands(char* to, const char* from, int bytes) {
-  for (int i = 0; i < bytes; ++i) to[i] = from == nullptr ? char{0} : from[i];
+__attribute__((noinline)) inline void copy_lands(char* to, const char* from) {
+  for (int i = 0; i < 16; ++i) to[i] = from == nullptr ? char{0} : from[i];
 }
 
-TANDEM_HOST_UNSEEN inline void begin_copy(void* to, const void* from, int bytes, bool valid) {
+TANDEM_HOST_UNSEEN inline void begin_copy(void* to, const void* from, bool valid) {
   Thread& thread = *current;
-  if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % static_cast<unsigned>(bytes) != 0) {
-    die("an address is no multiple of the copy's bytes", "cp.async");
+  if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % 16 != 0) {
+    die("an address is no multiple of 16", "cp.async");
   }
   if (thread.copies == kMostCopies) die("more copies under way than kMostCopies", "cp.async");
   Copy& copy = thread.copy[thread.copies++];
   copy.to = static_cast<char*>(to);
   copy.from = valid ? static_cast<const char*>(from) : nullptr;
-  copy.bytes = bytes;
   copy.group = thread.groups;
-  copy_begins(copy.to, copy.from, bytes);
+  copy_begins(copy.to, copy.from);
+}
+
+// Written to shared memory, where tensor cores find it once it is fenced.
+TANDEM_HOST_UNSEEN inline void note_write(const void* to, unsigned bytes) {
+  current->last[current->unfenced++ % kMostCopies] = {static_cast<const char*>(to), bytes};
 }
 
 // Copies that were never committed belong to no group, and no wait is for them.
@@ -507,8 +516,8 @@ TANDEM_HOST_UNSEEN inline void wait_for_copies(unsigned groups_in_flight) {
   for (unsigned i = 0; i < thread.copies; ++i) {
     const Copy copy = thread.copy[i];
     if (copy.group + groups_in_flight < thread.groups) {
-      copy_lands(copy.to, copy.from, copy.bytes);
-      thread.last[thread.unfenced++ % kMostCopies] = copy;
+      copy_lands(copy.to, copy.from);
+      note_write(copy.to, 16);
     } else {
       thread.copy[kept++] = copy;
     }
@@ -756,8 +765,7 @@ void mma_m16n8k32(int (&d)[4], const uint4& a, unsigned b0, unsigned b1) {
 
 inline unsigned anew(unsigned x) { return x; }
 
-inline void cp_async_16(void* shared, const void* global, bool valid) { host::begin_copy(shared, global, 16, valid); }
-inline void cp_async_4(void* shared, const void* global) { host::begin_copy(shared, global, 4, true); }
+inline void cp_async_16(void* shared, const void* global, bool valid) { host::begin_copy(shared, global, valid); }
 
 TANDEM_HOST_UNSEEN inline void cp_async_commit() { ++host::current->groups; }
 

@@ -139,6 +139,14 @@ T* at(uint64_t address) {
   return reinterpret_cast<T*>(address);
 }
 
+// The same of shared memory that is written.
+template <class T, unsigned kElements>
+T* at_shared(uint64_t address) {
+  T* const out = at<T, kElements>(address);
+  note_write(out, sizeof(T) * kElements);
+  return out;
+}
+
 // ---- Instructions
 
 template <class T>
@@ -218,10 +226,6 @@ inline void mma_u8(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) 
 inline void copy_16(uint64_t to, uint64_t from, uint32_t bytes) {
   if (bytes != 0 && bytes != 16) die("neither none nor all of the bytes are read", "cp.async");
   cp_async_16(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), bytes != 0);
-}
-
-inline void copy_4(uint64_t to, uint64_t from) {
-  cp_async_4(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from));
 }
 
 // wgmma: the matrix of a descriptor (PTX ISA, "Matrix Descriptor Format"), whose product is added.

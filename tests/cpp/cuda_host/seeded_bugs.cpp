@@ -323,16 +323,21 @@ bool copy_too_early() {
 }
 
 // A product of a warpgroup: D[m][n] = m + n.
-enum class Bug { kNone, kCopyUnfenced, kUnfenced, kNoWait, kTooFew, kSomeWarps, kOverwritten };
+enum class Bug { kNone, kCopy, kMatrix, kUnfenced, kNoWait, kTooFew, kSomeWarps, kRegisters, kOverwritten };
 
 template <Bug kBug>
 __global__ void product_kernel(const unsigned* in, int* out) {
   __shared__ __align__(16) unsigned b[64];  // 8 rows
+  constexpr bool kFenced = kBug != Bug::kCopy && kBug != Bug::kMatrix;
   const unsigned thread = threadIdx.x, row = thread / 32 * 16 + thread % 32 / 4;
-  if (thread < 64) tandem::cp_async_4(b + thread, in + thread);
-  cp_async_commit();
-  cp_async_wait<0>();
-  if (kBug != Bug::kCopyUnfenced) tandem::fence_shared_matrices();
+  if (kBug == Bug::kMatrix) {
+    if (thread < 64) tandem::store_to_matrix(b + thread, in[thread]);
+  } else {
+    if (thread < 16) cp_async_16(b + 4 * thread, in + 4 * thread, true);
+    cp_async_commit();
+    cp_async_wait<0>();
+  }
+  if (kFenced) tandem::fence_shared_matrices();
   __syncthreads();
   unsigned a[4] = {};
   for (unsigned i = 0; i < 16; ++i) {
@@ -344,6 +349,7 @@ __global__ void product_kernel(const unsigned* in, int* out) {
     tandem::wgmma_m64k32<0, 8, true>(d, a, tandem::shared_matrix(b, 128, 256));
   tandem::warpgroup_commit();
   __syncthreads();
+  if (kBug == Bug::kRegisters) a[1] = tandem::anew(a[1] + 1);
   if (kBug == Bug::kOverwritten && thread == 127) b[5] = 9;
   if (kBug != Bug::kNoWait) tandem::warpgroup_wait<kBug == Bug::kTooFew ? 1 : 0>();
   for (int i = 0; i < 4; ++i) out[thread * 4 + i] = tandem::anew(d[i]);
@@ -399,11 +405,13 @@ const Case kCases[] = {
     {"copy_too_early", copy_too_early},
     {"copy_misaligned", [] { return copies<true, 0>(1); }},
     {"product", product<Bug::kNone>},
-    {"product_of_unfenced_copy", product<Bug::kCopyUnfenced>},
+    {"product_of_unfenced_copy", product<Bug::kCopy>},
+    {"product_of_unfenced_matrix", product<Bug::kMatrix>},
     {"product_unfenced", product<Bug::kUnfenced>},
     {"product_without_wait", product<Bug::kNoWait>},
     {"product_waits_for_too_few", product<Bug::kTooFew>},
     {"product_of_some_warps", product<Bug::kSomeWarps>},
+    {"product_of_registers_written", product<Bug::kRegisters>},
     {"product_overwritten", product<Bug::kOverwritten>},
     {"trap", [] { return numbers_from(trap_kernel); }},
 };

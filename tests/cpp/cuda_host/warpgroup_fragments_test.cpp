@@ -43,10 +43,8 @@ __global__ void product_kernel(const unsigned* b, int* out, unsigned words, unsi
   TANDEM_DYNAMIC_SHARED(unsigned, staged);
   const int n = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
   for (unsigned i = threadIdx.x; i < words; i += kThreads) {
-    tandem::cp_async_4(staged + i, b + blockIdx.x * words + i);
+    tandem::store_to_matrix(staged + i, b[blockIdx.x * words + i]);
   }
-  tandem::cp_async_commit();
-  tandem::cp_async_wait<0>();
   tandem::fence_shared_matrices();
   __syncthreads();
   unsigned a[4] = {};

@@ -21,6 +21,8 @@ namespace host {
 constexpr unsigned kMostProducts = 64;  // of a thread, under way at once
 
 struct Product {
+  const uint32_t* a[4];
+  uint32_t a_before[4];
   uint32_t* sums[16];
   uint32_t added[16];
   unsigned count;  // of sums
@@ -83,9 +85,9 @@ struct WarpgroupMma {
   }
 };
 
-// sums: rows / 2 of them.
+// sums: rows / 2 of them. They and A are registers.
 template <bool kSigned>
-TANDEM_HOST_UNSEEN void begin_product(uint32_t* const* sums, const uint32_t (&a)[4], const SharedMatrix& b,
+TANDEM_HOST_UNSEEN void begin_product(uint32_t* const* sums, const uint32_t* const (&a)[4], const SharedMatrix& b,
                                       unsigned rows) {
   Thread& thread = *current;
   if (block.size % (4 * kWarp) != 0) die("a block has warps that are no whole warpgroup", "wgmma");
@@ -95,15 +97,16 @@ TANDEM_HOST_UNSEEN void begin_product(uint32_t* const* sums, const uint32_t (&a)
   for (unsigned i = 0; i < block.size; ++i) {
     const Thread& other = block.thread[i];
     for (unsigned j = 0; j < other.unfenced && j < kMostCopies; ++j) {
-      const Copy& copy = other.last[j];
-      if (copy.to < end && copy.to + copy.bytes > b.at) die("a copy without fence.proxy.async", "wgmma");
+      const Write& write = other.last[j];
+      if (write.to < end && write.to + write.bytes > b.at) die("shared memory without fence.proxy.async", "wgmma");
     }
   }
-  WarpgroupMma<kSigned> payload{{a[0], a[1], a[2], a[3]}, b, rows, {}};
+  WarpgroupMma<kSigned> payload{{*a[0], *a[1], *a[2], *a[3]}, b, rows, {}};
   collective(~0u, kSigned ? "wgmma, s8" : "wgmma, u8", payload);
   if (thread.products == kMostProducts) die("more products under way than kMostProducts", "wgmma");
   Product& product = products[thread.number][thread.products++];
-  product = {{}, {}, rows / 2, thread.product_groups, b, rows, 0};
+  product = {{}, {}, {}, {}, rows / 2, thread.product_groups, b, rows, 0};
+  for (unsigned i = 0; i < 4; ++i) product.a[i] = a[i], product.a_before[i] = *a[i];
   for (unsigned i = 0; i < product.count; ++i) product.sums[i] = sums[i], product.added[i] = payload.added[i];
   if (thread.number % kWarp == 0) product.seen = hash_of(b, rows), ++block.warp[thread.number / kWarp].products;
 }
@@ -121,6 +124,9 @@ TANDEM_HOST_UNSEEN inline void wait_for_products(unsigned groups_in_flight) {
     if (thread.number % kWarp == 0 && product.seen != hash_of(product.matrix, product.rows)) {
       die("shared memory that a product reads has changed", "wgmma");
     }
+    for (unsigned j = 0; j < 4; ++j) {
+      if (*product.a[j] != product.a_before[j]) die("registers that a product reads have changed", "wgmma");
+    }
     for (unsigned j = 0; j < product.count; ++j) *product.sums[j] += product.added[j];
   }
   thread.products = kept;
@@ -131,6 +137,11 @@ TANDEM_HOST_UNSEEN inline void wait_for_products(unsigned groups_in_flight) {
 
 inline SharedMatrix shared_matrix(const void* at, unsigned by_depth, unsigned by_rows) {
   return {static_cast<const char*>(at), by_depth, by_rows};
+}
+
+inline void store_to_matrix(unsigned* to, unsigned part) {
+  host::note_write(to, sizeof(part));
+  *to = part;
 }
 
 TANDEM_HOST_UNSEEN inline void fence_shared_matrices() { host::current->unfenced = 0; }
@@ -145,11 +156,13 @@ void warpgroup_wait() {
 // Not inlined: sums are in memory, where waiting writes them.
 __attribute__((noinline)) inline int anew(int x) { return x; }
 
+// a: the registers, until the wait.
 template <int kFirst, int kRows, bool kSigned>
 void wgmma_m64k32(int (&d)[16], const unsigned (&a)[4], SharedMatrix b) {
   uint32_t* sums[kRows / 2];
   for (int i = 0; i < kRows / 2; ++i) sums[i] = reinterpret_cast<uint32_t*>(&d[kFirst + i]);
-  host::begin_product<kSigned>(sums, a, b, kRows);
+  const uint32_t* const registers[] = {&a[0], &a[1], &a[2], &a[3]};
+  host::begin_product<kSigned>(sums, registers, b, kRows);
 }
 
 }  // namespace tandem
