@@ -53,10 +53,18 @@ STABLE_TORCH_LIBRARY(tandem_cuda, m) {
       "tandem_norm_count(Tensor bits, Tensor product, Tensor mean, Tensor var, Tensor gamma, Tensor beta, float eps, "
       "int time_steps, float threshold, float upper, Tensor? unit, bool radix=False) -> Tensor");
 
-  // grad: [N, C, *spatial] -> gradients of product [N, C, *spatial], gamma [C] and beta [C]
+  // Its gradients of gamma and beta, each [C], which are sums over all but dimension 1. grad: [N, C, *spatial]
   m.def(
-      "tandem_norm_count_backward(Tensor grad, Tensor product, Tensor mean, Tensor var, Tensor gamma, Tensor beta, "
-      "float eps, float threshold, float upper, Tensor? unit) -> (Tensor, Tensor, Tensor)");
+      "tandem_norm_count_sums(Tensor grad, Tensor product, Tensor mean, Tensor var, Tensor gamma, Tensor beta, "
+      "float eps, float threshold, float upper, Tensor? unit) -> (Tensor, Tensor)");
+
+  // Its gradient of product. Where other processes have parts of the batch, mean and var are of the whole batch, and
+  // the gradients of gamma and beta are the sums of all processes' ones; rows: [1], values of a channel in all of them,
+  // in the dtype of product; else none
+  m.def(
+      "tandem_norm_count_gradient(Tensor grad, Tensor product, Tensor mean, Tensor var, Tensor gamma, Tensor beta, "
+      "Tensor grad_gamma, Tensor grad_beta, Tensor? rows, float eps, float threshold, float upper, Tensor? unit) "
+      "-> Tensor");
 
   // Batch norm's running statistics, moved towards those of repeats * unit * product + missing. mean, var: [C], of
   // product [N, C, *spatial] itself, var biased; product: for its shape; missing, unit: [C], or none;

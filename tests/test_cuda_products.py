@@ -32,6 +32,7 @@ from exact import (
 from neurons import BRANCHES, EVERY_KIND, any_neuron, joining, state_of
 from pairwise import pairs
 from tandem_cuda import _C, IF, ops
+from tandem_cuda.ops.tandem_norm_count import norm_gradients
 from test_cuda_operators import captured, identical, on_device, too_many
 from test_pack_weight import placed
 
@@ -384,9 +385,9 @@ def test_gradient_behind_batch_norm(shape, dtype, device):
     gamma, beta = (torch.randn(shape[1], generator=random, dtype=dtype) for _ in range(2))
     var, mean = torch.var_mean(product, [d for d in range(product.dim()) if d != 1], correction=0)
     arguments = (grad, product, mean, var, gamma, beta)
-    f, unit = torch.ops.tandem_cuda.tandem_norm_count_backward, torch.rand(shape[1], generator=random, dtype=dtype)
-    want = f(*arguments, 1e-5, 0.7, 1.5, unit)
-    got = f(*(on_device(x, device) for x in arguments), 1e-5, 0.7, 1.5, on_device(unit, device))
+    unit = torch.rand(shape[1], generator=random, dtype=dtype)
+    want = norm_gradients(*arguments, 1e-5, 0.7, 1.5, unit)
+    got = norm_gradients(*(on_device(x, device) for x in arguments), 1e-5, 0.7, 1.5, on_device(unit, device))
     tolerance = 1e-10 if dtype == torch.float64 else 1e-4
     for g, w in zip(got, want, strict=True):
         torch.testing.assert_close(g.cpu(), w, rtol=0, atol=tolerance * max(1.0, w.abs().max().item()))

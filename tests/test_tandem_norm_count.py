@@ -12,9 +12,11 @@ import tandem_cuda as tc
 from exact import FLOATS, META, SEEDS, every_path, features_last, generator, planes, replace_operator, same, slow, views
 from tandem_cuda import ops
 from tandem_cuda import reference as ref
-from tandem_cuda.nn import batch_norm
+from tandem_cuda.nn import all_processes, batch_norm
+from tandem_cuda.ops.tandem_norm_count import norm_gradients
 
-OP = torch.ops.tandem_cuda.tandem_norm_count_backward
+OP = norm_gradients
+SUMS, GRADIENT = torch.ops.tandem_cuda.tandem_norm_count_sums, torch.ops.tandem_cuda.tandem_norm_count_gradient
 EPS = 1e-5
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 2e-4}
 
@@ -113,6 +115,26 @@ def test_gradient_of_the_gradient(shape, with_unit):
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_parts_of_a_batch(dtype):
+    """With the statistics and the sums of the whole batch, a part has the gradient that it has there."""
+    _, product, mean, var, gamma, beta = operands((700, 6, 2), dtype, 0)
+    grad = torch.randn(product.shape, generator=generator(1), dtype=dtype)
+    named, how = (mean, var, gamma, beta), (EPS, 0.7, 1.5, units(6, dtype, 2))
+    want = norm_gradients(grad, product, *named, *how)
+    rows, parts = torch.full((1,), 1400, dtype=dtype), (slice(0, 1), slice(1, 300), slice(300, 700))
+    sums = [torch.stack(SUMS(grad[part], product[part], *named, *how)) for part in parts]
+    totals = torch.stack(sums).sum(0)
+    got = [
+        norm_gradients(grad[part], product[part], *named, *how, rows, lambda sums: sums.copy_(totals)) for part in parts
+    ]
+    tolerance = TOLERANCES[dtype] * max(1.0, *(x.abs().max().item() for x in want))
+    torch.testing.assert_close(torch.cat([x[0] for x in got]), want[0], rtol=0, atol=tolerance)
+    for own, (_, *of_part) in zip(sums, got, strict=True):
+        same(of_part, own.unbind())
+    torch.testing.assert_close(totals, torch.stack(want[1:]), rtol=0, atol=tolerance)
+
+
 def test_any_strides():
     bits, product, mean, var, gamma, beta = operands((3, 5, 4, 2), torch.float32, 0)
     grad = torch.randn(product.shape, generator=generator(1))
@@ -139,7 +161,10 @@ def test_opcheck(shape):
     unit = units(len(gamma), torch.float64, 0)
     torch.library.opcheck(op, (bits, leaves[0], mean, var, *leaves[1:], EPS, 9, 1.0, 1.5, unit))
     grad = torch.ones_like(product)
-    torch.library.opcheck(OP.default, (grad, product, mean, var, gamma, beta, EPS, 1.0, math.inf, None))
+    arguments, how = (grad, product, mean, var, gamma, beta), (EPS, 1.0, math.inf, None)
+    torch.library.opcheck(SUMS.default, (*arguments, *how))
+    for rows in (None, torch.full((1,), 30.0, dtype=torch.float64)):
+        torch.library.opcheck(GRADIENT.default, (*arguments, gamma, beta, rows, *how))
 
 
 # ---- In a layer
@@ -294,8 +319,44 @@ def test_bad_input(wrong, error, message):
 def test_direct_calls(place, wrong, message):
     arguments = [torch.zeros(4, 3), torch.zeros(4, 3), *(torch.ones(3) for _ in range(4)), EPS, 1.0, 1.0, None]
     arguments[place] = wrong
-    with pytest.raises(RuntimeError, match=f"tandem_norm_count_backward: {message}"):
-        OP(*arguments)
+    with pytest.raises(RuntimeError, match=f"tandem_norm_count_sums: {message}"):
+        SUMS(*arguments)
+    arguments[6:6] = torch.ones(3), torch.ones(3), None
+    with pytest.raises(RuntimeError, match=f"tandem_norm_count_gradient: {message}"):
+        GRADIENT(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ((torch.ones(2), torch.ones(3), None), "grad_gamma must be"),
+        ((torch.ones(3), torch.ones(3).double(), None), "grad_beta must have the dtype of product"),
+        ((torch.ones(3), torch.ones(3), torch.ones(2)), "rows must be"),
+    ],
+)
+def test_sums_of_another_batch(wrong, message):
+    tensors = torch.zeros(4, 3), torch.zeros(4, 3), *(torch.ones(3) for _ in range(4))
+    with pytest.raises(RuntimeError, match=f"tandem_norm_count_gradient: {message}"):
+        GRADIENT(*tensors, *wrong, EPS, 1.0, 1.0, None)
+
+
+def test_statistics_of_all(monkeypatch):
+    """Of parts of a batch, of different sizes."""
+    x = torch.randn(40, 5, 3, generator=generator(0), dtype=torch.float64) + 3
+    parts = [ops.batch_statistics(part) for part in (x[:1], x[1:30], x[30:])]
+    sent = [torch.cat([*part, part[0].new_tensor([3.0 * n])]) for part, n in zip(parts, (1, 29, 10), strict=True)]
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group: 3)
+
+    def all_gather(to, own, group):
+        assert any(torch.equal(own, part) for part in sent)
+        for each, part in zip(to, sent, strict=True):
+            each.copy_(part)
+
+    monkeypatch.setattr(torch.distributed, "all_gather", all_gather)
+    for part, n in zip(parts, (1, 29, 10), strict=True):
+        mean, var, shared = all_processes.statistics_of_all(*part, 3 * n, "a group")
+        torch.testing.assert_close((mean, var), ops.batch_statistics(x), rtol=1e-12, atol=1e-12)
+        assert (shared.group, shared.rows.tolist()) == ("a group", [120.0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .all_processes import group_of
+
 Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 """The classes of batch norm that fold into a layer."""
@@ -33,16 +35,20 @@ def checked_norm(name: str, norm: Any) -> Any:
     return norm
 
 
-def fuses(norm: Any, product: Tensor) -> bool:
+def fuses(norm: Any, product: Tensor, features: int) -> bool:
     """Return whether ``tandem_norm_count`` can replace ``norm`` and its stored output.
 
-    False if ``norm`` is subclassed or has hooks, which could observe or change the result.
+    False if ``norm`` is subclassed or has hooks, which could observe or change the result. ``features``: the dimension
+    of the channels.
     """
     return (
-        type(norm) in NORMS
+        (type(norm) in NORMS or type(norm) is nn.SyncBatchNorm)
         and norm.affine
-        and (product.dim() == 2 or type(norm) is not nn.BatchNorm1d)  # channels are dimension 1
+        and (product.dim() == 2 or (type(norm) is not nn.BatchNorm1d and features == 1))
         and norm.momentum is not None
         and not (norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks)
-        and product.numel() > product.shape[1]  # a single value has no variance: let torch raise its error
+        and (
+            product.numel() > product.shape[1]  # a single value has no variance: let torch raise its error
+            or group_of(norm) is not None
+        )  # other processes may have more
     )

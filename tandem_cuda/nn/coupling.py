@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import ops
 from ..neuron import Neuron
 from ..spike_train import SpikeTrain
+from .all_processes import NormCount, Shared
 from .firing import run_neurons
 
 
@@ -80,6 +81,8 @@ class NormalisedSums(NamedTuple):
     """The layer's bias. Batch norm cancels it."""
     scale: Tensor | None
     correction: Tensor | None
+    shared: Shared | None
+    """Of a batch of which other processes have parts."""
 
     def couple(self, bits: Tensor) -> SpikeTrain:
         """Return the spikes, whose count carries the gradient of the ANN's activation."""
@@ -88,19 +91,13 @@ class NormalisedSums(NamedTuple):
         gamma, beta = norm.weight, beta if self.correction is None else beta + self.correction
         if self.scale is not None:
             gamma, beta = gamma * self.scale, beta * self.scale
-        count = ops.tandem_norm_count.trusted(
-            bits,
-            self.sums,
-            *self.statistics,
-            gamma,
-            beta,
-            self.steps,
-            unit=self.unit,
-            eps=norm.eps / self.factor**2,
-            threshold=self.threshold,
-            upper=self.neuron.upper(self.steps),
-            radix=self.neuron.radix,
-        )
+        arguments = bits, self.sums, *self.statistics, gamma, beta, self.steps
+        how = {"eps": norm.eps / self.factor**2, "threshold": self.threshold, "upper": self.neuron.upper(self.steps)}
+        how["radix"] = self.neuron.radix
+        if self.shared is None:
+            count = ops.tandem_norm_count.trusted(*arguments, unit=self.unit, **how)
+        else:
+            count = NormCount.apply(*arguments, self.unit, how, self.shared)  # type: ignore[no-untyped-call]  # torch's
         return fired_train(self.neuron, bits, self.steps, count, count.dtype)
 
     def fire(self, features: int) -> Tensor:

@@ -29,7 +29,8 @@ from .. import ops
 from ..ops import checks
 from ..ops.division import divided
 from ..ops.update_statistics import check_batched
-from . import batch_norm, leak, learned_threshold
+from . import all_processes, batch_norm, leak, learned_threshold
+from .all_processes import Shared
 from .coupling import NormalisedSums, PreActivation, needs_gradient
 from .modes import recomputing
 from .synapses import Synapses
@@ -217,15 +218,20 @@ class Drive:
         learns = needs_gradient(sums, bias, norm.weight, norm.bias, self.log_threshold, self.slope)
         learned = self._learned_inverse(sums, steps) if learns else None
         threshold = neuron.relu_threshold_at(steps)
-        if norm.training and threshold is not None and not self._paired and batch_norm.fuses(norm, sums):
-            statistics = _moved_statistics(norm, sums, unit, factor, bias)
+        if (
+            norm.training
+            and threshold is not None
+            and not self._paired
+            and batch_norm.fuses(norm, sums, self.synapses.features)
+        ):
+            mean, var, shared = _moved_statistics(norm, sums, unit, factor, bias)
             if not learns and not neuron.two_phase:
                 return PreActivation(neuron, None, steps, sums.dtype)
             scale = learned
             if self.thresholds is not None:
                 scale = 1 / self.thresholds if scale is None else scale / self.thresholds
-            factors = steps, factor, bias, scale, self.correction
-            return NormalisedSums(neuron, threshold, norm, sums, unit, statistics, *factors)
+            factors = steps, factor, bias, scale, self.correction, shared
+            return NormalisedSums(neuron, threshold, norm, sums, unit, (mean, var), *factors)
         if not learns and not norm.training:
             return PreActivation(neuron, None, steps, sums.dtype)
         v = self.in_units(sums, unit)
@@ -296,17 +302,24 @@ class Drive:
 
 def _moved_statistics(
     norm: Any, product: Tensor, unit: Tensor | None, repeats: float, missing: Tensor | None
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Shared | None]:
     """Update the running statistics with the statistics of repeats * unit * product + missing, as batch norm does.
 
-    Returns mean and biased variance of ``product`` itself, each [O].
+    Returns mean and biased variance of ``product`` itself, each [O], or of all processes' products.
     """
     mean, var = ops.batch_statistics.trusted(product.detach())
+    group = all_processes.group_of(norm)
+    if group is not None:
+        rows = product.numel() // product.shape[1]
+        mean, var, shared = all_processes.statistics_of_all(mean, var, rows, group)
+        if not recomputing():
+            all_processes.move_statistics(norm, mean, var, shared, unit, repeats, missing)
+        return mean, var, shared
     if not recomputing():
         running = norm.running_mean, norm.running_var, norm.num_batches_tracked
         factors = {"unit": unit, "repeats": repeats, "momentum": norm.momentum}
         ops.update_statistics_.trusted(*running, mean, var, product, missing=missing, **factors)
-    return mean, var
+    return mean, var, None
 
 
 def _normalised(norm: Any, v: Tensor, features: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -104,15 +105,17 @@ def _(bits: Tensor, product: Tensor, *others: Any) -> Tensor:
     return empty_count(bits, product.dtype)
 
 
-@torch.library.register_fake("tandem_cuda::tandem_norm_count_backward")
-def _(
-    grad: Tensor, product: Tensor, mean: Tensor, var: Tensor, gamma: Tensor, beta: Tensor, *others: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        layout.empty_channels_last(product, list(product.shape), product.dtype, 1),
-        torch.empty_like(gamma, memory_format=torch.contiguous_format),
-        torch.empty_like(beta, memory_format=torch.contiguous_format),
-    )
+@torch.library.register_fake("tandem_cuda::tandem_norm_count_sums")
+def _(grad: Tensor, product: Tensor, mean: Tensor, var: Tensor, gamma: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    def empty() -> Tensor:
+        return torch.empty_like(gamma, memory_format=torch.contiguous_format)
+
+    return empty(), empty()
+
+
+@torch.library.register_fake("tandem_cuda::tandem_norm_count_gradient")
+def _(grad: Tensor, product: Tensor, *others: Any) -> Tensor:
+    return layout.empty_channels_last(product, list(product.shape), product.dtype, 1)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -125,10 +128,38 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if torch.is_grad_enabled():  # create_graph=True: the gradient must be differentiable
         grads = _composed(grad, product, gamma, beta, unit, ctx.eps, ctx.threshold, ctx.upper)
     else:
-        grads = torch.ops.tandem_cuda.tandem_norm_count_backward(
-            grad, product, mean, var, gamma, beta, ctx.eps, ctx.threshold, ctx.upper, unit
-        )
+        grads = norm_gradients(grad, product, mean, var, gamma, beta, ctx.eps, ctx.threshold, ctx.upper, unit)
     return None, grads[0], None, None, grads[1], grads[2], *[None] * 6
+
+
+def norm_gradients(
+    grad: Tensor,
+    product: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    eps: float,
+    threshold: float,
+    upper: float,
+    unit: Tensor | None,
+    rows: Tensor | None = None,
+    added_up: Callable[[Tensor], None] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of product, gamma and beta, given the gradient of the counts, [N, C, ...].
+
+    Of a part of a batch, ``mean`` and ``var`` are of the whole batch, ``rows``, [1], is the number of its values of a
+    channel, and ``added_up`` adds up a tensor over all parts, in place. The gradients of gamma and beta are the part's.
+    """
+    named = mean, var, gamma, beta
+    how = eps, threshold, upper, unit
+    sums = totals = torch.ops.tandem_cuda.tandem_norm_count_sums(grad, product, *named, *how)
+    if added_up is not None:
+        whole = torch.stack(sums)
+        added_up(whole)
+        totals = whole.unbind()
+    gradient = torch.ops.tandem_cuda.tandem_norm_count_gradient(grad, product, *named, *totals, rows, *how)
+    return gradient, *sums
 
 
 def _composed(

@@ -28,41 +28,66 @@ Tensor tandem_norm_count(const Tensor& bits, const Tensor& product, const Tensor
   return run_count(op, plan, time_steps, radix);
 }
 
-std::tuple<Tensor, Tensor, Tensor> tandem_norm_count_backward(const Tensor& grad, const Tensor& product,
-                                                              const Tensor& mean, const Tensor& var,
-                                                              const Tensor& gamma, const Tensor& beta, double eps,
-                                                              double threshold, double upper,
-                                                              const std::optional<Tensor>& unit) {
-  const char* op = "tandem_norm_count_backward";
+// What both passes over memory read.
+template <class T>
+CudaNormGradientArgs<T> arguments_of(const NormPlan& plan, const NormArguments& a) {
+  const auto data = [](const Tensor& tensor) { return static_cast<const T*>(tensor.const_data_ptr()); };
+  CudaNormGradientArgs<T> args = {};
+  args.grad = data(plan.grad), args.product = data(plan.product);
+  args.mean = data(plan.mean), args.var = data(plan.var);
+  args.gamma = data(plan.gamma), args.beta = data(plan.beta), args.unit = data_or_null<T>(plan.unit);
+  args.rows = plan.rows, args.channels = plan.channels;
+  args.eps = static_cast<T>(a.eps), args.threshold = static_cast<T>(a.threshold), args.upper = static_cast<T>(a.upper);
+  return args;
+}
+
+std::tuple<Tensor, Tensor> tandem_norm_count_sums(const Tensor& grad, const Tensor& product, const Tensor& mean,
+                                                  const Tensor& var, const Tensor& gamma, const Tensor& beta,
+                                                  double eps, double threshold, double upper,
+                                                  const std::optional<Tensor>& unit) {
+  const char* op = "tandem_norm_count_sums";
   const DeviceGuard guard(product.get_device_index());
-  const NormGradientPlan plan =
-      plan_tandem_norm_count_backward(grad, {product, mean, var, gamma, beta, eps, threshold, upper, unit});
-  const cudaStream_t stream = current_stream(op, product.get_device_index());
-  const int64_t chunks = (plan.rows + kNormRows - 1) / kNormRows;
-  const Tensor sums = empty_channels_last(op, product, {chunks * 2 * plan.channels}, product.scalar_type(), 0);
+  const NormArguments a = {product, mean, var, gamma, beta, eps, threshold, upper, unit};
+  const NormSumsPlan plan = plan_norm_sums(grad, a);
+  const int64_t chunks = (plan.norm.rows + kNormRows - 1) / kNormRows;
+  const Tensor sums = empty_channels_last(op, product, {chunks * 2 * plan.norm.channels}, product.scalar_type(), 0);
   dispatch_floating(op, product.scalar_type(), [&](auto type) {
     using T = decltype(type);
-    const auto data = [](const Tensor& tensor) { return static_cast<const T*>(tensor.const_data_ptr()); };
-    const auto output = [](const Tensor& tensor) { return static_cast<T*>(tensor.mutable_data_ptr()); };
-    CudaNormGradientArgs<T> args = {};
-    args.grad = data(plan.grad), args.product = data(plan.product);
-    args.mean = data(plan.mean), args.var = data(plan.var);
-    args.gamma = data(plan.gamma), args.beta = data(plan.beta), args.unit = data_or_null<T>(plan.unit);
-    args.grad_product = output(plan.grad_product);
-    args.grad_gamma = output(plan.grad_gamma), args.grad_beta = output(plan.grad_beta);
-    args.sums = output(sums);
-    args.rows = plan.rows, args.channels = plan.channels;
-    args.eps = static_cast<T>(eps), args.threshold = static_cast<T>(threshold), args.upper = static_cast<T>(upper);
-    check_launch(op, launch_tandem_norm_count_backward(args, stream));
+    CudaNormGradientArgs<T> args = arguments_of<T>(plan.norm, a);
+    args.sums = static_cast<T*>(sums.mutable_data_ptr());
+    args.out_gamma = static_cast<T*>(plan.grad_gamma.mutable_data_ptr());
+    args.out_beta = static_cast<T*>(plan.grad_beta.mutable_data_ptr());
+    check_launch(op, launch_norm_sums(args, current_stream(op, product.get_device_index())));
   });
-  return {plan.grad_product, plan.grad_gamma, plan.grad_beta};
+  return {plan.grad_gamma, plan.grad_beta};
+}
+
+Tensor tandem_norm_count_gradient(const Tensor& grad, const Tensor& product, const Tensor& mean, const Tensor& var,
+                                  const Tensor& gamma, const Tensor& beta, const Tensor& grad_gamma,
+                                  const Tensor& grad_beta, const std::optional<Tensor>& rows, double eps,
+                                  double threshold, double upper, const std::optional<Tensor>& unit) {
+  const char* op = "tandem_norm_count_gradient";
+  const DeviceGuard guard(product.get_device_index());
+  const NormArguments a = {product, mean, var, gamma, beta, eps, threshold, upper, unit};
+  const NormGradientPlan plan = plan_norm_gradient(grad, a, grad_gamma, grad_beta, rows);
+  dispatch_floating(op, product.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    CudaNormGradientArgs<T> args = arguments_of<T>(plan.norm, a);
+    args.grad_gamma = static_cast<const T*>(plan.grad_gamma.const_data_ptr());
+    args.grad_beta = static_cast<const T*>(plan.grad_beta.const_data_ptr());
+    args.all_rows = data_or_null<T>(plan.all_rows);
+    args.grad_product = static_cast<T*>(plan.grad_product.mutable_data_ptr());
+    check_launch(op, launch_norm_gradient(args, current_stream(op, product.get_device_index())));
+  });
+  return plan.grad_product;
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(tandem_cuda, CUDA, m) {
   m.impl("tandem_norm_count", TORCH_BOX(&tandem_norm_count));
-  m.impl("tandem_norm_count_backward", TORCH_BOX(&tandem_norm_count_backward));
+  m.impl("tandem_norm_count_sums", TORCH_BOX(&tandem_norm_count_sums));
+  m.impl("tandem_norm_count_gradient", TORCH_BOX(&tandem_norm_count_gradient));
 }
 
 }  // namespace tandem

@@ -40,12 +40,10 @@ TrainPlan plan_tandem_norm_count(const Tensor& bits, const NormArguments& a, int
   return plan;
 }
 
-NormGradientPlan plan_tandem_norm_count_backward(const Tensor& grad, const NormArguments& a) {
-  const char* op = "tandem_norm_count_backward";
+NormPlan plan_norm(const char* op, const Tensor& grad, const NormArguments& a) {
   check_norm(op, a);
   check_like(op, "grad", grad, a.product, "product", sizes_of(a.product));
   const int64_t channels = a.product.size(1);
-  const ScalarType type = a.product.scalar_type();
   return {channels_last(op, grad, 1),
           channels_last(op, a.product, 1),
           channels_last(op, a.mean, 0),
@@ -53,11 +51,26 @@ NormGradientPlan plan_tandem_norm_count_backward(const Tensor& grad, const NormA
           channels_last(op, a.gamma, 0),
           channels_last(op, a.beta, 0),
           channels_last(op, a.unit, 0),
-          empty_channels_last(op, a.product, sizes_of(a.product), type, 1),
-          empty_channels_last(op, a.product, {channels}, type, 0),
-          empty_channels_last(op, a.product, {channels}, type, 0),
           channels == 0 ? 0 : a.product.numel() / channels,
           channels};
+}
+
+NormSumsPlan plan_norm_sums(const Tensor& grad, const NormArguments& a) {
+  const char* op = "tandem_norm_count_sums";
+  const NormPlan norm = plan_norm(op, grad, a);
+  const auto vector = [&] { return empty_channels_last(op, a.product, {norm.channels}, a.product.scalar_type(), 0); };
+  return {norm, vector(), vector()};
+}
+
+NormGradientPlan plan_norm_gradient(const Tensor& grad, const NormArguments& a, const Tensor& grad_gamma,
+                                    const Tensor& grad_beta, const std::optional<Tensor>& all_rows) {
+  const char* op = "tandem_norm_count_gradient";
+  const NormPlan norm = plan_norm(op, grad, a);
+  check_like(op, "grad_gamma", grad_gamma, a.product, "product", {norm.channels});
+  check_like(op, "grad_beta", grad_beta, a.product, "product", {norm.channels});
+  if (all_rows) check_like(op, "rows", *all_rows, a.product, "product", {1});
+  return {norm, channels_last(op, grad_gamma, 0), channels_last(op, grad_beta, 0), channels_last(op, all_rows, 0),
+          empty_channels_last(op, a.product, sizes_of(a.product), a.product.scalar_type(), 1)};
 }
 
 }  // namespace tandem

@@ -18,14 +18,29 @@ struct NormArguments {
 
 TrainPlan plan_tandem_norm_count(const Tensor& bits, const NormArguments& arguments, int64_t time_steps, bool radix);
 
-struct NormGradientPlan {
-  Tensor grad, product;                        // channels last
-  Tensor mean, var, gamma, beta;               // contiguous
-  std::optional<Tensor> unit;                  // contiguous
-  Tensor grad_product, grad_gamma, grad_beta;  // outputs, the first channels last
-  int64_t rows, channels;                      // rows: N * spatial
+struct NormPlan {
+  Tensor grad, product;           // channels last
+  Tensor mean, var, gamma, beta;  // contiguous
+  std::optional<Tensor> unit;     // contiguous
+  int64_t rows, channels;         // rows: N * spatial
 };
 
-NormGradientPlan plan_tandem_norm_count_backward(const Tensor& grad, const NormArguments& arguments);
+NormPlan plan_norm(const char* op, const Tensor& grad, const NormArguments& arguments);
+
+// Sums over the batch, [C] and contiguous; of all processes' batches in NormGradientPlan.
+struct NormSumsPlan {
+  NormPlan norm;
+  Tensor grad_gamma, grad_beta;  // outputs
+};
+struct NormGradientPlan {
+  NormPlan norm;
+  Tensor grad_gamma, grad_beta;
+  std::optional<Tensor> all_rows;  // [1]; none: norm.rows
+  Tensor grad_product;             // output, channels last
+};
+
+NormSumsPlan plan_norm_sums(const Tensor& grad, const NormArguments& arguments);
+NormGradientPlan plan_norm_gradient(const Tensor& grad, const NormArguments& arguments, const Tensor& grad_gamma,
+                                    const Tensor& grad_beta, const std::optional<Tensor>& all_rows);
 
 }  // namespace tandem

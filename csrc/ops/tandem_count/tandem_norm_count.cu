@@ -79,8 +79,8 @@ __global__ void __launch_bounds__(kThreads) norm_totals_kernel(const CudaNormGra
     along += __shfl_xor_sync(~0u, along, lanes);
   }
   if (!exists || lane >= kTotals) return;
-  a.grad_beta[c] = static_cast<T>(sum);
-  a.grad_gamma[c] = static_cast<T>(along);
+  a.out_beta[c] = static_cast<T>(sum);
+  a.out_gamma[c] = static_cast<T>(along);
 }
 
 template <class T>
@@ -89,29 +89,45 @@ __global__ void __launch_bounds__(kThreads, 4) norm_gradient_kernel(const CudaNo
   const int64_t chunk = blockIdx.x / slices, c = blockIdx.x % slices * kLanes + threadIdx.x % kLanes;
   if (c >= a.channels) return;
   const NormChannel<T> channel = channel_of(a, c);
-  const T factor = channel.gamma * channel.gain, rows = static_cast<T>(a.rows);
+  const T factor = channel.gamma * channel.gain, rows = a.all_rows ? *a.all_rows : static_cast<T>(a.rows);
   const T mean = a.grad_beta[c] / rows, along = a.grad_gamma[c] / rows;
   for_rows(a, chunk, c, channel,
            [&](int64_t at, T normal, T g) { a.grad_product[at] = factor * (g - mean - normal * along); });
 }
 
+// Blocks of 32 channels and kNormRows rows; 0 where there are no rows, and -1 for more than fit a launch.
+template <class T>
+int64_t grid_of(const CudaNormGradientArgs<T>& args) {
+  const int64_t slices = (args.channels + kLanes - 1) / kLanes, chunks = (args.rows + kNormRows - 1) / kNormRows;
+  return slices * chunks > INT32_MAX ? -1 : slices * chunks;  // more memory than a device has
+}
+
 }  // namespace
 
 template <class T>
-cudaError_t launch_tandem_norm_count_backward(const CudaNormGradientArgs<T>& args, cudaStream_t stream) {
-  const int64_t slices = (args.channels + kLanes - 1) / kLanes, chunks = (args.rows + kNormRows - 1) / kNormRows;
-  if (slices == 0) return cudaSuccess;
-  if (slices * chunks > INT32_MAX) return cudaErrorInvalidValue;  // more memory than a device has
-  const auto grid = static_cast<unsigned>(slices * chunks);
-  if (grid != 0) TANDEM_LAUNCH((norm_sums_kernel<T>), grid, kThreads, 0, stream, args);
+cudaError_t launch_norm_sums(const CudaNormGradientArgs<T>& args, cudaStream_t stream) {
+  if (args.channels == 0) return cudaSuccess;
+  const int64_t grid = grid_of(args);
+  if (grid < 0) return cudaErrorInvalidValue;
+  if (grid != 0) TANDEM_LAUNCH((norm_sums_kernel<T>), static_cast<unsigned>(grid), kThreads, 0, stream, args);
   constexpr int64_t kOfBlock = int64_t{kLines} * kTotals;
   TANDEM_LAUNCH((norm_totals_kernel<T>), static_cast<unsigned>((args.channels + kOfBlock - 1) / kOfBlock), kThreads, 0,
                 stream, args);
-  if (grid != 0) TANDEM_LAUNCH((norm_gradient_kernel<T>), grid, kThreads, 0, stream, args);
   return cudaGetLastError();
 }
 
-template cudaError_t launch_tandem_norm_count_backward(const CudaNormGradientArgs<float>&, cudaStream_t);
-template cudaError_t launch_tandem_norm_count_backward(const CudaNormGradientArgs<double>&, cudaStream_t);
+template <class T>
+cudaError_t launch_norm_gradient(const CudaNormGradientArgs<T>& args, cudaStream_t stream) {
+  const int64_t grid = grid_of(args);
+  if (grid < 0) return cudaErrorInvalidValue;
+  if (grid == 0) return cudaSuccess;
+  TANDEM_LAUNCH((norm_gradient_kernel<T>), static_cast<unsigned>(grid), kThreads, 0, stream, args);
+  return cudaGetLastError();
+}
+
+template cudaError_t launch_norm_sums(const CudaNormGradientArgs<float>&, cudaStream_t);
+template cudaError_t launch_norm_sums(const CudaNormGradientArgs<double>&, cudaStream_t);
+template cudaError_t launch_norm_gradient(const CudaNormGradientArgs<float>&, cudaStream_t);
+template cudaError_t launch_norm_gradient(const CudaNormGradientArgs<double>&, cudaStream_t);
 
 }  // namespace tandem

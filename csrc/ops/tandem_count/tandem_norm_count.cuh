@@ -13,15 +13,20 @@ struct CudaNormGradientArgs {
   const T* grad;     // of the spike counts
   const T* product;  // what batch norm normalised
   const T *mean, *var, *gamma, *beta;
-  const T* unit;  // or null
-  T *grad_product, *grad_gamma, *grad_beta;
-  T* sums;  // scratch: [ceil(rows / kNormRows), 2, channels]
+  const T* unit;                    // or null
+  T* sums;                          // scratch: [ceil(rows / kNormRows), 2, channels]
+  T *out_gamma, *out_beta;          // sums over the rows
+  const T *grad_gamma, *grad_beta;  // the same, of all processes
+  const T* all_rows;                // the number of rows of all processes, or null
+  T* grad_product;
   int64_t rows, channels;
   T eps, threshold, upper;
 };
 
-// Three launches on the current device; returns what cudaGetLastError says of them.
+// Launches on the current device, two and one; each returns what cudaGetLastError says of them.
 template <class T>
-cudaError_t launch_tandem_norm_count_backward(const CudaNormGradientArgs<T>& args, cudaStream_t stream);
+cudaError_t launch_norm_sums(const CudaNormGradientArgs<T>& args, cudaStream_t stream);
+template <class T>
+cudaError_t launch_norm_gradient(const CudaNormGradientArgs<T>& args, cudaStream_t stream);
 
 }  // namespace tandem

@@ -77,10 +77,19 @@ int check(int64_t rows, int64_t channels, double upper, bool with_unit) {
   CudaNormGradientArgs<T> args = {};
   args.grad = grad.get(), args.product = product.get(), args.mean = mean_t.get(), args.var = var_t.get();
   args.gamma = gamma.get(), args.beta = beta.get(), args.unit = with_unit ? unit.get() : nullptr;
-  args.grad_product = out.get(), args.grad_gamma = grad_gamma.get(), args.grad_beta = grad_beta.get();
+  args.grad_product = out.get(), args.out_gamma = grad_gamma.get(), args.out_beta = grad_beta.get();
   args.sums = sums.get(), args.rows = rows, args.channels = channels;
   args.eps = static_cast<T>(eps), args.threshold = static_cast<T>(threshold), args.upper = static_cast<T>(upper);
-  if (launch_tandem_norm_count_backward(args, nullptr) != cudaSuccess) return 1;
+  if (launch_norm_sums(args, nullptr) != cudaSuccess) return 1;
+  // As if another process had as many rows, whose gradients were the same, or there were none.
+  const bool shared = rows % 2 == 1;
+  const T all_rows = static_cast<T>(2 * rows);
+  std::vector<T> all_gamma(static_cast<size_t>(channels)), all_beta(all_gamma.size());
+  for (size_t i = 0; i < all_gamma.size(); ++i) {
+    all_gamma[i] = grad_gamma[i] * (shared ? T(2) : T(1)), all_beta[i] = grad_beta[i] * (shared ? T(2) : T(1));
+  }
+  args.grad_gamma = all_gamma.data(), args.grad_beta = all_beta.data(), args.all_rows = shared ? &all_rows : nullptr;
+  if (launch_norm_gradient(args, nullptr) != cudaSuccess) return 1;
 
   int wrong = 0;
   for (int64_t c = 0; c < channels; ++c) {
