@@ -366,39 +366,42 @@ def radix_figures(
 def training(run: Run) -> list[Figure]:
     """Steps on int8 weights, over those on float weights and the ANN's."""
     figures = []
-    cifar = (cifar_net, (8, 3, 32, 32), (1.0, 0.8))
-    mnist = (mnist_net, (64, 1, 28, 28), (1.3, 1.1))
-    for name, neuron, (build, shape, bounds) in (
-        ("CifarNet", tc.IF(), cifar),
-        ("MNIST-size network", tc.IF(), mnist),
-        ("CifarNet, two-phase", TWO_PHASE, cifar),
-        ("MNIST-size network, two-phase", TWO_PHASE, mnist),
+    cifar, mnist = (8, 3, 32, 32), (64, 1, 28, 28)
+    for name, neuron, build, shape, bounds in (
+        ("CifarNet", tc.IF(), cifar_net, cifar, (1.0, 0.8)),
+        ("MNIST-size network", tc.IF(), mnist_net, mnist, (1.3, 1.1)),
+        ("CifarNet, two-phase", TWO_PHASE, cifar_net, cifar, (1.0, 0.8)),
+        ("MNIST-size network, two-phase", TWO_PHASE, mnist_net, mnist, (1.3, 1.1)),
+        ("CifarNet, radix", RADIX, partial(of_radix, cifar_net), cifar, (0.75, 0.65)),
+        ("MNIST-size network, radix", RADIX, partial(of_radix, mnist_net), mnist, (0.95, 0.8)),
     ):
         net, integer, _, _ = settled(build, shape[1:], neuron)
         (x,) = inputs(*shape, batches=1)
         for network in (net, integer):
             network.train()
-        sides = {
-            "kernel": training_step(net, x),
-            "kernel, int8": training_step(integer, x),
-            **ann_sides(net, x, training_step),
-        }
-        at = f"{name}, step on int8 weights, batch {shape[0]}"
-        medians = run.time(at, sides)
+        found = training_figures(run, name, net, integer, ann_sides(net, x, training_step), x, bounds)
         for network in (net, integer):
-            check_learning(at, network)
-        run.tell(f"{at}: activity after the steps", activity(integer, x, 0.005, 0.3))
-        figures += [
-            cost(f"{at}: time over float's", medians["kernel, int8"] / medians["kernel"], 1.1, 0.9),
-            *(
-                ratio(
-                    f"{name}, step on {weights} weights, batch {shape[0]}: time over the ANN's",
-                    medians,
-                    side,
-                    "ANN",
-                    bounds,
-                )
-                for weights, side in (("int8", "kernel, int8"), ("float", "kernel"))
-            ),
-        ]
+            check_learning(name, network)
+        run.tell(f"{name}: activity after the steps", activity(integer, x, 0.005, 0.3))
+        figures += found
+    net, integer, twin, scale = converted(resnet, (3, 32, 32), RADIX, RADIX_STEPS)
+    x = noise((3, 32, 32))[:8]
+    last = copy.deepcopy(twin).to(memory_format=torch.channels_last)
+    sides = {
+        "ANN": training_step(twin.train(), scale * x),
+        "ANN, channels last": training_step(last.train(), (scale * x).contiguous(memory_format=torch.channels_last)),
+    }
+    return figures + training_figures(run, "ResNet-18, radix", net.train(), integer.train(), sides, x, (0.95, 0.8))
+
+
+def training_figures(
+    run: Run, name: str, net: nn.Module, integer: nn.Module, sides: ann.Sides, x: Tensor, bounds: Bounds
+) -> list[Figure]:
+    """Of a network on float and on int8 weights, and its ANN."""
+    at = f"{name}, step on int8 weights, batch {len(x)}"
+    medians = run.time(at, {"kernel": training_step(net, x), "kernel, int8": training_step(integer, x), **sides})
+    figures = [cost(f"{at}: time over float's", medians["kernel, int8"] / medians["kernel"], 1.1, 0.9)]
+    for weights, side in (("int8", "kernel, int8"), ("float", "kernel")):
+        over = f"{name}, step on {weights} weights, batch {len(x)}: time over the ANN's"
+        figures.append(ratio(over, medians, side, "ANN", bounds))
     return figures
