@@ -150,7 +150,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info, "What was compiled, with what, and which instruction set is in use.");
   m.def(
       "cpu_isa", [] { return checked(library().cpu_isa()); },
-      "The instruction set that the CPU kernels use: scalar, neon, avx2, avx512 or avx512vbmi2. ValueError if "
+      "The instruction set that the CPU kernels use, one of build_info()['cpu_isas_runnable']. ValueError if "
       "TANDEM_CPU_ISA is none of those compiled.");
   m.def(
       "set_cpu_isa", [](const std::string& name) { checked(library().set_cpu_isa(name.c_str())); }, py::arg("name"),

@@ -1,6 +1,7 @@
 """The build and what it says about itself: build_info, the doctor, messages of a build or an import that fails."""
 
 import ctypes
+import json
 import os
 import re
 import shutil
@@ -64,7 +65,8 @@ def test_build_info():
     assert info["torch_stable_abi"] == "2.11"
     assert info["threads"] == torch.get_num_threads()
     assert info["cpu_isas_compiled"][0] == "scalar"
-    assert info["cpu_isas_runnable"] == info["cpu_isas_compiled"][: len(info["cpu_isas_runnable"])]
+    # In ascending order. A processor may lack one of them and have those above it, as Zen 4 lacks avxvnni.
+    assert info["cpu_isas_runnable"] == [isa for isa in info["cpu_isas_compiled"] if isa in info["cpu_isas_runnable"]]
     assert info["cpu_isa"] in info["cpu_isas_runnable"]
     assert (info["cuda_toolkit"] is None) == (info["cuda_architectures"] == []) == bool(info["cuda_not_built_because"])
     assert info["cuda_usable"] == (info["cuda_unusable_because"] is None)
@@ -560,12 +562,12 @@ def test_libraries_depend_on_no_place_and_no_cuda():
 @pytest.mark.skipif(not shutil.which("nm"), reason="needs nm")
 def test_instruction_sets_do_not_leak():
     """A shared inline function, compiled for AVX-512, could replace its scalar copy at link time."""
-    folder = "build/*/CMakeFiles/*/csrc/cpu"
-    objects = [path for isa in ("avx*", "neon") for path in ROOT.glob(f"{folder}/{isa}.cpp.o")]
+    folders = [path for isa in ("avx*", "neon") for path in ROOT.glob(f"build/*/CMakeFiles/tandem_{isa}_kernels.dir")]
+    objects = [(folder, path) for folder in folders for path in folder.rglob("*.isa.cpp.o")]
     if not objects:
         pytest.skip("built elsewhere")
-    for path in objects:
-        own = f"tandem::{path.name.removesuffix('.cpp.o')}::"
+    for folder, path in objects:
+        own = f"tandem::{folder.name.removeprefix('tandem_').removesuffix('_kernels.dir')}::"
         symbols = run("nm", "-C", "--defined-only", path, cwd=ROOT).stdout.splitlines()
         assert [line for line in symbols if re.search(r" [WVu] ", line) and own not in line] == []
 
@@ -649,13 +651,20 @@ def test_driver_that_is_older_than_the_toolkit(tmp_path, driver, warns):
     assert (f"the driver supports CUDA up to {driver}: update the driver" in messages) == warns
 
 
+ADDS_BYTES = ("avxvnni", "avx512vnni")  # to another instruction set: products of bytes alone
+
+
 def compiled_isas(commands):
-    """The instruction sets that every family of kernels is compiled for, and that the library knows of."""
-    families = {path.name for path in ROOT.glob("csrc/ops/*/*.isa.cpp")}
-    isas = sorted(set(re.findall(r"-DTANDEM_ISA=(\w+)", commands)))
-    assert len(re.findall(r'"file": ".*\.isa\.cpp"', commands)) == len(families) * len(isas)
+    """The instruction sets that every family of kernels, or that of bytes, is compiled for, and the library knows."""
+    every = sorted(path.name for path in ROOT.glob("csrc/ops/*/*.isa.cpp"))
+    isas = {}
+    for command in json.loads(commands):
+        if isa := re.search(r"-DTANDEM_ISA=(\w+)", command["command"]):
+            isas.setdefault(isa[1], []).append(Path(command["file"]).name)
+    for isa, families in isas.items():
+        assert sorted(families) == (["count.isa.cpp"] if isa in ADDS_BYTES else every)
     assert {f"TANDEM_{isa.upper()}_KERNELS" for isa in isas} <= set(re.findall(r"TANDEM_\w+_KERNELS", commands))
-    return isas
+    return sorted(isas)
 
 
 @pytest.mark.slow
@@ -681,7 +690,20 @@ def test_fewer_instruction_sets(tmp_path):
     assert "TANDEM_X86_KERNELS" in commands
     code, messages = configure(tmp_path, "-DTANDEM_CPU_ISAS=avx2;sse9", TANDEM_CUDA="OFF")
     assert code != 0
-    assert "TANDEM_CPU_ISAS must list some of avx2, avx512, avx512vbmi2, got 'sse9'" in messages
+    known = "avx2, avxvnni, avx512, avx512vnni, avx512vbmi2"
+    assert f"TANDEM_CPU_ISAS must list some of {known}, got 'sse9'" in messages
+    code, messages = configure(tmp_path, "-DTANDEM_CPU_ISAS=avx2;avx512vnni", TANDEM_CUDA="OFF")
+    assert code != 0
+    assert "TANDEM_CPU_ISAS must list avx512 where it lists avx512vnni" in messages
+    older = "-DTANDEM_CPU_ISAS=avx2;avxvnni", "-DTANDEM_HAS_AVX_VNNI=OFF"  # as of a compiler older than AVX-VNNI
+    code, messages = configure(tmp_path, *older, TANDEM_CUDA="OFF")
+    assert code == 0, messages
+    assert "CPU kernels: none for avxvnni" in messages
+    assert compiled_isas((tmp_path / "compile_commands.json").read_text()) == ["avx2", "scalar"]
+    code, messages = configure(tmp_path, "-UTANDEM_CPU_ISAS", "-UTANDEM_HAS_AVX_VNNI", TANDEM_CUDA="OFF")
+    assert code == 0, messages
+    isas = compiled_isas((tmp_path / "compile_commands.json").read_text())
+    assert {*isas, "avxvnni"} == {"scalar", *known.split(", ")}
 
 
 @pytest.fixture

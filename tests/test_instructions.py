@@ -11,7 +11,14 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "tests" / "instructions"
 KERNELS = ROOT / "csrc" / "ops" / "product"
 AVX512 = ["-D__AVX512BW__"]
-VNNI = [*AVX512, "-D__AVX512VNNI__", "-D__AVX512VBMI2__"]  # and matrix tiles
+AVX512_VNNI = [*AVX512, "-D__AVX512VNNI__"]
+INSTRUCTIONS = {
+    "AVX2": [],
+    "AVX-VNNI": ["-D__AVXVNNI__"],
+    "AVX-512": AVX512,
+    "AVX-512 VNNI": AVX512_VNNI,
+    "VNNI and AMX": [*AVX512_VNNI, "-D__AVX512VBMI2__"],
+}
 
 pytestmark = [
     pytest.mark.nightly,
@@ -23,7 +30,9 @@ def in_software(name, folder):
     """Write a header of kernels, with calls in the place of assembly code and of attributes."""
     text = (KERNELS / name).read_text()
     text = re.sub(
-        r'asm\("vpdpbusd[^;]*"\+v"\((.+?)\) : "v"\((.+?)\), "v"\((.+?)\)\);', r"\1 = multiply_bytes(\1, \2, \3);", text
+        r'asm\("[^;]*vpdpbusd[^;]*"\+[vx]"\((.+?)\) : "[vx]"\((.+?)\), "[vx]"\((.+?)\)\);',
+        r"\1 = multiply_bytes(\1, \2, \3);",
+        text,
     )
     text = re.sub(r'__attribute__\(\(target\("amx[^)]*\)\)\)', "", text)
     text = re.sub(r'"ops/product/(count_(tile|rows)\.inl\.h)"', r'"\1"', text)
@@ -31,7 +40,7 @@ def in_software(name, folder):
     (folder / name).write_text(text)
 
 
-@pytest.mark.parametrize("options", [AVX512, VNNI], ids=["AVX-512", "VNNI and AMX"])
+@pytest.mark.parametrize("options", INSTRUCTIONS.values(), ids=INSTRUCTIONS)
 @pytest.mark.parametrize("fault", [None, "broadcast", "depth"])
 def test_sums(options, fault, tmp_path):
     """The same sums as one addition after the other; and a fault of the kernels is seen."""

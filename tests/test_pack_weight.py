@@ -5,7 +5,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exact import CHANNELS, HALVES, ISAS, META, SEEDS, WEIGHTS, dyadic, every_path, int8, planes, same
+from exact import (
+    CHANNELS,
+    HALVES,
+    INTEGERS,
+    ISAS,
+    META,
+    SEEDS,
+    WEIGHTS,
+    dyadic,
+    every_path,
+    int8,
+    integers,
+    planes,
+    same,
+)
 from tandem_cuda import _C, ops
 from tandem_cuda import reference as ref
 from tandem_cuda.ops.pack_weight import packed_like
@@ -105,6 +119,29 @@ def test_panels_are_of_the_same_weights(dtype):
     _C.set_cpu_isa(ISAS[-1])
     got = ops.count_conv2d(bits, second, packed=packed, scale=scale, engine="dense", radix=4)
     same(got, ref.count_conv2d(bits, second, scale=scale, radix=4))
+
+
+@pytest.mark.parametrize("steps", [4, 8])
+@pytest.mark.parametrize("paired", ["none", "inputs", "outputs"])
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_every_instruction_set_reads_the_panels_of_every_other(dtype, paired, steps):
+    weight = integers(40, 70, 2, 1, seed=0, dtype=dtype)
+    weight[weight == torch.iinfo(dtype).min] = -1  # which has no opposite
+    if paired == "inputs":
+        weight[:, 1::2] = -weight[:, ::2]
+    elif paired == "outputs":
+        weight[1::2] = -weight[::2]
+    bits, scale = planes(steps, 3, 70, 2, 2, seed=1), torch.ones(40)
+    want = ref.count_conv2d(bits, weight, scale=scale, radix=steps)
+    packed = {}
+    for isa in ISAS:
+        _C.set_cpu_isa(isa)
+        packed[isa] = ops.pack_weight(weight)
+    for isa in ISAS:
+        _C.set_cpu_isa(isa)
+        for other in ISAS:
+            got = ops.count_conv2d(bits, weight, packed=packed[other], scale=scale, engine="dense", radix=steps)
+            same(got, want, f"{isa}, packed on {other}")
 
 
 @pytest.mark.parametrize("dtype", WEIGHTS)

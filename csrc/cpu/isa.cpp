@@ -4,8 +4,10 @@
 #include <cstdlib>
 #include <stdexcept>
 
-#if defined(TANDEM_AVX512VBMI2_KERNELS) && defined(__linux__)
+#if defined(TANDEM_X86_KERNELS)
 #include <cpuid.h>
+#endif
+#if defined(TANDEM_AVX512VBMI2_KERNELS) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
 #define TANDEM_MATRIX_TILES_
@@ -16,7 +18,7 @@ namespace tandem {
 namespace {
 
 // Ascending: the last one that runs is the default.
-#define TANDEM_NAME_(isa, of) #isa,
+#define TANDEM_NAME_(isa, base, of) #isa,
 constexpr const char* kNames[] = {
     TANDEM_ISAS(TANDEM_NAME_, )
 #if defined(TANDEM_MATRIX_TILES_)
@@ -36,18 +38,28 @@ bool may_use_tiles() {
 }
 #endif
 
+#if defined(TANDEM_X86_KERNELS)
+// Compilers older than the instruction set do not know its name, but the build may.
+bool has_avx_vnni() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a & 1U << 4) != 0;
+}
+#endif
+
 bool processor_has(const std::string& isa) {
 #if defined(TANDEM_X86_KERNELS)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
                     __builtin_cpu_supports("popcnt");
   if (isa == "avx2") return avx2;
+  if (isa == "avxvnni") return avx2 && has_avx_vnni();
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   if (isa == "avx512") return avx512;
+  const bool avx512vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+  if (isa == "avx512vnni") return avx512vnni;
   if (isa == "avx512vbmi2") {
-    return avx512 && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2") &&
-           __builtin_cpu_supports("avx512vnni");
+    return avx512vnni && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2");
   }
 #if defined(TANDEM_MATRIX_TILES_)
   if (isa == "amx") return processor_has("avx512vbmi2") && may_use_tiles();

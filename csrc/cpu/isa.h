@@ -4,30 +4,43 @@
 #include <string>
 #include <vector>
 
-// X(isa, of) for each instruction set that the build compiles all kernels for, in ascending order.
+// X(isa, base, of) for each instruction set that the build compiles kernels for, in ascending order. base: the one
+// whose kernels it uses but for those that multiply bytes, and itself where it has kernels of all families.
 #if defined(TANDEM_AVX2_KERNELS)
-#define TANDEM_AVX2_(X, of) X(avx2, of)
+#define TANDEM_AVX2_(X, of) X(avx2, avx2, of)
 #else
 #define TANDEM_AVX2_(X, of)
 #endif
+#if defined(TANDEM_AVXVNNI_KERNELS)  // of Alder Lake and later, without AVX-512
+#define TANDEM_AVXVNNI_(X, of) X(avxvnni, avx2, of)
+#else
+#define TANDEM_AVXVNNI_(X, of)
+#endif
 #if defined(TANDEM_AVX512_KERNELS)
-#define TANDEM_AVX512_(X, of) X(avx512, of)
+#define TANDEM_AVX512_(X, of) X(avx512, avx512, of)
 #else
 #define TANDEM_AVX512_(X, of)
 #endif
+#if defined(TANDEM_AVX512VNNI_KERNELS)  // of Cascade Lake
+#define TANDEM_AVX512VNNI_(X, of) X(avx512vnni, avx512, of)
+#else
+#define TANDEM_AVX512VNNI_(X, of)
+#endif
 #if defined(TANDEM_AVX512VBMI2_KERNELS)  // of Ice Lake, Zen 4 and later
-#define TANDEM_AVX512VBMI2_(X, of) X(avx512vbmi2, of)
+#define TANDEM_AVX512VBMI2_(X, of) X(avx512vbmi2, avx512vbmi2, of)
 #else
 #define TANDEM_AVX512VBMI2_(X, of)
 #endif
 #if defined(TANDEM_NEON_KERNELS)  // of aarch64
-#define TANDEM_NEON_(X, of) X(neon, of)
+#define TANDEM_NEON_(X, of) X(neon, neon, of)
 #else
 #define TANDEM_NEON_(X, of)
 #endif
 #define TANDEM_ISAS(X, of) \
-  X(scalar, of)            \
-  TANDEM_AVX2_(X, of) TANDEM_AVX512_(X, of) TANDEM_AVX512VBMI2_(X, of) TANDEM_NEON_(X, of)
+  X(scalar, scalar, of)    \
+  TANDEM_AVX2_(X, of)      \
+  TANDEM_AVXVNNI_(X, of)   \
+  TANDEM_AVX512_(X, of) TANDEM_AVX512VNNI_(X, of) TANDEM_AVX512VBMI2_(X, of) TANDEM_NEON_(X, of)
 
 namespace tandem {
 

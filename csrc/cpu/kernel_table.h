@@ -2,7 +2,8 @@
 //
 // Each loop is written once, in *.inl.h. The build compiles each *.isa.cpp once for each instruction set, with its
 // flags and with TANDEM_ISA as the namespace of its own code, so that no code of a wider instruction set can leak into
-// a narrower one through the linker.
+// a narrower one through the linker. Some instruction sets add nothing to another one but products of bytes: for these,
+// it compiles the family that multiplies bytes alone, and the other families use the other one's tables.
 #pragma once
 
 #include "cpu/isa.h"
@@ -26,19 +27,23 @@ struct KernelOf : OneKernel<Functions>... {
 template <class Family>
 const Family& kernels();
 
-#define TANDEM_DECLARE_KERNELS_(isa, Family) \
-  namespace isa {                            \
-  extern const Family k##Family;             \
+#define TANDEM_DECLARE_KERNELS_(isa, base, Family) \
+  namespace isa {                                  \
+  extern const Family k##Family;                   \
   }
-#define TANDEM_ADDRESS_KERNELS_(isa, Family) &isa::k##Family,
+#define TANDEM_OWN_KERNELS_(isa, base, Family) &isa::k##Family,
+#define TANDEM_BASE_KERNELS_(isa, base, Family) &base::k##Family,
+#define TANDEM_KERNELS_(Family, ADDRESS_)                                       \
+  TANDEM_ISAS(TANDEM_DECLARE_KERNELS_, Family)                                  \
+  template <>                                                                   \
+  inline const Family& kernels<Family>() {                                      \
+    static constexpr const Family* kTables[] = {TANDEM_ISAS(ADDRESS_, Family)}; \
+    return *kTables[active_isa_index()];                                        \
+  }
 
 // Declares a family's tables, each a kFamily in its instruction set's namespace.
-#define TANDEM_KERNELS(Family)                                                                 \
-  TANDEM_ISAS(TANDEM_DECLARE_KERNELS_, Family)                                                 \
-  template <>                                                                                  \
-  inline const Family& kernels<Family>() {                                                     \
-    static constexpr const Family* kTables[] = {TANDEM_ISAS(TANDEM_ADDRESS_KERNELS_, Family)}; \
-    return *kTables[active_isa_index()];                                                       \
-  }
+#define TANDEM_KERNELS(Family) TANDEM_KERNELS_(Family, TANDEM_BASE_KERNELS_)
+// The same of a family that multiplies bytes, which has a table for every instruction set.
+#define TANDEM_BYTE_KERNELS(Family) TANDEM_KERNELS_(Family, TANDEM_OWN_KERNELS_)
 
 }  // namespace tandem

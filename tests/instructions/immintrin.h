@@ -1,12 +1,36 @@
 // Instructions in software, in the place of the compiler's header, for kernels that multiply bytes: those of AVX-512,
-// VNNI and AMX, on processors without. What a kernel only names, for code that is not called, is declared at the end.
+// VNNI and AMX, on processors without. AVX2, which the processor must have, comes from the compiler. What a kernel only
+// names, for code that is not called, is declared at the end.
 #pragma once
+
+#if !defined(__AVX512BW__)
+#if defined(__AVXVNNI__)  // which the compiler has not been told of
+#undef __AVXVNNI__
+#include_next <immintrin.h>
+#define __AVXVNNI__
+#else
+#include_next <immintrin.h>
+#endif
+#endif
 
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+
+// vpdpbusd
+template <class Vector>
+Vector multiply_bytes(Vector sums, Vector bytes, Vector signed_bytes) {
+  for (size_t i = 0; i < sizeof(Vector) / 4; ++i) {
+    for (int j = 0; j < 4; ++j) {
+      sums[i] += static_cast<uint8_t>(bytes[i] >> 8 * j) * static_cast<int8_t>(signed_bytes[i] >> 8 * j);
+    }
+  }
+  return sums;
+}
+
+#if defined(__AVX512BW__)
 
 typedef long long __m512i __attribute__((vector_size(64), may_alias));
 typedef long long __m256i __attribute__((vector_size(32), may_alias));
@@ -51,17 +75,6 @@ inline __m512i _mm512_madd_epi16(__m512i a, __m512i b) {
   software::Ints sums;
   for (int i = 0; i < 16; ++i) sums[i] = x[2 * i] * y[2 * i] + x[2 * i + 1] * y[2 * i + 1];
   return (__m512i)sums;
-}
-
-// vpdpbusd
-template <class Vector>
-Vector multiply_bytes(Vector sums, Vector bytes, Vector signed_bytes) {
-  for (int i = 0; i < 16; ++i) {
-    for (int j = 0; j < 4; ++j) {
-      sums[i] += static_cast<uint8_t>(bytes[i] >> 8 * j) * static_cast<int8_t>(signed_bytes[i] >> 8 * j);
-    }
-  }
-  return sums;
 }
 
 inline __m512 _mm512_setzero_ps() { return __m512{}; }
@@ -200,3 +213,5 @@ NAMED_ONLY(_mm512_set1_epi64)
 NAMED_ONLY(_mm512_kunpackd)
 NAMED_ONLY(_mm512_kunpackw)
 NAMED_ONLY(_mm512_kunpackb)
+
+#endif

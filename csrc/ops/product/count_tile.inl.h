@@ -120,7 +120,16 @@ struct Rows {
   TANDEM_HOST Rows from(int64_t row) const { return {first + row * stride, stride}; }
 };
 
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+
+// sums += the products of each four bytes. GCC would copy every sum of an intrinsic to another register and back.
+TANDEM_HOST void add_products(Quads& sums, Quads counts, Quads weights) {
 #if defined(__AVX512VNNI__)
+  asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(counts), "v"(weights));
+#else
+  asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sums) : "x"(counts), "x"(weights));
+#endif
+}
 
 // sum[pixel, output] += counts * weights for kPixels pixels, kVectors vectors of outputs and `quads` quads of features.
 // begins: sum is 0, whatever it holds.
@@ -139,10 +148,7 @@ TANDEM_HOST void multiply(const Rows& counts, const BlockOfWeights& block, int64
     block.load(q, weights);
     unrolled<kPixels>([&](int p) TANDEM_INLINE {
       const Quads input = broadcast_quad(counts.first + p * counts.stride + 4 * q);
-      unrolled<kVectors>([&](int v) TANDEM_INLINE {
-        // GCC would copy every sum to another register and back.
-        asm("vpdpbusd %2, %1, %0" : "+v"(total[p][v]) : "v"(input), "v"(weights[v]));
-      });
+      unrolled<kVectors>([&](int v) TANDEM_INLINE { add_products(total[p][v], input, weights[v]); });
     });
   }
   unrolled<kPixels>([&](int p)
@@ -226,9 +232,9 @@ TANDEM_HOST void multiply(const Rows& counts, const BlockOfWeights& block, int64
 
 // Measured: docs/performance_notes.md.
 inline double byte_slope(int64_t largest) {
-#if defined(__AVX512VNNI__)
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
   static_cast<void>(largest);
-  return 5;
+  return kVectorBytes == 64 ? 5 : 2.5;
 #else
   return largest <= 128 ? 1.6 : 0.8;
 #endif
@@ -252,17 +258,26 @@ TANDEM_HOST void multiply_rows(const Rows& counts, int64_t rows, const BlockOfWe
     multiply<kVectors, 1>(counts.from(row), block, quads, largest, begins, sum + row * block.outputs);
 }
 
+// Vectors of outputs whose products share the inputs in registers. With AVX-VNNI, 12 sums, 2 vectors of weights and an
+// input fit into its 16 registers; beside 4 vectors of weights, sums would go to memory. Without VNNI, weights are
+// operands in memory.
+#if defined(__AVXVNNI__)
+constexpr int kMostVectors = 2;
+#else
+constexpr int kMostVectors = 4;
+#endif
+
 // Of all outputs of the block.
 TANDEM_HOST void multiply_block(const Rows& counts, int64_t rows, const BlockOfWeights& block, int64_t quads,
                                 int64_t largest, bool begins, int32_t* sum) {
   constexpr int64_t kVector = kLanes<int32_t>;
   if (block.outputs < 2 * kVector) {
     multiply_rows<1>(counts, rows, block, quads, largest, begins, sum);
-  } else if (block.outputs < 4 * kVector) {
+  } else if (block.outputs < kMostVectors * kVector) {
     multiply_rows<2>(counts, rows, block, quads, largest, begins, sum);
   } else {
-    for (int64_t at = 0; at < block.outputs; at += 4 * kVector) {
-      multiply_rows<4>(counts, rows, block.from(at), quads, largest, begins, sum + at);
+    for (int64_t at = 0; at < block.outputs; at += kMostVectors * kVector) {
+      multiply_rows<kMostVectors>(counts, rows, block.from(at), quads, largest, begins, sum + at);
     }
   }
 }

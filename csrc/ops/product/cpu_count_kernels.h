@@ -220,6 +220,6 @@ struct CountKernels {
   KernelOf<CountTile<int8_t>, CountTile<int16_t>, CountTile<float>> matrix_tile;  // where has_matrix_tiles()
 };
 
-TANDEM_KERNELS(CountKernels)
+TANDEM_BYTE_KERNELS(CountKernels)
 
 }  // namespace tandem
