@@ -137,12 +137,15 @@ void multiply_panels(const char* op, const ProductPlan& plan, Samples samples, c
   // Of a task, in the L2 cache beside a block of weights.
   constexpr int64_t kInputBytes = int64_t{96} << 10, kSumBytes = int64_t{128} << 10;
   constexpr int64_t kStep = 6;  // output pixels that kernels take at a time
+  // Where so few inputs do not fit either: of fewer pixels, most of what a task reads would be weights.
+  constexpr int64_t kLeastPixels = 24;
   const bool paired_inputs = holds_of<E>(g, panels).paired_inputs;
   const PackedLayout layout = packed_layout<E>(g);
   const PanelSizes sizes(g, paired_inputs);
   const uint8_t* const counts = given.bytes + samples.first * g.height * g.width * g.in_channels;
   const auto in_steps = [&](int64_t rows) { return std::max(kStep, parts_of(rows, kStep) * kStep); };
-  const int64_t fit = std::min(kInputBytes / sizes.row_bytes(), kSumBytes / byte_scratch_bytes<E>(1, layout.block));
+  const int64_t fit = std::min(std::max(kLeastPixels, kInputBytes / sizes.row_bytes()),
+                               kSumBytes / byte_scratch_bytes<E>(1, layout.block));
   const int64_t most = in_steps(std::min<int64_t>(512, fit) - kStep + 1);
   const int64_t pixels = g.pixels_out(), wanted = parts_of(int64_t{4} * torch::stable::get_num_threads(), g.groups);
   const int64_t splits = std::clamp<int64_t>(parts_of(wanted, parts_of(pixels, most)), 1, layout.blocks);
