@@ -15,37 +15,48 @@ from elsewhere import Programs
 
 ROOT = Path(__file__).resolve().parents[1]
 CROSS_COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64-static"
-ISAS = ["scalar", "neon"]
+ISAS = ["scalar", "neon", "neondot"]
 CASES = 590
 KERNELS = sorted(ROOT.glob("csrc/ops/*/*.isa.cpp"))
 SUPPORT = ["csrc/cpu/isa.cpp", "csrc/cpu/aligned_buffer.cpp"]
-OPTIONS = {"scalar": ["-DTANDEM_ISA=scalar"], "neon": ["-DTANDEM_ISA=neon", "-DTANDEM_NEON"]}  # as in CMakeLists.txt
+# As in CMakeLists.txt.
+OPTIONS = {
+    "scalar": ["-DTANDEM_ISA=scalar"],
+    "neon": ["-DTANDEM_ISA=neon", "-DTANDEM_NEON"],
+    "neondot": ["-DTANDEM_ISA=neondot", "-DTANDEM_NEON", "-DTANDEM_DOT", "-march=armv8.2-a+dotprod"],
+}
+BYTES = ROOT / "csrc" / "ops" / "product" / "count.isa.cpp"  # all that neondot adds to neon
 PROGRAMS = ["tests/cpp/cpu_kernels.cpp", "tests/cpp/cpu_calls.cpp"]
 
 
-def build(compiler, folder, isas, *options, objects=()):
-    """Compile the programs with the flags that the build gives to these kernels. Returns their folder.
-
-    isas: the instruction sets to compile kernels for. objects: object files of kernels that exist.
-    """
+def compile_with(compiler, *arguments):
+    """Compile with the flags that the build gives to its kernels. Returns the last argument, the file that is made."""
     cmake = (ROOT / "CMakeLists.txt").read_text()
     float_flags, warning_flags = (
         re.search(rf"set\({name} (.+)\)", cmake)[1].split() for name in ("float_flags", "warning_flags")
     )
-    flags = ["-std=c++17", "-O3", "-Icsrc", *warning_flags, "-Werror", *float_flags, *options]
+    command = [*compiler, "-std=c++17", "-O3", "-Icsrc", *warning_flags, "-Werror", *float_flags, *arguments]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return arguments[-1]
+
+
+def build(compiler, folder, isas, *options, objects=()):
+    """Compile the programs. Returns their folder.
+
+    isas: the instruction sets to compile kernels for. objects: object files of kernels that exist.
+    """
 
     def compiled(*arguments):
-        command = [*compiler, *flags, *arguments]
-        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert result.returncode == 0, result.stderr
-        return arguments[-1]
+        return compile_with(compiler, *options, *arguments)
 
     def to_object(source, name, *more):
         return compiled("-c", source, *more, "-o", folder / f"{Path(source).stem}-{name}.o")
 
     objects = [*objects, *(to_object(source, "support") for source in SUPPORT)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        jobs = [pool.submit(to_object, source, isa, *OPTIONS[isa]) for isa in isas for source in KERNELS]
+        sources = [(isa, source) for isa in isas for source in ([BYTES] if isa == "neondot" else KERNELS)]
+        jobs = [pool.submit(to_object, source, isa, *OPTIONS[isa]) for isa, source in sources]
         objects += [job.result() for job in jobs]
     for source in PROGRAMS:
         compiled(source, *objects, "-o", folder / Path(source).stem)
@@ -71,14 +82,19 @@ def here(tmp_path_factory):
     return lambda program: [folder / program]
 
 
-@pytest.fixture(scope="module")
-def emulated(tmp_path_factory):
-    """The same on aarch64."""
+def needs_emulator():
     packages = {CROSS_COMPILER: "g++-aarch64-linux-gnu", EMULATOR: "qemu-user-static"}
     missing = {tool: package for tool, package in packages.items() if not shutil.which(tool)}
     if missing:
         pytest.skip(f"needs {', '.join(missing)} (Debian: {', '.join(missing.values())})")
-    folder = build([CROSS_COMPILER], tmp_path_factory.mktemp("aarch64"), ISAS, "-static", "-DTANDEM_NEON_KERNELS")
+
+
+@pytest.fixture(scope="module")
+def emulated(tmp_path_factory):
+    """The same on aarch64."""
+    needs_emulator()
+    exist = ["-DTANDEM_NEON_KERNELS", "-DTANDEM_NEONDOT_KERNELS"]
+    folder = build([CROSS_COMPILER], tmp_path_factory.mktemp("aarch64"), ISAS, "-static", *exist)
     return lambda program: [EMULATOR, folder / program]
 
 
@@ -91,7 +107,7 @@ def lines_of(command, cap):
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize(("cap", "isa"), [("scalar", "scalar"), ("", "neon")])
+@pytest.mark.parametrize(("cap", "isa"), [("scalar", "scalar"), ("neon", "neon"), ("", "neondot")])
 def test_same_bits_as_here(here, emulated, cap, isa):
     native_isa, *native = lines_of(here("cpu_kernels"), "scalar")
     foreign_isa, *foreign = lines_of(emulated("cpu_kernels"), cap)
@@ -110,3 +126,13 @@ def test_same_bits_as_here(here, emulated, cap, isa):
 def test_digest(request, tmp_path, where, isa, engine, name):
     command = request.getfixturevalue(where)("cpu_calls")
     check_elsewhere(name, Programs(tmp_path, lambda _, *files: lines_of([*command, *files], isa), engine))
+
+
+@pytest.mark.nightly
+def test_products_of_bytes(tmp_path):
+    """The same sums as one addition after the other. test_instructions.py runs those of x86."""
+    needs_emulator()
+    source, program = "tests/instructions/bytes.cpp", tmp_path / "bytes"
+    options = ["-static", f"-I{BYTES.parent}", *OPTIONS["neondot"]]
+    compile_with([CROSS_COMPILER], *options, source, "-o", program)
+    assert lines_of([EMULATOR, program], "") == ["0 wrong sums"]

@@ -562,7 +562,7 @@ def test_libraries_depend_on_no_place_and_no_cuda():
 @pytest.mark.skipif(not shutil.which("nm"), reason="needs nm")
 def test_instruction_sets_do_not_leak():
     """A shared inline function, compiled for AVX-512, could replace its scalar copy at link time."""
-    folders = [path for isa in ("avx*", "neon") for path in ROOT.glob(f"build/*/CMakeFiles/tandem_{isa}_kernels.dir")]
+    folders = [path for isa in ("avx*", "neon*") for path in ROOT.glob(f"build/*/CMakeFiles/tandem_{isa}_kernels.dir")]
     objects = [(folder, path) for folder in folders for path in folder.rglob("*.isa.cpp.o")]
     if not objects:
         pytest.skip("built elsewhere")
@@ -651,7 +651,7 @@ def test_driver_that_is_older_than_the_toolkit(tmp_path, driver, warns):
     assert (f"the driver supports CUDA up to {driver}: update the driver" in messages) == warns
 
 
-ADDS_BYTES = ("avxvnni", "avx512vnni")  # to another instruction set: products of bytes alone
+ADDS_BYTES = ("avxvnni", "avx512vnni", "neondot")  # to another instruction set: products of bytes alone
 
 
 def compiled_isas(commands):
@@ -668,7 +668,7 @@ def compiled_isas(commands):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("processor", "isas"), [("aarch64", ["neon", "scalar"]), ("riscv64", ["scalar"])])
+@pytest.mark.parametrize(("processor", "isas"), [("aarch64", ["neon", "neondot", "scalar"]), ("riscv64", ["scalar"])])
 def test_kernels_of_other_processors(tmp_path, processor, isas):
     toolchain = tmp_path / "toolchain.cmake"
     toolchain.write_text(f"set(CMAKE_SYSTEM_NAME Linux)\nset(CMAKE_SYSTEM_PROCESSOR {processor})\n")

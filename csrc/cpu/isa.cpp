@@ -7,6 +7,9 @@
 #if defined(TANDEM_X86_KERNELS)
 #include <cpuid.h>
 #endif
+#if defined(TANDEM_NEON_KERNELS) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
 #if defined(TANDEM_AVX512VBMI2_KERNELS) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -66,6 +69,10 @@ bool processor_has(const std::string& isa) {
 #endif
 #elif defined(TANDEM_NEON_KERNELS)
   if (isa == "neon") return true;  // every aarch64 processor has it
+#if defined(__linux__)
+  constexpr unsigned long kDotProducts = 1UL << 20;  // HWCAP_ASIMDDP
+  if (isa == "neondot") return (getauxval(AT_HWCAP) & kDotProducts) != 0;
+#endif
 #endif
   return isa == "scalar";
 }

@@ -36,11 +36,16 @@
 #else
 #define TANDEM_NEON_(X, of)
 #endif
+#if defined(TANDEM_NEONDOT_KERNELS)  // of Neoverse N1, Cortex-A75 and later
+#define TANDEM_NEONDOT_(X, of) X(neondot, neon, of)
+#else
+#define TANDEM_NEONDOT_(X, of)
+#endif
 #define TANDEM_ISAS(X, of) \
   X(scalar, scalar, of)    \
   TANDEM_AVX2_(X, of)      \
   TANDEM_AVXVNNI_(X, of)   \
-  TANDEM_AVX512_(X, of) TANDEM_AVX512VNNI_(X, of) TANDEM_AVX512VBMI2_(X, of) TANDEM_NEON_(X, of)
+  TANDEM_AVX512_(X, of) TANDEM_AVX512VNNI_(X, of) TANDEM_AVX512VBMI2_(X, of) TANDEM_NEON_(X, of) TANDEM_NEONDOT_(X, of)
 
 namespace tandem {
 

@@ -2,6 +2,7 @@
 // AVX-512, AVX2, SSE2 or NEON code. Intrinsics stand only where compilers make poor code of the expressions.
 //
 // TANDEM_NEON: of the instruction set neon. Every compiler for aarch64 has its intrinsics, but scalar does without.
+// TANDEM_DOT: of neondot, beside TANDEM_NEON.
 #pragma once
 
 #include <cstdint>

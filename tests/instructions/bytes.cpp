@@ -126,8 +126,8 @@ int64_t wrong(CountTile<E>* kernel, FillPanel<E>* fill, bool on_bytes) {
   };
   if (lines) {
     fill_lines({&g, counts.data(), sizes, layout, group, 0, g.batch, 0, rows.get()});
-    args.pieces = {g.kernel_h, g.kernel_w * sizes.group_counts, {}, layout.stride};
-    args.pieces.band = g.out_height * g.out_width, args.pieces.band_bytes = layout.image_bytes(g);
+    const int64_t band = g.out_height * g.out_width;
+    args.pieces = {g.kernel_h, g.kernel_w * sizes.group_counts, {}, layout.stride, band, layout.image_bytes(g)};
     for (int64_t kh = 0; kh < g.kernel_h; ++kh) {
       args.pieces.at[kh] = layout.place_of(g, kh * g.dilation_h) * g.out_width * layout.stride;
     }

@@ -6,7 +6,7 @@
 
 namespace tandem::TANDEM_ISA {
 
-#if defined(__AVX2__)
+#if defined(__AVX2__) || defined(TANDEM_DOT)
 
 // n bytes. Both arrays may be unaligned.
 TANDEM_HOST void copy_bytes(uint8_t* to, const uint8_t* from, int64_t n) {

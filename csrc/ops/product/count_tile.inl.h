@@ -2,8 +2,9 @@
 // neuron that waits needs one product whatever the number of time steps. 16-bit weights are two digits of 8 bits, with
 // a sum each.
 //
-// With VNNI, an instruction multiplies four bytes and adds them to 32 bits. Without, one multiplies two bytes and adds
-// both products in 16 bits, where the sums of several of them fit: the smaller the counts, the more.
+// With VNNI, an instruction multiplies four bytes and adds them to 32 bits; so does one of aarch64, where both are
+// signed: a count beyond 127 takes two products. Other instructions of x86 multiply two bytes and add both products in
+// 16 bits, where the sums of several of them fit: the smaller the counts, the more.
 //
 // The weights were rearranged when they were packed (fill_panel); the inputs of some output pixels are, once for all
 // blocks of outputs (count_rows.inl.h).
@@ -17,7 +18,7 @@
 
 namespace tandem::TANDEM_ISA {
 
-#if defined(__AVX2__)
+#if defined(__AVX2__) || defined(TANDEM_DOT)
 
 using Quads = Vec<int32_t>;  // lanes of four bytes, or sums
 
@@ -85,6 +86,10 @@ TANDEM_HOST Quads broadcast_quad(const uint8_t* counts) {
   int32_t four;
   std::memcpy(&four, counts, sizeof(four));
   return reinterpret_cast<Quads>(_mm512_set1_epi32(four));
+#elif defined(TANDEM_DOT)
+  int32_t four;
+  std::memcpy(&four, counts, sizeof(four));
+  return reinterpret_cast<Quads>(vdupq_n_s32(four));
 #else
   float four;  // GCC would load an integer by way of a register
   std::memcpy(&four, counts, sizeof(four));
@@ -120,39 +125,71 @@ struct Rows {
   TANDEM_HOST Rows from(int64_t row) const { return {first + row * stride, stride}; }
 };
 
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+// Which bits of a count are multiplied.
+enum class Bits { kAll, kLow, kHigh };
 
-// sums += the products of each four bytes. GCC would copy every sum of an intrinsic to another register and back.
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__) || defined(TANDEM_DOT)
+
+#if defined(TANDEM_DOT)
+constexpr int64_t kLargestFactor = 127;
+#else
+constexpr int64_t kLargestFactor = 255;
+#endif
+
+// sums += the products of each four bytes, counts up to kLargestFactor. GCC would copy every sum of an intrinsic of x86
+// to another register and back.
 TANDEM_HOST void add_products(Quads& sums, Quads counts, Quads weights) {
 #if defined(__AVX512VNNI__)
   asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(counts), "v"(weights));
-#else
+#elif defined(__AVXVNNI__)
   asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sums) : "x"(counts), "x"(weights));
+#else
+  sums = reinterpret_cast<Quads>(vdotq_s32(reinterpret_cast<int32x4_t>(sums), reinterpret_cast<int8x16_t>(counts),
+                                           reinterpret_cast<int8x16_t>(weights)));
 #endif
 }
 
 // sum[pixel, output] += counts * weights for kPixels pixels, kVectors vectors of outputs and `quads` quads of features.
 // begins: sum is 0, whatever it holds.
-template <int kVectors, int kPixels>
-TANDEM_HOST void multiply(const Rows& counts, const BlockOfWeights& block, int64_t quads, int64_t, bool begins,
-                          int32_t* sum) {
+template <int kVectors, int kPixels, Bits kBits>
+TANDEM_HOST void multiply_bits(const Rows& counts, const BlockOfWeights& block, int64_t quads, bool begins,
+                               int32_t* sum) {
   Quads total[kPixels][kVectors];
   const auto sums = [&](int p, int v) TANDEM_INLINE {
     return reinterpret_cast<Quads*>(sum + p * block.outputs + int64_t{v} * kLanes<int32_t>);
   };
   unrolled<kPixels>([&](int p) TANDEM_INLINE {
-    unrolled<kVectors>([&](int v) TANDEM_INLINE { total[p][v] = begins ? Quads{} : *sums(p, v); });
+    unrolled<kVectors>([&](int v)
+                           TANDEM_INLINE { total[p][v] = begins || kBits == Bits::kHigh ? Quads{} : *sums(p, v); });
   });
   for (int64_t q = 0; q < quads; ++q) {
     Quads weights[kVectors];
     block.load(q, weights);
     unrolled<kPixels>([&](int p) TANDEM_INLINE {
-      const Quads input = broadcast_quad(counts.first + p * counts.stride + 4 * q);
+      Quads input = broadcast_quad(counts.first + p * counts.stride + 4 * q);
+      if constexpr (kBits == Bits::kLow) input &= 0x7F7F7F7F;
+      if constexpr (kBits == Bits::kHigh) input = input >> 7 & 0x01010101;
       unrolled<kVectors>([&](int v) TANDEM_INLINE { add_products(total[p][v], input, weights[v]); });
     });
   }
-  unrolled<kPixels>([&](int p)
-                        TANDEM_INLINE { unrolled<kVectors>([&](int v) TANDEM_INLINE { *sums(p, v) = total[p][v]; }); });
+  unrolled<kPixels>([&](int p) TANDEM_INLINE {
+    unrolled<kVectors>([&](int v) TANDEM_INLINE {
+      *sums(p, v) = kBits == Bits::kHigh ? *sums(p, v) + 128 * total[p][v] : total[p][v];
+    });
+  });
+}
+
+template <int kVectors, int kPixels>
+TANDEM_HOST void multiply(const Rows& counts, const BlockOfWeights& block, int64_t quads, int64_t largest, bool begins,
+                          int32_t* sum) {
+  if constexpr (kLargestFactor < 255) {
+    if (largest > kLargestFactor) {
+      multiply_bits<kVectors, kPixels, Bits::kLow>(counts, block, quads, begins, sum);
+      multiply_bits<kVectors, kPixels, Bits::kHigh>(counts, block, quads, false, sum);
+      return;
+    }
+  }
+  multiply_bits<kVectors, kPixels, Bits::kAll>(counts, block, quads, begins, sum);
 }
 
 #else
@@ -175,9 +212,6 @@ TANDEM_HOST Quads pair_sums(Vec<int16_t> pairs, int16_t factor) {
   return reinterpret_cast<Quads>(_mm256_madd_epi16(reinterpret_cast<__m256i>(pairs), _mm256_set1_epi16(factor)));
 #endif
 }
-
-// Which bits of a count are multiplied.
-enum class Bits { kAll, kLow, kHigh };
 
 // Quads of features whose products, two of a quad in a sum, fit 16 bits: counts up to `largest` times -128 to 127.
 constexpr int64_t quads_in_16_bits(int64_t largest) { return 128 / largest; }
@@ -230,11 +264,13 @@ TANDEM_HOST void multiply(const Rows& counts, const BlockOfWeights& block, int64
 
 #endif
 
-// Measured: docs/performance_notes.md.
+// Measured: docs/performance_notes.md; but on aarch64 the slope is that of AVX-VNNI, or half of it for two products.
 inline double byte_slope(int64_t largest) {
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+#if defined(__AVX512VNNI__)
   static_cast<void>(largest);
-  return kVectorBytes == 64 ? 5 : 2.5;
+  return 5;
+#elif defined(__AVXVNNI__) || defined(TANDEM_DOT)
+  return largest <= kLargestFactor ? 2.5 : 1.25;
 #else
   return largest <= 128 ? 1.6 : 0.8;
 #endif
@@ -244,7 +280,7 @@ inline double byte_slope(int64_t largest) {
 template <int kVectors>
 TANDEM_HOST void multiply_rows(const Rows& counts, int64_t rows, const BlockOfWeights& block, int64_t quads,
                                int64_t largest, bool begins, int32_t* sum) {
-  constexpr int kMost = kVectorBytes == 64 ? 6 : 12 / kVectors;  // as many sums as there are registers for
+  constexpr int kMost = kVectorBytes == 32 ? 12 / kVectors : 6;  // as many sums as there are registers for
   int64_t row = 0;
   for (; row + kMost <= rows; row += kMost) {
     multiply<kVectors, kMost>(counts.from(row), block, quads, largest, begins, sum + row * block.outputs);

@@ -14,7 +14,8 @@
 // - Lists of windows (window_lists.inl.h): made anew for each block of output channels, where the weights are few.
 // - Lists of counts (count_lists.inl.h): the inputs whose count is not zero, each with its count.
 // - Tables (event_tables.inl.h): 5 inputs look up the sum of their rows of weights.
-// - Bytes (count_tile.inl.h): counts times 8-bit digits of weights. Scalar code and NEON have tables in their place.
+// - Bytes (count_tile.inl.h): counts times 8-bit digits of weights. Scalar code and NEON without dot
+//   products have tables in their place.
 //
 // "auto" compares the density of each sample with a crossover that was measured; integers give the same sums in all.
 #include <torch/csrc/stable/library.h>
