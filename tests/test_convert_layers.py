@@ -165,6 +165,10 @@ NETS = {
     ),
     "grown cats": lambda: between(grown, 44, a=conv(8, 4), b=conv(12, 6), act=nn.ReLU()),
     "grown cats of values": lambda: between(grown, 44, a=conv(8, 4), b=conv(12, 6), act=nn.PReLU()),
+    "cat of channels that were repeated": lambda: between(
+        lambda n, x: torch.cat([x.repeat_interleave(2, 1), torch.cat([x, x, n.act(n.a(x))], 1)], 1), 36, a=conv(8, 4),
+        act=nn.ReLU(),
+    ),
     "flat cat": lambda: flat(lambda n, x: torch.cat([x, F.relu(n.a(x))], 1).flatten(1), 12 * 96, a=conv(8, 4)),
     "cat before the read-out": lambda: Net(
         lambda n, x: n.fc((lambda y: torch.cat([y, F.relu(n.a(y))], 1))(F.relu(n.first(x))).flatten(1)),
@@ -834,6 +838,20 @@ def test_dropout_before_a_concatenation():
     with pytest.raises(ValueError, match=r"SpikeCat: .*\(dropout in some branches only\?\)"):
         snn(torch.rand(2, 3, 8, 8))
     assert snn.eval()(torch.rand(2, 3, 8, 8)).isfinite().all()
+
+
+def test_a_concatenation_that_is_not_needed(recwarn):
+    """It cannot be written, as a later one that begins with it can."""
+
+    def forward(net, x):
+        a, b = (F.relu(x).flatten(1) for x in (net.a(x), net.b(x)))
+        return net.fc(torch.cat([a, b, F.relu(net.c(x)).flatten(1)], 1)), torch.cat([a, b], 1)
+
+    ann = Net(forward, a=conv(3, 4), b=conv(3, 4), c=conv(3, 4), fc=nn.Linear(12 * 16, 5)).eval()
+    x = torch.rand(8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    got = convert(ann, 8, calibrate=x)(x)
+    for part, want in zip(got, ann(x), strict=True):
+        assert (part - want).norm() < 0.05 * want.norm()
 
 
 def test_a_concatenation_reads_the_one_that_it_begins_with():

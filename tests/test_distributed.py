@@ -162,3 +162,12 @@ def test_synchronised_batch_norm_of_one_process(monkeypatch):
     torch.testing.assert_close(got, want, rtol=0, atol=0)
     torch.testing.assert_close(list(other.state_dict().values()), list(ours.state_dict().values()), rtol=0, atol=0)
     assert not torch.equal(want[0], want[-1])
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, nn.SyncBatchNorm])
+def test_a_norm_without_a_bias(kind):
+    layer = TandemConv2d(1, 6, 3, neuron=IF(0.5), norm="batch")
+    layer.norm = kind(6)
+    layer.norm.register_parameter("bias", None)
+    layer(Encode(8)(images().float())).count.sum().backward()
+    assert layer.norm.weight.grad.any()

@@ -135,6 +135,40 @@ def test_parts_of_a_batch(dtype):
     torch.testing.assert_close(totals, torch.stack(want[1:]), rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("weights", [None, "int8"])
+@pytest.mark.parametrize(
+    ("mode", "neuron"), [("impulse", tc.RadixIF(level=2.0)), ("constant", tc.IF(0.5, initial=0.5, two_phase=True))]
+)
+def test_a_layer_with_half_of_a_batch(mode, neuron, weights, monkeypatch):
+    """As if another process had the same half: statistics and gradients are the ones of both halves in one process."""
+    half = torch.rand(5, 3, 8, 8, generator=generator(3), dtype=torch.float64)
+
+    def trained(x, whole):
+        torch.manual_seed(0)
+        conv = tc.TandemConv2d(3, 6, 3, norm="batch", neuron=neuron, dtype=torch.float64)
+        conv.norm.momentum = 0.3
+        net = nn.Sequential(tc.Encode(4, mode), conv)
+        if weights:
+            tc.quantise(net, 8)
+        net = net if whole else nn.SyncBatchNorm.convert_sync_batchnorm(net)
+        factors = 1 + torch.arange(6.0, dtype=torch.float64).view(-1, 1, 1)
+        value = net(x).value
+        (value * factors).sum().backward()
+        return value[:5].detach(), [p.grad for p in net.parameters()], [*net[1].norm.buffers()]
+
+    want = trained(half.repeat(2, 1, 1, 1), True)
+    monkeypatch.setattr(all_processes, "group_of", lambda norm: "a group")
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group: 2)
+    monkeypatch.setattr(torch.distributed, "all_gather", lambda to, own, group: [x.copy_(own) for x in to])
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda sums, group: sums.mul_(2))
+    got = trained(half, False)
+    same(got[0], want[0])
+    for g, w in zip(got[1], want[1], strict=True):
+        torch.testing.assert_close(2 * g, w, rtol=1e-10, atol=1e-10)
+    for g, w in zip(got[2], want[2], strict=True):
+        torch.testing.assert_close(g, w, rtol=1e-12, atol=1e-12)
+
+
 def test_any_strides():
     bits, product, mean, var, gamma, beta = operands((3, 5, 4, 2), torch.float32, 0)
     grad = torch.randn(product.shape, generator=generator(1))

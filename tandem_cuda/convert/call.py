@@ -391,7 +391,7 @@ class Call:
     def repeated(self, times: int) -> Any:
         """Concatenate the input several times along the channels."""
         train = self.spikes()
-        return train if times == 1 else self._writer.joined(self.node, self.node.all_input_nodes[:1] * times)
+        return train if times == 1 else self._writer.joined(self.node, (self.node.all_input_nodes[0],) * times)
 
     def interpolate(self, resize: Resize) -> Any:
         """Interpolate images. The result has neurons, or is computed by the ANN's call where it goes into the read-out.
@@ -411,7 +411,7 @@ class Call:
         tensors = self.node.args[0] if self.node.args else self.node.kwargs.get("tensors")
         if not isinstance(tensors, (list, tuple)):
             raise Unconvertible("list what it concatenates, as in torch.cat([a, b], 1)")
-        nodes = [self._spiking(argument, "concatenate") for argument in tensors]
+        nodes = tuple(self._spiking(argument, "concatenate") for argument in tensors)
         return self._writer.joined(self.node, nodes)
 
     def pieces(self, bounds: Callable[[int], list[tuple[int, int]]]) -> Any:

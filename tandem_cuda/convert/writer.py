@@ -74,7 +74,7 @@ class Writer:
         """As in :class:`LevelUsers`."""
         self.like = next(self.ann.parameters(), torch.empty(0))
         """For the device and dtype of constants."""
-        self.joins: dict[tuple[fx.Node, ...], fx.Node] = {}
+        self.joins: dict[tuple[fx.Node, ...], tuple[fx.Node, Train]] = {}
         self.constants: set[str] = set()
         """The names of the ANN's tensors whose values have become constants."""
         self.now: fx.Node | None = None
@@ -294,12 +294,11 @@ class Writer:
         size = self.trace.sizes.get(node)
         return train if train.channels is not None or size is None else replace(train, channels=size[1])
 
-    def joined(self, node: fx.Node, nodes: list[fx.Node]) -> Train:
+    def joined(self, node: fx.Node, every: tuple[fx.Node, ...]) -> Train:
         """Concatenate trains along the channels; the first ones, as an earlier concatenation has them, in one go."""
-        earlier = next((n for n in range(len(nodes) - 1, 1, -1) if tuple(nodes[:n]) in self.joins), 0)
-        self.joins[tuple(nodes)] = node
-        nodes = [self.joins[tuple(nodes[:earlier])], *nodes[earlier:]] if earlier else nodes
-        trains = [self.train(x) for x in nodes]
+        earlier = next((n for n in range(len(every) - 1, 1, -1) if every[:n] in self.joins), 0)
+        found = [self.joins[every[:earlier]]] if earlier else []
+        nodes, trains = map(list, zip(*found, *((x, self.train(x)) for x in every[earlier:]), strict=True))
         levels = list(dict.fromkeys(train.level for train in trains))
         differ = self.options.calibrated and (len(levels) > 1 or any(train.sources is not None for train in trains))
         if differ and any(train.features and train.dims is None for train in trains):
@@ -319,7 +318,7 @@ class Writer:
             self.cats.append((cat, [None if train.sources is not None else train.level for train in trains]))
         name = self.named(node.name, cat)
         self.origins.append(Origin(name, self.word(node), (node.name,), node.name))
-        return Train(
+        whole = Train(
             self.graph.call_module(name, tuple(train.node for train in trains)),
             None if differ else levels[0],
             signed=any(train.signed for train in trains),
@@ -328,6 +327,8 @@ class Writer:
             dims=next((train.dims for train in trains if train.dims is not None), None),
             features=all(train.features for train in trains),
         )
+        self.joins[every] = node, whole
+        return whole
 
     def gated(self, node: fx.Node, train: Train, gate: Real) -> Train:
         """Write the neurons of a product of spikes and a gate."""

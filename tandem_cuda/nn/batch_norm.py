@@ -44,6 +44,7 @@ def fuses(norm: Any, product: Tensor, features: int) -> bool:
     return (
         (type(norm) in NORMS or type(norm) is nn.SyncBatchNorm)
         and norm.affine
+        and norm.bias is not None
         and (product.dim() == 2 or (type(norm) is not nn.BatchNorm1d and features == 1))
         and norm.momentum is not None
         and not (norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks)

@@ -307,8 +307,11 @@ def _moved_statistics(
 
     Returns mean and biased variance of ``product`` itself, each [O], or of all processes' products.
     """
-    mean, var = ops.batch_statistics.trusted(product.detach())
     group = all_processes.group_of(norm)
+    if group is not None and product.numel() == 0:  # others wait for what this process has to say
+        mean, var = product.new_zeros(2, product.shape[1])
+    else:
+        mean, var = ops.batch_statistics.trusted(product.detach())
     if group is not None:
         rows = product.numel() // product.shape[1]
         mean, var, shared = all_processes.statistics_of_all(mean, var, rows, group)

@@ -124,8 +124,8 @@ def packed_like(weight: Tensor, groups: int) -> tuple[tuple[int, ...], torch.dty
     On CUDA, weights of layers with 16 or more input and output channels per group are packed twice: in rows, and for
     tensor cores, which take no float64 (csrc/ops/product/fragment_layout.h). Behind them are the units of floats, one
     for each output channel (whole_weight.h). On a CPU that multiplies bytes, weights of layers with 8 or more input
-    channels per group are packed twice, too (panel_layout.h): integers with AVX2, floats with matrix tiles alone. The
-    instruction set of a CPU may change.
+    channels per group are packed twice, too (panel_layout.h): integers with AVX2 or dot products of aarch64, floats
+    with matrix tiles alone. The instruction set of a CPU may change.
     """
     dtype = (_PACKED_ON_CUDA if weight.is_cuda else _PACKED).get(weight.dtype, weight.dtype)
     channels = weight.shape[1]
