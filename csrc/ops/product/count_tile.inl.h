@@ -21,16 +21,18 @@ namespace tandem::TANDEM_ISA {
 #if defined(__AVX2__) || defined(TANDEM_DOT)
 
 using Quads = Vec<int32_t>;  // lanes of four bytes, or sums
+typedef int16_t Halves __attribute__((vector_size(sizeof(Quads) / 2)));
 
 // Writes a panel. integers(row, output): the weights from this output on, in as many bits as kDigits take.
 template <int kDigits, class E, class F>
 TANDEM_HOST void fill_digits(const PanelArgs<E>& a, const F& integers) {
   const PanelSizes& sizes = a.sizes;
-  for (int64_t part = 0; part < a.block / kPartOutputs; ++part) {
-    uint8_t* const to = a.panel + part * sizes.part_bytes();
-    for (int64_t tap = 0; tap < a.taps; ++tap) {
-      for (int64_t c = 0; c < sizes.group_counts; c += 4) {
-        uint8_t* const quads = to + (tap * sizes.group_counts + c) * kPartOutputs;
+  const int64_t parts = a.block / kPartOutputs;
+  for (int64_t tap = 0; tap < a.taps; ++tap) {
+    for (int64_t c = 0; c < sizes.group_counts; c += 4) {
+      // All parts of a row, which is a line of the cache or more.
+      for (int64_t part = 0; part < parts; ++part) {
+        uint8_t* const quads = a.panel + part * sizes.part_bytes() + (tap * sizes.group_counts + c) * kPartOutputs;
         for (int64_t at = 0; at < kPartOutputs; at += kLanes<int32_t>) {
           Quads four[kDigits] = {};
           for (int64_t i = 0; i < 4 && c + i < a.channels; ++i) {
@@ -46,9 +48,11 @@ TANDEM_HOST void fill_digits(const PanelArgs<E>& a, const F& integers) {
         }
       }
     }
-    const int64_t written = a.taps * sizes.group_counts;
+  }
+  const int64_t written = a.taps * sizes.group_counts;
+  for (int64_t part = 0; part < parts; ++part) {
     for (int64_t digit = 0; digit < kDigits; ++digit) {
-      std::memset(to + digit * sizes.digit_bytes(a.block) + written * kPartOutputs, 0,
+      std::memset(a.panel + part * sizes.part_bytes() + digit * sizes.digit_bytes(a.block) + written * kPartOutputs, 0,
                   static_cast<size_t>((sizes.depth - written) * kPartOutputs));
     }
   }
@@ -76,7 +80,9 @@ void fill_panel(const PanelArgs<E>& a) {
   fill_digits<kDigits>(a, [&](int64_t row, int64_t output) TANDEM_INLINE {
     Few few;
     std::memcpy(&few, from(row, output), sizeof(few));
-    return __builtin_convertvector(few, Quads);
+    // GCC would convert bytes to 32 bits one by one.
+    const Halves half = __builtin_convertvector(few, Halves);
+    return __builtin_convertvector(half, Quads);
   });
 }
 
