@@ -285,7 +285,8 @@ class Run:
         capability = self.capability()
         architectures = {"TORCH_CUDA_ARCH_LIST": capability} if capability else {}
         # A compiler that warns of something new does not end all that is measured.
-        settings = {"TANDEM_CUDA": "ON", "CMAKE_ARGS": "-DCMAKE_COMPILE_WARNING_AS_ERROR=OFF", **architectures}
+        given = f"{os.environ.get('CMAKE_ARGS', '')} -DCMAKE_COMPILE_WARNING_AS_ERROR=OFF".strip()
+        settings = {"TANDEM_CUDA": "ON", "CMAKE_ARGS": given, **architectures}
         self.must(step, [*pip, "-v", "-e", "."], **settings)
 
     def install(self, step: Step) -> None:
