@@ -185,7 +185,10 @@ class PtxHost(Host):
             part.write_bytes(module)
             part.rename(source)
         # Nothing warns of generated code, nor checks what C++ leaves undefined: PTX defines it, and ptx.h does so, too.
-        return self.object(source, variant, "-g0", "-w", "-fno-strict-aliasing", "-fno-sanitize=undefined")
+        # Between registers on the stack, of which some have addresses, AddressSanitizer would have zones to watch, and
+        # the compiler work for minutes.
+        others = ["-fno-strict-aliasing", "-fno-sanitize=undefined", "--param=asan-stack=0"]
+        return self.object(source, variant, "-g0", "-w", *others)
 
     def object(self, source, variant, *flags):
         return self._once(f"{source.stem}-{variant}.o", [*self._command(variant), *flags, "-c", source])
