@@ -169,6 +169,30 @@ def test_a_layer_with_half_of_a_batch(mode, neuron, weights, monkeypatch):
         torch.testing.assert_close(g, w, rtol=1e-12, atol=1e-12)
 
 
+def test_a_layer_without_rows(monkeypatch):
+    """The batch is another process's alone: its statistics, and no gradient."""
+    sent = torch.tensor([0.5] * 6 + [2.0] * 6 + [10.0], dtype=torch.float64)
+    own = []
+
+    def all_gather(to, part, group):
+        own.append(part)
+        for x, from_ in zip(to, (part, sent), strict=True):
+            x.copy_(from_)
+
+    monkeypatch.setattr(all_processes, "group_of", lambda norm: "a group")
+    monkeypatch.setattr(batch_norm, "group_of", lambda norm: "a group")
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group: 2)
+    monkeypatch.setattr(torch.distributed, "all_gather", all_gather)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda sums, group: None)
+    layer = tc.TandemLinear(4, 6, norm="batch", bias=False, dtype=torch.float64)
+    layer.norm = nn.SyncBatchNorm(6, dtype=torch.float64)
+    layer(tc.SpikeTrain(planes(8, 0, 4, seed=0), 8, dtype=torch.float64)).count.sum().backward()
+    assert [part.tolist() for part in own] == [[0.0] * 13]
+    torch.testing.assert_close(layer.norm.running_mean, torch.full((6,), 0.05, dtype=torch.float64))
+    torch.testing.assert_close(layer.norm.running_var, torch.full((6,), 0.9 + 0.2 * 10 / 9, dtype=torch.float64))
+    assert not layer.weight.grad.any()
+
+
 def test_any_strides():
     bits, product, mean, var, gamma, beta = operands((3, 5, 4, 2), torch.float32, 0)
     grad = torch.randn(product.shape, generator=generator(1))

@@ -295,7 +295,7 @@ class Writer:
         return train if train.channels is not None or size is None else replace(train, channels=size[1])
 
     def joined(self, node: fx.Node, every: tuple[fx.Node, ...]) -> Train:
-        """Concatenate trains along the channels; the first ones, as an earlier concatenation has them, in one go."""
+        """Concatenate trains along the channels. If an earlier concatenation is of the first ones, take its result."""
         earlier = next((n for n in range(len(every) - 1, 1, -1) if every[:n] in self.joins), 0)
         found = [self.joins[every[:earlier]]] if earlier else []
         nodes, trains = map(list, zip(*found, *((x, self.train(x)) for x in every[earlier:]), strict=True))

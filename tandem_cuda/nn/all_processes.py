@@ -96,7 +96,7 @@ class NormCount(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients; the ones of gamma and beta are of this process alone, as all of weights."""
+        """Return the gradients. The gradients of gamma and beta are of this process's part of the batch."""
         product, mean, var, gamma, beta, unit, rows = ctx.saved_tensors
 
         def added_up(sums: Tensor) -> None:

@@ -48,8 +48,6 @@ def fuses(norm: Any, product: Tensor, features: int) -> bool:
         and (product.dim() == 2 or (type(norm) is not nn.BatchNorm1d and features == 1))
         and norm.momentum is not None
         and not (norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks)
-        and (
-            product.numel() > product.shape[1]  # a single value has no variance: let torch raise its error
-            or group_of(norm) is not None
-        )  # other processes may have more
+        # A single value has no variance: let torch raise its error, unless other processes have more values.
+        and (product.numel() > product.shape[1] or group_of(norm) is not None)
     )

@@ -305,19 +305,21 @@ def _moved_statistics(
 ) -> tuple[Tensor, Tensor, Shared | None]:
     """Update the running statistics with the statistics of repeats * unit * product + missing, as batch norm does.
 
-    Returns mean and biased variance of ``product`` itself, each [O], or of all processes' products.
+    Returns mean and biased variance of ``product`` itself, each [O]; with SyncBatchNorm, of the products of all
+    processes, and what the gradient needs to know of them.
     """
     group = all_processes.group_of(norm)
-    if group is not None and product.numel() == 0:  # others wait for what this process has to say
-        mean, var = product.new_zeros(2, product.shape[1])
-    else:
-        mean, var = ops.batch_statistics.trusted(product.detach())
     if group is not None:
         rows = product.numel() // product.shape[1]
+        if rows:
+            mean, var = ops.batch_statistics.trusted(product.detach())
+        else:  # the other processes wait for this one
+            mean = var = product.new_zeros(product.shape[1])
         mean, var, shared = all_processes.statistics_of_all(mean, var, rows, group)
         if not recomputing():
             all_processes.move_statistics(norm, mean, var, shared, unit, repeats, missing)
         return mean, var, shared
+    mean, var = ops.batch_statistics.trusted(product.detach())
     if not recomputing():
         running = norm.running_mean, norm.running_var, norm.num_batches_tracked
         factors = {"unit": unit, "repeats": repeats, "momentum": norm.momentum}
