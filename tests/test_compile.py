@@ -2,8 +2,10 @@
 
 import copy
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +25,7 @@ from tandem_cuda import (
     TandemConv2d,
     TandemLinear,
     freeze,
+    ops,
 )
 from tandem_cuda.nn.tandem import TandemLayer
 from tandem_cuda.ops.compiling import assume_constant_result
@@ -238,3 +241,40 @@ def test_code_in_the_cache_serves_one_instruction_set(tmp_path):
     for isa in ("avx512vbmi2", "amx"):
         environment = {**os.environ, "TANDEM_CPU_ISA": isa, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
         subprocess.run([sys.executable, "-c", CACHED], check=True, env=environment)
+
+
+GRADIENT = """
+import torch
+from torch import nn
+from torch._dynamo.utils import counters
+from tandem_cuda import Encode, TandemLinear
+torch.manual_seed(0)
+net = nn.Sequential(Encode(4), TandemLinear(8, 8), TandemLinear(8, 4))
+torch.compile(net)(3 * torch.rand(2, 8)).count.sum().backward()
+print(counters["aot_autograd"]["autograd_cache_hit"], net[2].weight.grad.double().sum().item())
+"""
+
+
+@pytest.mark.slow
+def test_graphs_in_the_cache_serve_one_version(tmp_path):
+    """The backward pass comes with a graph of torch's cache. Another version may have other gradients."""
+    here, package = Path(ops.__file__).parent.parent, tmp_path / "tandem_cuda"
+    shutil.copytree(here, package, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    for library in here.glob("*.so"):
+        (package / library.name).symlink_to(library)
+
+    def gradient():
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+        printed = subprocess.check_output([sys.executable, "-c", GRADIENT], env=environment, cwd=tmp_path, text=True)
+        hits, total = printed.split()
+        return int(hits), float(total)
+
+    hits, total = gradient()
+    assert hits == 0
+    assert total != 0
+    assert gradient() == (1, total)
+    source = package / "ops" / "tandem_count.py"
+    before = source.read_text()
+    source.write_text(before.replace("return None, grad, *", "return None, 2 * grad, *"))
+    assert source.read_text() != before
+    assert gradient() == (0, 2 * total)

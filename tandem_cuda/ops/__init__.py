@@ -6,6 +6,7 @@ N batch.
 
 from .. import _C as _C  # registers the operators of torch.ops.tandem_cuda
 from .batch_statistics import batch_statistics
+from .compiling import tag_compiled_graphs
 from .count_conv2d import count_conv2d
 from .count_linear import count_linear
 from .fold_norm import fold_norm
@@ -29,6 +30,7 @@ from .unpack_spikes import unpack_spikes
 from .update_statistics import update_statistics_
 
 register_products()
+tag_compiled_graphs()
 
 __all__ = [
     "batch_statistics",
