@@ -9,9 +9,19 @@ from torch import fx, nn
 from torch.func import functional_call
 
 from exact import dyadic, same
-from tandem_cuda import RadixIF, SpikeTrain, TandemAdd, TandemConv1d, TandemConv2d, TandemLinear, freeze
+from tandem_cuda import (
+    Encode,
+    RadixIF,
+    SpikeTrain,
+    TandemAdd,
+    TandemConv1d,
+    TandemConv2d,
+    TandemLinear,
+    freeze,
+    quantise,
+)
 from tandem_cuda.nn import TandemElementwise
-from tandem_cuda.nn.repeated import RadixCall
+from tandem_cuda.nn.repeated import OrderedCall, RadixCall
 from test_python_calls import python_calls
 
 pytest.importorskip("safetensors")
@@ -21,6 +31,10 @@ NEURON = RadixIF(level=4.0)
 def train(*shape, seed=0, steps=4, amplitude=0.25):
     bits = torch.randint(0, 1 << steps, (1, *shape), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
     return SpikeTrain(bits, steps, amplitude=amplitude, radix=True)
+
+
+def pixels(*shape, seed=0):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 4
 
 
 def conv(**named):
@@ -38,6 +52,13 @@ def joined(*branches):
     return alone(TandemAdd(*branches, neuron=NEURON), len(branches))
 
 
+def encoded(layer):
+    """A network whose layer takes pixels."""
+    network = nn.Sequential(Encode(4, "impulse"), layer)
+    quantise(network, 8)
+    return network
+
+
 IMAGE = (2, 16, 6, 6)
 NETWORKS = {
     "convolution": lambda: (alone(conv()), [IMAGE]),
@@ -46,6 +67,11 @@ NETWORKS = {
     "identity": lambda: (joined(conv(), nn.Identity()), [IMAGE] * 2),
     "identity first": lambda: (joined(nn.Identity(), conv()), [IMAGE] * 2),
     "two products": lambda: (joined(TandemConv2d(16, 16, 1), conv()), [IMAGE] * 2),
+}
+
+OF_PIXELS = {
+    "pixels": lambda: (encoded(conv()), [IMAGE]),
+    "rows of pixels": lambda: (encoded(TandemLinear(16, 8, neuron=NEURON, bias=False)), [(3, 5, 16)]),
 }
 
 OTHERS = {
@@ -57,6 +83,8 @@ OTHERS = {
         joined(TandemElementwise(8, 8, 8, neuron=NEURON, of_features=True), nn.Identity()),
         [(3, 5, 8)] * 2,
     ),
+    "padded pixels": lambda: (encoded(conv(padding_mode="circular")), [IMAGE]),
+    "a line of pixels": lambda: (encoded(TandemConv1d(16, 16, 3, neuron=NEURON)), [(2, 16, 9)]),
     "sum of three": lambda: (joined(conv(), nn.Identity(), nn.Identity()), [IMAGE] * 3),
 }
 """Whose calls are more than one operator's."""
@@ -66,33 +94,53 @@ def made(network, shapes):
     with torch.no_grad():
         for i, p in enumerate(network.parameters()):
             p.copy_(dyadic(*p.shape, seed=i))
-    return freeze(network), [train(*shape, seed=i) for i, shape in enumerate(shapes)]
+    frozen = freeze(network)
+    signal = pixels if isinstance(frozen.layers[0].layer, Encode) else train
+    return frozen, [signal(*shape, seed=i) for i, shape in enumerate(shapes)]
+
+
+@pytest.fixture(params=[*NETWORKS, *OF_PIXELS])
+def case(request):
+    return made(*(NETWORKS | OF_PIXELS)[request.param]())
 
 
 @pytest.fixture(params=NETWORKS)
-def case(request):
+def case_of_spikes(request):
     return made(*NETWORKS[request.param]())
 
 
 @pytest.fixture
 def calls(monkeypatch):
     """How often an operator was run at once."""
-    seen, run = [], RadixCall.run
+    seen = []
 
-    def counting(self, inputs):
-        seen.append(self)
-        return run(self, inputs)
+    def counting(run):
+        def counted(self, inputs):
+            seen.append(self)
+            return run(self, inputs)
 
-    monkeypatch.setattr(RadixCall, "run", counting)
+        return counted
+
+    for call in (RadixCall, OrderedCall):
+        monkeypatch.setattr(call, "run", counting(call.run))
     return seen
 
 
 def layer_of(frozen):
-    return frozen.layers[0].layer
+    return frozen.layers[-1].layer
 
 
 def other(inputs, seed=9):
-    return [x.replace(bits=train(*x.shape, seed=seed + i).bits) for i, x in enumerate(inputs)]
+    def of(x, seed):
+        if isinstance(x, torch.Tensor):
+            return pixels(*x.shape, seed=seed)
+        return x.replace(bits=train(*x.shape, seed=seed).bits)
+
+    return [of(x, seed + i) for i, x in enumerate(inputs)]
+
+
+def changed(x):
+    return x * 0.5 if x.is_floating_point() else -x
 
 
 def fresh(frozen, inputs):
@@ -123,11 +171,11 @@ def test_constants_that_have_changed(case, calls):
         frozen(*inputs)
         assert len(calls) == before + 1
         tensor = layer.get_buffer(name)
-        tensor.mul_(0.5)  # in place
+        tensor.copy_(changed(tensor))  # in place
         same(frozen(*inputs).bits, fresh(frozen, inputs).bits)
         assert len(calls) == before + 1
         parent, _, leaf = name.rpartition(".")
-        layer.get_submodule(parent).register_buffer(leaf, tensor * 4)  # another tensor
+        layer.get_submodule(parent).register_buffer(leaf, changed(tensor))  # another tensor
         same(frozen(*inputs).bits, fresh(frozen, inputs).bits)
         assert len(calls) == before + 1
 
@@ -174,8 +222,8 @@ def test_calls_that_are_more_than_an_operator(name, calls):
     assert not calls
 
 
-def test_other_inputs(case, calls):
-    frozen, inputs = case
+def test_other_inputs(case_of_spikes, calls):
+    frozen, inputs = case_of_spikes
     frozen(*inputs)
     more = [train(5, *x.shape[1:]) for x in inputs]
     finer = [train(*x.shape, steps=5, amplitude=0.125) for x in inputs]
@@ -187,13 +235,33 @@ def test_other_inputs(case, calls):
     assert len(calls) == 1
 
 
+@pytest.mark.parametrize("name", OF_PIXELS)
+def test_other_pixels(name, calls):
+    frozen, (x,) = made(*OF_PIXELS[name]())
+    frozen(x)
+    more = pixels(5, *x.shape[1:])
+    same(frozen(more).bits, fresh(frozen, [more]).bits)
+    encode = frozen.layers[0].layer
+    frozen(x)
+    encode.mode = "constant"
+    with pytest.raises(ValueError, match="'impulse' or 'radix'"):
+        frozen(x)
+    encode.mode = "impulse"
+    encode.time_steps = frozen.time_steps = 5
+    same(frozen(x).bits, fresh(frozen, [x]).bits)
+    assert not calls
+    with torch.autocast("cpu", torch.bfloat16):
+        same(frozen(other([x])[0]).bits, fresh(frozen, other([x])).bits)
+    assert len(calls) == 1
+
+
 def test_other_weights_of_a_call(case, calls):
     frozen, inputs = case
     frozen(*inputs)
-    buffers = {name: x * 0.5 for name, x in frozen.named_buffers() if "packed" not in name}
-    halved = copy.deepcopy(frozen)
-    halved.load_state_dict(buffers)
-    same(functional_call(frozen, buffers, tuple(inputs)).bits, halved(*inputs).bits)
+    buffers = {name: changed(x) for name, x in frozen.named_buffers() if "packed" not in name}
+    replaced = copy.deepcopy(frozen)
+    replaced.load_state_dict(buffers)
+    same(functional_call(frozen, buffers, tuple(inputs)).bits, replaced(*inputs).bits)
     assert not calls
 
 
@@ -206,14 +274,23 @@ def test_copies_begin_anew(case, calls):
     assert not calls
 
 
-def test_errors_stay(case):
-    frozen, inputs = case
+def test_errors_stay(case_of_spikes):
+    frozen, inputs = case_of_spikes
     frozen(*inputs)
     with pytest.raises((ValueError, TypeError)):
         frozen(*[train(2, 7, 6, 6)] * len(inputs))
     past = [SpikeTrain.unchecked(x.bits + 16, 4, amplitude=0.25, radix=True) for x in inputs]
     with pytest.raises(RuntimeError, match="past"):
         frozen(*past)
+
+
+@pytest.mark.parametrize("name", OF_PIXELS)
+def test_errors_of_pixels_stay(name):
+    frozen, (x,) = made(*OF_PIXELS[name]())
+    frozen(x)
+    for wrong, error in ((x.double(), TypeError), (x[:, :3, :3], ValueError), (x * torch.inf, ValueError)):
+        with pytest.raises(error):
+            frozen(wrong)
 
 
 def test_python_calls(case):

@@ -1,4 +1,4 @@
-"""Calls of a frozen layer that differ from the call before in the spikes alone.
+"""Calls of a frozen layer that differ from the call before in the spikes, or the pixels, alone.
 
 Small layers would spend most of their time in Python, finding out again what they have found out before.
 """
@@ -14,6 +14,18 @@ import torch.autograd.forward_ad as _forward_ad
 from torch import Tensor, nn
 
 from ..spike_train import SpikeTrain
+from .encode import EncodedInput
+
+
+class OrderedCall(NamedTuple):
+    """A call of the operator whose products with real input drive RadixIF neurons."""
+
+    operator: Callable[..., Tensor]
+    arguments: tuple[Any, ...]
+    """What the operator gets behind the input."""
+
+    def run(self, inputs: Sequence[EncodedInput]) -> Tensor:
+        return self.operator(inputs[0].value, *self.arguments)
 
 
 class RadixCall(NamedTuple):
@@ -50,10 +62,14 @@ class Repeated:
     """
 
     def __init__(
-        self, call: RadixCall, layers: Sequence[nn.Module], inputs: Sequence[SpikeTrain], fired: SpikeTrain
+        self,
+        call: RadixCall | OrderedCall,
+        layers: Sequence[nn.Module],
+        inputs: Sequence[SpikeTrain | EncodedInput],
+        fired: SpikeTrain,
     ) -> None:
-        self._call = call
-        self._inputs = [(x.bits.shape, x.code, x.time_steps) for x in inputs]
+        self._call: Any = call
+        self._inputs = [_traits(x) for x in inputs]
         self._constants = [
             (layer._buffers, name, tensor, None if tensor is None else tensor._version)
             for layer in layers
@@ -69,8 +85,8 @@ class Repeated:
         self._steps, self._fired = fired.time_steps, {"dtype": fired.dtype, **fired.code._asdict()}
 
     @staticmethod
-    def applies(layers: Sequence[nn.Module], inputs: Sequence[SpikeTrain]) -> bool:
-        """Return whether constants tell of their changes, and spikes are plain tensors, all on a CPU."""
+    def applies(layers: Sequence[nn.Module], inputs: Sequence[SpikeTrain | EncodedInput]) -> bool:
+        """Return whether constants tell of their changes, and inputs are plain tensors, all on a CPU."""
         constants = [x for layer in layers for x in layer._buffers.values() if x is not None]
         counted = all(type(x) is Tensor and x.is_cpu and not x.is_inference() for x in constants)
         return counted and _is_plain(inputs)
@@ -80,7 +96,7 @@ class Repeated:
         if len(inputs) != len(self._inputs) or steps != self._steps:
             return None
         for x, known in zip(inputs, self._inputs, strict=True):
-            if type(x) is not SpikeTrain or (x.bits.shape, x.code, x.time_steps) != known:
+            if type(x) not in (SpikeTrain, EncodedInput) or _traits(x) != known:
                 return None
         for buffers, name, tensor, version in self._constants:
             if buffers.get(name) is not tensor or (tensor is not None and tensor._version != version):
@@ -99,5 +115,13 @@ class Repeated:
         return type(None), ()  # copies and pickles begin anew
 
 
-def _is_plain(inputs: Sequence[SpikeTrain]) -> bool:
-    return all(type(x.bits) is Tensor and x.bits.is_cpu for x in inputs)
+def _traits(x: SpikeTrain | EncodedInput) -> tuple[Any, ...]:
+    """Return what a call's constants depend on."""
+    if isinstance(x, SpikeTrain):
+        return x.bits.shape, x.code, x.time_steps
+    return x.value.shape, x.value.dtype, x.mode, x.time_steps
+
+
+def _is_plain(inputs: Sequence[SpikeTrain | EncodedInput]) -> bool:
+    tensors = [x.bits if isinstance(x, SpikeTrain) else x.value for x in inputs]
+    return all(type(x) is Tensor and x.is_cpu for x in tensors)

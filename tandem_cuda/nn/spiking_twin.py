@@ -19,7 +19,7 @@ from .encode import EncodedInput
 from .firing import Firing, check_reads_radix, mode_for, run_neurons
 from .frozen import Span, State, class_of, single
 from .leak import check_folds, check_two_phase, folded, folds_of, negative
-from .repeated import RadixCall, Repeated
+from .repeated import OrderedCall, RadixCall, Repeated
 from .schema import Settings, Tensors
 from .sizes import ENCODED, SPIKES, Value, check_count
 from .weight_cache import Kernel, SpikingWeights
@@ -279,7 +279,7 @@ class SpikingTwin(WeightedLayer):
         kernel = self.constant_kernel()
         carried: State | None = None
         if self.reads == ENCODED:
-            bits, carried = self._run_on_values(span, state, x, Affine(self.gain, self.bias), kernel)
+            bits, carried = self._run_on_values(span, state, x, kernel)
         elif isinstance(x, SpikeTrain):
             if x.code.radix:
                 check_reads_radix(self.neuron, type(self).__name__)
@@ -292,18 +292,24 @@ class SpikingTwin(WeightedLayer):
             raise TypeError(f"{type(self).__name__}: input must be a SpikeTrain, got {type(x).__name__}")
         dtype = torch.float32 if kernel.weight.dtype in INTEGERS else kernel.weight.dtype
         fired = self.with_pairs(fired_train(self.neuron, bits, span.now, None, dtype))
-        if repeats and self.reads == SPIKES:
-            self._repeated = self._repeatable(x, weights, firing, fired)
+        if repeats and negative(self) is None and Repeated.applies([self], [x]):
+            call = (
+                self._ordered_call(span, x, kernel) if self.reads == ENCODED else self._radix_call(x, weights, firing)
+            )
+            self._repeated = None if call is None else Repeated(call, [self], [x], fired)
         return fired, carried
 
-    def _repeatable(self, x: SpikeTrain, weights: SpikingWeights, firing: Firing, fired: SpikeTrain) -> Repeated | None:
-        """Return how to run calls like this one, if there is a shorter way."""
-        if not Repeated.applies([self], [x]) or negative(self) is not None:
-            return None
+    def _radix_call(self, x: SpikeTrain, weights: SpikingWeights, firing: Firing) -> RadixCall | None:
+        """Return the operator call to which this one comes down, if it does."""
         arguments = self.synapses.radix_arguments(x, weights, firing)
-        if arguments is None:
+        return None if arguments is None else RadixCall(0, arguments)
+
+    def _ordered_call(self, span: Span, x: EncodedInput, kernel: Kernel) -> OrderedCall | None:
+        """Return that call for real input."""
+        if kernel.weight.dtype not in INTEGERS:
             return None
-        return Repeated(RadixCall(0, arguments), [self], [x], fired)
+        call = self.synapses.ordered_arguments(x.value, kernel, span.now, **self._ordered_drive(span, x))
+        return None if call is None else OrderedCall(*call)
 
     def with_pairs(self, fired: SpikeTrain) -> SpikeTrain:
         """Return the spikes, marked as ``paired`` if there are two neurons for each value, and folded if they are."""
@@ -312,11 +318,17 @@ class SpikingTwin(WeightedLayer):
             return fired
         return folded(type(self).__name__, fired.replace_unchecked(pair_dim=pair_dim), self, self.neuron.two_phase)
 
+    def _ordered_drive(self, span: Span, x: EncodedInput) -> dict[str, Any]:
+        """Return what drives the neurons beside the products with real input, and the neurons."""
+        scale, bias = Affine(self.gain, self.bias).of_values(self.neuron.shares(span.total), x.mode == "constant")
+        mode = mode_for(type(self).__name__, self.neuron, x.mode)
+        return {"scale": scale, "bias": bias, "mode": mode, "neuron": self.neuron}
+
     def _run_on_values(
-        self, span: Span, state: State | None, x: EncodedInput | None, affine: Affine, kernel: Kernel
+        self, span: Span, state: State | None, x: EncodedInput | None, kernel: Kernel
     ) -> tuple[Tensor, State | None]:
         """Return bits for real input, and the state: the current of the time steps to come, and the neurons'."""
-        synapses, neuron, before = self.synapses, self.neuron, None
+        synapses, neuron, affine, before = self.synapses, self.neuron, Affine(self.gain, self.bias), None
         steps = neuron.shares(span.total)
         if x is None or state is not None:
             assert state is not None
@@ -324,10 +336,7 @@ class SpikingTwin(WeightedLayer):
             before = stacked(variables)
         elif span.whole and kernel.weight.dtype in INTEGERS:  # one operator, which stores no sums
             value = synapses.checked_value(x.value, kernel.weight)
-            scale, bias = affine.of_values(steps, x.mode == "constant")
-            mode = mode_for(type(self).__name__, neuron, x.mode)
-            options: dict[str, Any] = {"scale": scale, "bias": bias, "mode": mode, "neuron": neuron}
-            return synapses.ordered_spikes(value, kernel, span.now, **options), None
+            return synapses.ordered_spikes(value, kernel, span.now, **self._ordered_drive(span, x)), None
         else:  # with a gain, the bias is added after the gain instead of to the product
             mode, adds = mode_for(type(self).__name__, neuron, x.mode), x.mode == "constant" and affine.gain is None
             current = synapses.value_product(x.value, kernel, per_step(affine.bias, steps) if adds else None)

@@ -16,6 +16,7 @@ from ..neuron import Neuron
 from ..ops import autocast, checks
 from ..ops.geometry import pairs
 from ..ops.integrate_and_fire import check_whole, discharge, total_bias
+from ..ops.ordered_spikes import ordered_operator
 from ..ops.product import LINEAR, radix_arguments
 from ..spike_train import SpikeTrain
 from .firing import Fired, Firing
@@ -23,7 +24,7 @@ from .sizes import SPIKES, Size, Value
 from .weight_cache import Kernel, SpikingWeights
 
 _NOTHING = torch.empty(0)
-_OF_ONE_OPERATOR = ("fire", "radix_product", "_counted", "to_output", "to_image")
+_OF_ONE_OPERATOR = ("fire", "radix_product", "ordered_spikes", "_counted", "to_output", "to_image")
 """Methods of synapses whose product with radix neurons is one operator, as a base class has them."""
 
 
@@ -148,6 +149,18 @@ class Synapses(ABC):
         options: dict[str, Any] = {**where, "packed": kernel.packed, **drive}
         return self.to_output(ops.ordered_spikes.trusted(image, kernel.weight, time_steps, **options), x.shape)
 
+    def ordered_arguments(
+        self, x: Tensor, kernel: Kernel, time_steps: int, **drive: Any
+    ) -> tuple[Callable[..., Tensor], tuple[Any, ...]] | None:
+        """Return the operator of :meth:`ordered_spikes` and what it gets behind ``x``.
+
+        None where inputs or results must be rearranged, or the product is more than that operator.
+        """
+        image, where = self._value_as_image(x)
+        if image is not x or not self._is_one_operator():
+            return None
+        return ordered_operator(x, kernel.weight, time_steps, geometry=_geometry(where), packed=kernel.packed, **drive)
+
     # -- products with spikes
 
     def count_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
@@ -169,14 +182,14 @@ class Synapses(ABC):
         None where inputs or results must be rearranged, or the product is more than that operator.
         """
         image, where = self._as_image(x)
-        if image is not x or any(getattr(type(self), name) is not getattr(Synapses, name) for name in _OF_ONE_OPERATOR):
+        if image is not x or not self._is_one_operator():
             return None
-        geometry = (
-            LINEAR if not where else (*pairs(where["stride"], where["padding"], where["dilation"]), where["groups"])
-        )
         constants = weights.kernel.weight, weights.kernel.packed, weights.scale, weights.bias
         radix = x.time_steps if x.code.radix else 0
-        return radix_arguments(constants, geometry, firing.engine, radix, firing.neuron, x.time_steps)
+        return radix_arguments(constants, _geometry(where), firing.engine, radix, firing.neuron, x.time_steps)
+
+    def _is_one_operator(self) -> bool:
+        return all(getattr(type(self), name) is getattr(Synapses, name) for name in _OF_ONE_OPERATOR)
 
     def _counted(self, x: SpikeTrain, weights: SpikingWeights, **neurons: Any) -> Tensor:
         image, where = self._as_image(x)
@@ -275,6 +288,10 @@ class Synapses(ABC):
     def to_image(self, y: Tensor) -> Tensor:
         """Convert neurons [..., N, O, ...] to the dimensions that an operator's result has."""
         return y
+
+
+def _geometry(where: dict[str, Any]) -> tuple[Any, ...]:
+    return LINEAR if not where else (*pairs(where["stride"], where["padding"], where["dilation"]), where["groups"])
 
 
 class LinearSynapses(Synapses):

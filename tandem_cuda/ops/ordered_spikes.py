@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -80,16 +80,36 @@ def ordered_spikes(
     """
     if not torch.compiler.is_compiling():
         refuse_tangent("ordered_spikes", x)
-    x, scale, bias = x.detach(), *(None if value is None else value.detach() for value in (scale, bias))
     geometry = *pairs(stride, padding, dilation), groups
+    operator, arguments = ordered_operator(x, weight, time_steps, bias, geometry, packed, scale, mode, neuron)
+    return operator(x.detach(), *arguments)
+
+
+def ordered_operator(
+    x: Tensor,
+    weight: Tensor,
+    time_steps: int,
+    bias: Tensor | None,
+    geometry: tuple[Any, ...],
+    packed: Tensor | None,
+    scale: Tensor | None,
+    mode: str,
+    neuron: Neuron,
+) -> tuple[Callable[..., Tensor], tuple[Any, ...]]:
+    """Return the operator of :func:`ordered_spikes` and what it gets behind the input.
+
+    ``geometry`` is stride, padding, dilation and groups.
+    """
+    scale, bias = (None if value is None else value.detach() for value in (scale, bias))
     if neuron.two_phase:
         scale, bias = at_once(scale, bias, mode, time_steps, x, weight.shape[0])
         mode = "once"
+    constants = weight, packed, scale, bias
     if neuron.radix:
         firing = time_steps, neuron.threshold_at(time_steps), neuron.initial
-        return torch.ops.tandem_cuda.ordered_radix_spikes(x, weight, packed, scale, bias, *geometry, *firing)
+        return torch.ops.tandem_cuda.ordered_radix_spikes, (*constants, *geometry, *firing)
     options = time_steps, MODES.index(mode), neuron.kind, neuron.parameters
-    return torch.ops.tandem_cuda.ordered_spikes(x, weight, packed, scale, bias, *geometry, *options)
+    return torch.ops.tandem_cuda.ordered_spikes, (*constants, *geometry, *options)
 
 
 def _rows(sums: Tensor, weight: Tensor) -> Tensor:

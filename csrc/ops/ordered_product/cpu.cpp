@@ -16,6 +16,31 @@ namespace tandem {
 
 namespace {
 
+// The plan of the same product of images with their zeros around them, so that every window lies inside.
+OrderedPlan with_zeros(const char* op, const OrderedPlan& plan) {
+  const ConvGeometry& g = plan.geometry;
+  if (g.padding_h == 0 && g.padding_w == 0) return plan;
+  OrderedPlan wider = plan;
+  wider.geometry.height += 2 * g.padding_h;
+  wider.geometry.width += 2 * g.padding_w;
+  wider.geometry.padding_h = wider.geometry.padding_w = 0;
+  const int64_t width = wider.geometry.width * g.in_channels, before = g.padding_w * g.in_channels;
+  const Sizes sizes = {g.batch, g.in_channels, wider.geometry.height, wider.geometry.width};
+  wider.input = empty_channels_last(op, plan.input, sizes, ScalarType::Float, 1);
+  const auto* const from = static_cast<const float*>(plan.input.const_data_ptr());
+  float* const to = output<float>(wider.input);
+  parallel_ranges(g.batch * wider.geometry.height, 64, [&](int64_t begin, int64_t end) {
+    std::fill(to + begin * width, to + end * width, 0.0F);
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t n = row / wider.geometry.height, h = row % wider.geometry.height - g.padding_h;
+      if (h < 0 || h >= g.height) continue;
+      std::copy_n(from + (n * g.height + h) * g.width * g.in_channels, g.width * g.in_channels,
+                  to + row * width + before);
+    }
+  });
+  return wider;
+}
+
 // The sums of one tile of output pixels with all output channels, [rows, out_channels].
 template <class E>
 struct Tiles {
@@ -43,7 +68,8 @@ struct Tiles {
 
 // f(Tiles<E>{...}) with the weights in order.
 template <class F>
-void with_tiles(const char* op, const OrderedPlan& plan, const F& f) {
+void with_tiles(const char* op, const OrderedPlan& given, const F& f) {
+  const OrderedPlan plan = with_zeros(op, given);
   dispatch_integers(plan.weight.scalar_type(), [&](auto element) {
     using E = decltype(element);
     if (plan.packed) check_packed<E>(op, "packed", *plan.packed, plan.weight, plan.geometry);
@@ -58,10 +84,10 @@ Tensor ordered_product(const Tensor& input, const Tensor& weight, const std::opt
   const char* op = "ordered_product";
   const OrderedPlan plan = plan_ordered(op, input, weight, packed, stride, padding, dilation, groups);
   check_master(op, weight, master, unit);
-  const ConvGeometry& g = plan.geometry;
   const Tensor out = empty_sums(op, plan);
-  if (g.pixels_out() == 0) return out;
+  if (plan.geometry.pixels_out() == 0) return out;
   with_tiles(op, plan, [&](const auto& tiles) {
+    const ConvGeometry& g = tiles.plan.geometry;
     const int64_t blocks = tiles.layout.blocks, rows = tile_rows(g, tiles.row_bytes, g.groups * blocks);
     const int64_t count = (g.pixels_out() + rows - 1) / rows;
     parallel_tasks(g.groups * blocks, count, [&](const auto& next) {
@@ -80,8 +106,8 @@ Tensor ordered_product(const Tensor& input, const Tensor& weight, const std::opt
 // `first` on, channels innermost.
 template <class Drive>
 void drive_neurons(const char* op, const OrderedPlan& plan, const Drive& drive) {
-  const ConvGeometry& g = plan.geometry;
   with_tiles(op, plan, [&](const auto& tiles) {
+    const ConvGeometry& g = tiles.plan.geometry;
     const int64_t blocks = tiles.layout.blocks;
     const int64_t rows = tile_rows(g, tiles.row_bytes * (1 + g.groups * blocks), 1);
     const int64_t count = (g.pixels_out() + rows - 1) / rows;

@@ -11,13 +11,13 @@ namespace tandem {
 // A product of real input with integer weights: one tile of output pixels with one block of output channels.
 template <class E>
 struct OrderedTileArgs {
-  const ConvGeometry* geometry;
-  const float* input;           // [pixels_in, in_channels]
-  const E* weight;              // [features, block] of this group and block of output channels
-  int64_t block, valid, group;  // as in CountTileArgs
-  int64_t row_begin, row_end;   // output pixels, at most kTileRows
-  float* out;                   // at the block's first channel [row_end - row_begin, out_channels]
-  float* scratch;               // [rows, block], 64-byte aligned
+  const ConvGeometry* geometry;  // without padding
+  const float* input;            // [pixels_in, in_channels]
+  const E* weight;               // [features, block] of this group and block of output channels
+  int64_t block, valid, group;   // as in CountTileArgs
+  int64_t row_begin, row_end;    // output pixels, at most kTileRows
+  float* out;                    // at the block's first channel [row_end - row_begin, out_channels]
+  float* scratch;                // [rows, block], 64-byte aligned; where only some outputs of the block exist
 };
 
 template <class E>

@@ -16,7 +16,9 @@ TANDEM_HOST void copy_bytes(uint8_t* to, const uint8_t* from, int64_t n) {
     for (int64_t at = 0; at + size < n; at += size) copy(at, size);
     copy(n - size, size);
   };
-  if (n >= 32) {
+  if (n >= 64) {
+    copy_all(std::integral_constant<int, 64>{});
+  } else if (n >= 32) {
     copy_all(std::integral_constant<int, 32>{});
   } else if (n >= 8) {
     copy_all(std::integral_constant<int, 8>{});
@@ -104,17 +106,20 @@ void fill_rows_of(const RowsArgs& a) {
   const KernelRow<kOf> part(g, a.sizes, a.offset);
   int64_t w = a.row_begin % g.out_width, h = a.row_begin / g.out_width % g.out_height;
   int64_t n = a.row_begin / (g.out_width * g.out_height);
-  for (int64_t row = a.row_begin; row < a.row_end; ++row) {
-    uint8_t* to = a.rows + (row - a.row_begin) * a.sizes.row_bytes();
-    for (int64_t kh = 0; kh < g.kernel_h; ++kh, to += part.bytes) {
-      part.fill(to, part.row(a.counts, a.group, n, h * g.stride_h - g.padding_h + kh * g.dilation_h), w);
+  uint8_t* to = a.rows;
+  for (int64_t left = a.row_end - a.row_begin; left > 0; w = 0) {
+    const int64_t some = std::min(left, g.out_width - w);
+    // Behind the inputs, and where they come then: a size that is known takes no call.
+    for (int64_t i = 0; i < some; ++i) {
+      std::memset(to + i * a.sizes.row_bytes() + a.sizes.depth - kMatrixBytes, a.offset, kMatrixBytes);
     }
-    std::memset(to, a.offset, static_cast<size_t>(a.sizes.depth - a.sizes.used));
-    if (++w < g.out_width) continue;
-    w = 0;
-    if (++h < g.out_height) continue;
-    h = 0;
-    ++n;
+    for (int64_t kh = 0; kh < g.kernel_h; ++kh) {
+      const uint8_t* const row = part.row(a.counts, a.group, n, h * g.stride_h - g.padding_h + kh * g.dilation_h);
+      for (int64_t i = 0; i < some; ++i) part.fill(to + i * a.sizes.row_bytes() + kh * part.bytes, row, w + i);
+    }
+    to += some * a.sizes.row_bytes();
+    left -= some;
+    if (++h == g.out_height) h = 0, ++n;
   }
 }
 

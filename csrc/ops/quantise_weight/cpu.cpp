@@ -7,33 +7,13 @@
 #include <cstdint>
 #include <tuple>
 
-#include "cpu/finite.h"
 #include "cpu/parallel.h"
-#include "ops/quantise_weight/nearest.h"
+#include "ops/quantise_weight/cpu_kernels.h"
 #include "ops/quantise_weight/plan.h"
 
 namespace tandem {
 
 namespace {
-
-// A channel's n weights -> their integers; returns the scale.
-template <class Q>
-float quantise(const float* from, int64_t n, float largest, Q* to) {
-  constexpr int64_t kTogether = 16;  // for compilers to make vectors of
-  float most[kTogether] = {};
-  int64_t i = 0;
-  for (; i + kTogether <= n; i += kTogether) {
-    for (int64_t j = 0; j < kTogether; ++j) most[j] = std::max(most[j], std::fabs(from[i + j]));
-  }
-  for (; i < n; ++i) most[0] = std::max(most[0], std::fabs(from[i]));
-  const float scale = *std::max_element(most, most + kTogether) / largest;
-  if (scale == 0) {  // zeros, or so small that no scale is
-    std::fill_n(to, n, Q{0});
-    return 1;
-  }
-  for (i = 0; i < n; ++i) to[i] = nearest_integer<Q>(from[i], scale, largest);
-  return scale;
-}
 
 std::tuple<Tensor, Tensor> quantise_weight(const Tensor& weight, int64_t largest) {
   const QuantisePlan plan = plan_quantise_weight(weight, largest);
@@ -45,8 +25,9 @@ std::tuple<Tensor, Tensor> quantise_weight(const Tensor& weight, int64_t largest
     auto* const scales = static_cast<float*>(plan.scale.mutable_data_ptr());
     parallel_ranges(plan.channels, std::max<int64_t>(1, 16384 / n), [&](int64_t begin, int64_t end) {
       for (int64_t o = begin; o < end; ++o) {
-        if (!all_finite(from + o * n, n)) finite = false;
-        scales[o] = quantise(from + o * n, n, static_cast<float>(largest), to + o * n);
+        scales[o] =
+            kernels<QuantiseKernels>().quantise_channel(from + o * n, n, static_cast<float>(largest), to + o * n);
+        if (std::isnan(scales[o])) finite = false;
       }
     });
   });
