@@ -103,7 +103,8 @@ void ordered_tile(const OrderedTileArgs<E>& a) {
       }
       const bool begins = first == 0 && c == 0;
       // All rows meet some outputs before the next outputs.
-      const auto add = [&]<int kVectors>(int64_t output) TANDEM_INLINE {
+      const auto add = [&](auto vectors, int64_t output) TANDEM_INLINE {
+        constexpr int kVectors = vectors;
         constexpr int kPixels = kSums / kVectors < 8 ? kSums / kVectors : 8;
         const float* const part = weights + output;
         float* const to = sums + output;
@@ -117,9 +118,11 @@ void ordered_tile(const OrderedTileArgs<E>& a) {
       };
       constexpr int kMost = kSums / 4;
       int64_t output = 0;
-      for (; output + kMost * lanes <= block; output += kMost * lanes) add.template operator()<kMost>(output);
-      for (; output + 2 * lanes <= block; output += 2 * lanes) add.template operator()<2>(output);
-      for (; output < block; output += lanes) add.template operator()<1>(output);
+      for (; output + kMost * lanes <= block; output += kMost * lanes) {
+        add(std::integral_constant<int, kMost>{}, output);
+      }
+      for (; output + 2 * lanes <= block; output += 2 * lanes) add(std::integral_constant<int, 2>{}, output);
+      for (; output < block; output += lanes) add(std::integral_constant<int, 1>{}, output);
     }
   }
   for (int64_t row = 0; row < rows && !in_place; ++row) {
