@@ -10,6 +10,7 @@ from torch.func import functional_call
 
 from exact import dyadic, same
 from tandem_cuda import (
+    Decode,
     Encode,
     RadixIF,
     SpikeTrain,
@@ -282,6 +283,27 @@ def test_errors_stay(case_of_spikes):
     past = [SpikeTrain.unchecked(x.bits + 16, 4, amplitude=0.25, radix=True) for x in inputs]
     with pytest.raises(RuntimeError, match="past"):
         frozen(*past)
+
+
+@pytest.mark.parametrize("name", OF_PIXELS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_pixels_that_autocast_converts(name, dtype, calls):
+    frozen, (x,) = made(*OF_PIXELS[name]())
+    with torch.autocast("cpu", torch.bfloat16):
+        for seed in (9, 19):
+            y = pixels(*x.shape, seed=seed).to(dtype)
+            same(frozen(y).bits, fresh(frozen, [y]).bits)
+    assert not calls
+    with pytest.raises(TypeError, match="dtype of weight"):
+        frozen(x.to(dtype))
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch.jit
+def test_traces_hold_whole_calls():
+    network = nn.Sequential(encoded(conv()), conv(), Decode())
+    frozen = freeze(network)
+    traced = torch.jit.trace(frozen, (pixels(*IMAGE),))  # it compares two calls
+    same(traced(pixels(*IMAGE, seed=1)), frozen(pixels(*IMAGE, seed=1)))
 
 
 @pytest.mark.parametrize("name", OF_PIXELS)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..neuron import IF, Neuron, check_neuron, of_settings, stacked
+from ..ops.compiling import is_recording
 from ..ops.integrate_and_fire import discharge
 from ..ops.product import ENGINES
 from ..spike_train import SpikeTrain
@@ -379,7 +380,7 @@ class TandemAdd(Spiking):
         return joined._replace(kind=SPIKES, pair_dim=self._sum_pair_dim(inputs), radix=self.neuron.radix)
 
     def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[SpikeTrain, State | None]:
-        repeats = self.neuron.radix and span.whole and state is None and not torch.compiler.is_compiling()
+        repeats = self.neuron.radix and span.whole and state is None and not is_recording()
         if repeats and (repeated := self._repeated) is not None:
             fired = repeated.run(inputs, span.now)
             if fired is not None:

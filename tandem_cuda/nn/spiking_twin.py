@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import ops
 from ..neuron import of_settings, stacked
 from ..ops.checks import INTEGERS, check_finite
+from ..ops.compiling import is_recording
 from ..spike_train import SpikeTrain
 from . import schema
 from .coupling import fired_train
@@ -215,7 +216,7 @@ class SpikingTwin(WeightedLayer):
     def of_spikes(self, kernel: Kernel, steps: int, amplitude: float) -> SpikingWeights:
         """Return the constants for spikes of this amplitude, which a CPU computes anew only where one has changed."""
         gain, bias, known = self.gain, self.bias, self._of_spikes
-        if torch.compiler.is_compiling():
+        if is_recording():
             return Affine(gain, bias).of_spikes(kernel, steps, amplitude)
         if known is not None and known.kernel is kernel and known.gain is gain and known.bias is bias:
             versions = None if gain is None else gain._version, None if bias is None else bias._version
@@ -270,7 +271,7 @@ class SpikingTwin(WeightedLayer):
         return size._replace(pair_dim=pair_dim, radix=self.neuron.radix)
 
     def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[SpikeTrain, State | None]:
-        repeats = self.neuron.radix and span.whole and state is None and not torch.compiler.is_compiling()
+        repeats = self.neuron.radix and span.whole and state is None and not is_recording()
         if repeats and (repeated := self._repeated) is not None:
             fired = repeated.run(inputs, span.now)
             if fired is not None:
@@ -306,7 +307,7 @@ class SpikingTwin(WeightedLayer):
 
     def _ordered_call(self, span: Span, x: EncodedInput, kernel: Kernel) -> OrderedCall | None:
         """Return that call for real input."""
-        if kernel.weight.dtype not in INTEGERS:
+        if kernel.weight.dtype not in INTEGERS or x.value.dtype != torch.float32:  # autocast converts other dtypes
             return None
         call = self.synapses.ordered_arguments(x.value, kernel, span.now, **self._ordered_drive(span, x))
         return None if call is None else OrderedCall(*call)

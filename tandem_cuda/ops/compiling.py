@@ -20,6 +20,11 @@ def assume_constant_result(function: F) -> F:
     return function
 
 
+def is_recording() -> bool:
+    """Return whether torch records a graph of the call, to compile, export or trace it. It must hold the whole call."""
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+
+
 def tag_compiled_graphs() -> None:
     """Keep graphs that torch.compile has cached with another version of the library from running with this one.
 
