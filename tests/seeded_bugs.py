@@ -219,7 +219,7 @@ BUGS = [
         "x.value.dtype, x.mode, x.time_steps", "x.value.dtype, x.time_steps",
         "test_repeated.py::test_other_pixels"),
     # --- C++ ---
-    Bug("pixels beside their place in the zeros around an image", "ops/ordered_product/cpu.cpp",
+    Bug("pixels beside their place in the zeros around an image", "ops/ordered_product/cpu_kernels.h",
         "before = g.padding_w * g.in_channels", "before = g.padding_h * g.in_channels",
         "test_operators.py::test_is_the_reference_on_every_path -k ordered"),
     Bug("spikes of another branch weighed by other channels", "ops/radix_spikes/cpu_fire.h",

@@ -48,14 +48,16 @@ void product() {
 template <class E>
 void ordered_product() {
   const OrderedCall<E> call;
-  const ConvGeometry& g = call.geometry;
+  const ConvGeometry g = with_zeros(call.geometry);
+  const Array<float> input(g.pixels_in() * g.in_channels);
+  add_zeros(call.geometry, call.input.data, 0, g.batch * g.height, input.data);
   const Packed<E> packed(g, call.weight.data);
   const Array<float> scratch(kTileRows * packed.block);
   for (int64_t task = 0; task < g.groups * packed.blocks; ++task) {
     const int64_t b = task % packed.blocks, group = task / packed.blocks;
     OrderedTileArgs<E> args = {};
     args.geometry = &g;
-    args.input = call.input.data;
+    args.input = input.data;
     args.weight = packed.data + task * g.features() * packed.block;
     args.block = packed.block;
     args.valid = std::min(packed.block, g.group_out() - b * packed.block);

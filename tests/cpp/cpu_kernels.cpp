@@ -542,9 +542,11 @@ void listed_counts(const ConvGeometry& g, unsigned options) {
 template <class E>
 void ordered_product() {
   Random random;
-  const ConvGeometry g = geometry(2, 5, 7, 6, 35, 2, 3);
+  const ConvGeometry given = geometry(2, 5, 7, 6, 35, 2, 3), g = with_zeros(given);
   const int64_t block = block_size<E>(g.group_out()), blocks = (g.group_out() + block - 1) / block;
-  const std::vector<float> input = random.values<float>(g.pixels_in() * g.in_channels);
+  const std::vector<float> images = random.values<float>(given.pixels_in() * g.in_channels);
+  std::vector<float> input(static_cast<size_t>(g.pixels_in() * g.in_channels));
+  add_zeros(given, images.data(), 0, g.batch * g.height, input.data());
   std::vector<float> out(static_cast<size_t>(g.pixels_out() * g.out_channels));
   const AlignedBuffer<E> weight("ordered_product", g.groups * blocks * g.features() * block);
   for (int64_t i = 0; i < g.groups * blocks * g.features() * block; ++i) weight.data[i] = random.value<E>();

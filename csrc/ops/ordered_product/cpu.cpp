@@ -16,28 +16,18 @@ namespace tandem {
 
 namespace {
 
-// The plan of the same product of images with their zeros around them, so that every window lies inside.
-OrderedPlan with_zeros(const char* op, const OrderedPlan& plan) {
+// The plan of the same product of images with their zeros around them.
+OrderedPlan plan_with_zeros(const char* op, const OrderedPlan& plan) {
   const ConvGeometry& g = plan.geometry;
   if (g.padding_h == 0 && g.padding_w == 0) return plan;
   OrderedPlan wider = plan;
-  wider.geometry.height += 2 * g.padding_h;
-  wider.geometry.width += 2 * g.padding_w;
-  wider.geometry.padding_h = wider.geometry.padding_w = 0;
-  const int64_t width = wider.geometry.width * g.in_channels, before = g.padding_w * g.in_channels;
+  wider.geometry = with_zeros(g);
   const Sizes sizes = {g.batch, g.in_channels, wider.geometry.height, wider.geometry.width};
   wider.input = empty_channels_last(op, plan.input, sizes, ScalarType::Float, 1);
   const auto* const from = static_cast<const float*>(plan.input.const_data_ptr());
   float* const to = output<float>(wider.input);
-  parallel_ranges(g.batch * wider.geometry.height, 64, [&](int64_t begin, int64_t end) {
-    std::fill(to + begin * width, to + end * width, 0.0F);
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t n = row / wider.geometry.height, h = row % wider.geometry.height - g.padding_h;
-      if (h < 0 || h >= g.height) continue;
-      std::copy_n(from + (n * g.height + h) * g.width * g.in_channels, g.width * g.in_channels,
-                  to + row * width + before);
-    }
-  });
+  parallel_ranges(g.batch * wider.geometry.height, 64,
+                  [&](int64_t begin, int64_t end) { add_zeros(g, from, begin, end, to); });
   return wider;
 }
 
@@ -69,7 +59,7 @@ struct Tiles {
 // f(Tiles<E>{...}) with the weights in order.
 template <class F>
 void with_tiles(const char* op, const OrderedPlan& given, const F& f) {
-  const OrderedPlan plan = with_zeros(op, given);
+  const OrderedPlan plan = plan_with_zeros(op, given);
   dispatch_integers(plan.weight.scalar_type(), [&](auto element) {
     using E = decltype(element);
     if (plan.packed) check_packed<E>(op, "packed", *plan.packed, plan.weight, plan.geometry);

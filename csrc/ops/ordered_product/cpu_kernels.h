@@ -1,12 +1,33 @@
 // The CPU kernel of products of real input with integer weights: plain pointers and sizes. Torch-free.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "core/conv_geometry.h"
 #include "cpu/kernel_table.h"
 
 namespace tandem {
+
+// The geometry of the same product of images with their zeros around them, so that every window lies inside.
+inline ConvGeometry with_zeros(ConvGeometry g) {
+  g.height += 2 * g.padding_h;
+  g.width += 2 * g.padding_w;
+  g.padding_h = g.padding_w = 0;
+  return g;
+}
+
+// The rows begin..end-1 of all these images [rows, width + 2 * padding_w, in_channels], from images of geometry g.
+inline void add_zeros(const ConvGeometry& g, const float* images, int64_t begin, int64_t end, float* to) {
+  const ConvGeometry wider = with_zeros(g);
+  const int64_t size = g.width * g.in_channels, padded = wider.width * g.in_channels;
+  const int64_t before = g.padding_w * g.in_channels;
+  std::fill(to + begin * padded, to + end * padded, 0.0F);
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t n = row / wider.height, h = row % wider.height - g.padding_h;
+    if (h >= 0 && h < g.height) std::copy_n(images + (n * g.height + h) * size, size, to + row * padded + before);
+  }
+}
 
 // A product of real input with integer weights: one tile of output pixels with one block of output channels.
 template <class E>
