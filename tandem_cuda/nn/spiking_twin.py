@@ -301,12 +301,12 @@ class SpikingTwin(WeightedLayer):
         return fired, carried
 
     def _radix_call(self, x: SpikeTrain, weights: SpikingWeights, firing: Firing) -> RadixCall | None:
-        """Return the operator call that a call with spikes comes down to, or None if it is more than one operator."""
+        """Return the operator call that a call with spikes comes down to; None if it is more than one."""
         arguments = self.synapses.radix_arguments(x, weights, firing)
         return None if arguments is None else RadixCall(0, arguments)
 
     def _ordered_call(self, span: Span, x: EncodedInput, kernel: Kernel) -> OrderedCall | None:
-        """Return the operator call that a call with real input comes down to, or None if it is more than one operator."""
+        """Return the operator call that a call with real input comes down to; None if it is more than one."""
         if kernel.weight.dtype not in INTEGERS or x.value.dtype != torch.float32:  # autocast converts other dtypes
             return None
         call = self.synapses.ordered_arguments(x.value, kernel, span.now, **self._ordered_drive(span, x))
