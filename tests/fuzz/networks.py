@@ -43,6 +43,9 @@ class Encoded(NamedTuple):
 class Network:
     """Modules under construction, each with the oracle's output after it."""
 
+    first = None
+    """The module that encodes the input, if it is not spikes."""
+
     def __init__(self, draw: Draw):
         self.draw = draw
         self.dtype = draw.one(FLOATS)
@@ -134,8 +137,60 @@ class Network:
             series[1:] = oracle.affine(np.zeros_like(series[1:]), None, share, axis)
         return series
 
+    def times_amplitude(self, x):
+        """What an identity adds to a sum."""
+        return (x.values * self.number(x.amplitude)).astype(self.number)
+
+    def suited(self, neuron, currents):
+        """Neurons of the same kind for these currents."""
+        return neuron
+
     def fired(self, currents, neuron):
         return Spikes(oracle.neurons(currents, neuron)[0], neuron.amplitude)
+
+    # ---- Checks
+
+    def check_output(self, name, got, want):
+        if isinstance(want, Encoded):
+            return
+        if not isinstance(want, Spikes):
+            same(name, got, want)
+            return
+        same(name, got.bits, oracle.pack(want.values))
+        if got.amplitude != want.amplitude:
+            raise Mismatch(f"{name}: amplitude {got.amplitude}, expected {want.amplitude}")
+
+    def check_layers(self):
+        grad = self.draw.one((torch.no_grad, torch.enable_grad, contextlib.nullcontext, torch.inference_mode))
+        self.draw.note(grad=grad.__name__)
+        with grad():
+            values = [self.encoded()]
+            self.check_output("input", values[0], self.outputs[0])
+            for (module, inputs), want in zip(self.calls, self.outputs[1:], strict=True):
+                values.append(module(*(values[i] for i in inputs)))
+                self.check_output(f"{len(values) - 1}, {type(module).__name__}", values[-1], want)
+
+    def encoded(self):
+        return self.input if self.first is None else self.first(self.input)
+
+    def graph(self):
+        """The network as freeze takes it: a chain if it is one, else a graph."""
+        first = [] if self.first is None else [self.first]
+        modules = [*first, *(module for module, _ in self.calls)]
+        if all(inputs == (i,) for i, (_, inputs) in enumerate(self.calls)):
+            return nn.Sequential(*modules).eval()
+        graph, root = fx.Graph(), nn.ModuleDict({str(i): module for i, module in enumerate(modules)})
+        nodes = [graph.placeholder("x")]
+        if first:
+            nodes = [graph.call_module("0", (nodes[0],))]
+        for i, (_, inputs) in enumerate(self.calls):
+            nodes.append(graph.call_module(str(i + len(first)), tuple(nodes[j] for j in inputs)))
+        graph.output(nodes[-1])
+        return fx.GraphModule(root, graph).eval()
+
+    def note(self):
+        self.draw.note(steps=self.steps, mode=self.mode, dtype=str(self.dtype), input=list(self.outputs[0].shape))
+        self.draw.note(layers=[str(module) for module, _ in self.calls])
 
 
 def _over_time(product, spikes):
@@ -231,44 +286,58 @@ def tandem_layer(net):
     make = linear if len(x.shape) == 1 else conv
     if len(x.shape) == 3 and net.draw.chance(0.25):
         make = transposed
-    layer, product, gain, bias, axis = make(net, x, isinstance(x, Encoded))
-    net.add(layer, net.fired(net.currents(x, product, gain, bias, axis), layer.neuron))
+    layer, *of_currents = make(net, x, isinstance(x, Encoded))
+    currents = net.currents(x, *of_currents)
+    layer.neuron = net.suited(layer.neuron, currents)
+    net.add(layer, net.fired(currents, layer.neuron))
 
 
 # ---- Other layers
 
 
-def pooling(net):
-    draw, x = net.draw, net.last
-    threshold = draw.one((0.25, 0.5, 1.0))
+def average_pool(net, **named):
+    """A layer that averages the last output, what it averages along each axis, and the divisor that it is told."""
+    draw, shape = net.draw, net.last.shape
     if draw.chance(0.3):
-        size = tuple(draw.int(1, n) for n in x.shape[1:])
-        pool = getattr(tandem, f"SpikingAdaptiveAvgPool{len(size)}d")(size, threshold=threshold)
-        axes = [oracle.adaptive_windows(n, m) for n, m in zip(x.shape[1:], size, strict=True)]
-        override = None
-    else:
-        kernel = tuple(draw.int(1, min(3, n)) for n in x.shape[1:])
-        stride, padding = (tuple(draw.int(1, 3) for _ in kernel), tuple(draw.int(0, k // 2) for k in kernel))
-        ceil, include, override = draw.chance(0.3), draw.chance(0.6), draw.one((None, None, 2, 3))
-        kind = getattr(tandem, f"SpikingAvgPool{len(kernel)}d")
-        pool = kind(kernel, stride, padding, ceil, include, override, threshold=threshold)
-        axes = [
-            oracle.average_windows(n, k, s, p, ceil, include)
-            for n, k, s, p in zip(x.shape[1:], kernel, stride, padding, strict=True)
-        ]
+        size = tuple(draw.int(1, n) for n in shape[1:])
+        pool = getattr(tandem, f"SpikingAdaptiveAvgPool{len(size)}d")(size, **named)
+        return pool, [oracle.adaptive_windows(n, m) for n, m in zip(shape[1:], size, strict=True)], None
+    kernel, stride, padding = _windows(net)
+    ceil, include, override = draw.chance(0.3), draw.chance(0.6), draw.one((None, None, 2, 3))
+    kind = getattr(tandem, f"SpikingAvgPool{len(kernel)}d")
+    axes = [
+        oracle.average_windows(n, k, s, p, ceil, include)
+        for n, k, s, p in zip(shape[1:], kernel, stride, padding, strict=True)
+    ]
+    return kind(kernel, stride, padding, ceil, include, override, **named), axes, override
+
+
+def max_pool(net):
+    """A layer that takes the maxima of the last output, and its windows along each axis."""
+    kernel, stride, padding = _windows(net)
+    pool = getattr(tandem, f"SpikingMaxPool{len(kernel)}d")(kernel, stride, padding)
+    axes = [
+        oracle.average_windows(n, k, s, p, False, False)
+        for n, k, s, p in zip(net.last.shape[1:], kernel, stride, padding, strict=True)
+    ]
+    return pool, axes
+
+
+def _windows(net):
+    """(kernel, stride, padding) of a pooling of the last output."""
+    draw = net.draw
+    kernel = tuple(draw.int(1, min(3, n)) for n in net.last.shape[1:])
+    return kernel, tuple(draw.int(1, 3) for _ in kernel), tuple(draw.int(0, k // 2) for k in kernel)
+
+
+def pooling(net):
+    x, threshold = net.last, net.draw.one((0.25, 0.5, 1.0))
+    pool, axes, override = average_pool(net, threshold=threshold)
     net.add(pool, Spikes(oracle.average_pool(x.values, axes, threshold, override, net.number), x.amplitude))
 
 
 def maximum(net):
-    """SpikingMaxPool2d or SpikingMaxPool3d."""
-    draw, x = net.draw, net.last
-    kernel = tuple(draw.int(1, min(3, n)) for n in x.shape[1:])
-    stride, padding = tuple(draw.int(1, 3) for _ in kernel), tuple(draw.int(0, k // 2) for k in kernel)
-    pool = getattr(tandem, f"SpikingMaxPool{len(kernel)}d")(kernel, stride, padding)
-    axes = [
-        oracle.average_windows(n, k, s, p, False, False)
-        for n, k, s, p in zip(x.shape[1:], kernel, stride, padding, strict=True)
-    ]
+    x, (pool, axes) = net.last, max_pool(net)
     net.add(pool, Spikes(oracle.max_pool(x.values, axes), x.amplitude))
 
 
@@ -282,11 +351,10 @@ def join(net):
         made = linear(net, x, True, features) if len(x.shape) == 1 else _keeping_shape(net, x, features)
         branches.append((made[0], net.currents(x, *made[1:])))
     if identity:
-        current = (x.values * net.number(x.amplitude)).astype(net.number)
-        branches.insert(draw.int(0, 1), (nn.Identity(), current))
-    neuron = net.neuron()
-    layer = tandem.TandemAdd(*(branch for branch, _ in branches), neuron=neuron)
+        branches.insert(draw.int(0, 1), (nn.Identity(), net.times_amplitude(x)))
     currents = sum(current for _, current in branches)
+    neuron = net.suited(net.neuron(), currents)
+    layer = tandem.TandemAdd(*(branch for branch, _ in branches), neuron=neuron)
     net.add(layer, net.fired(currents, neuron), source, source)
 
 
@@ -345,55 +413,17 @@ def networks(draw: Draw):
         if len(net.last.shape) > 1 and draw.chance(0.7):
             flatten(net)
         read_out(net)
-    draw.note(steps=net.steps, mode=net.mode, dtype=str(net.dtype), input=list(net.outputs[0].shape))
-    draw.note(layers=[str(module) for module, _ in net.calls])
-    check_layers(net)
+    net.note()
+    net.check_layers()
     check_frozen(net)
-
-
-def check_layers(net):
-    grad = net.draw.one((torch.no_grad, torch.enable_grad, contextlib.nullcontext, torch.inference_mode))
-    net.draw.note(grad=grad.__name__)
-    with grad():
-        values = [net.input if net.mode == "events" else net.first(net.input)]
-        for (module, inputs), want in zip(net.calls, net.outputs[1:], strict=True):
-            values.append(module(*(values[i] for i in inputs)))
-            check_output(f"{len(values) - 1}, {type(module).__name__}", values[-1], want)
-
-
-def check_output(name, got, want):
-    if isinstance(want, Encoded):
-        return
-    if not isinstance(want, Spikes):
-        same(name, got, want)
-        return
-    same(name, got.bits, oracle.pack(want.values))
-    if got.amplitude != want.amplitude:
-        raise Mismatch(f"{name}: amplitude {got.amplitude}, expected {want.amplitude}")
-
-
-def graph_of(net):
-    """The network as freeze takes it: with joins a graph, else a chain."""
-    modules = [module for module, _ in net.calls]
-    first = [] if net.mode == "events" else [net.first]
-    if not any(isinstance(module, tandem.TandemAdd) for module in modules):
-        return nn.Sequential(*first, *modules).eval()
-    graph, root = fx.Graph(), nn.ModuleDict({str(i): module for i, module in enumerate([*first, *modules])})
-    nodes = [graph.placeholder("x")]
-    if first:
-        nodes = [graph.call_module("0", (nodes[0],))]
-    for i, (_, inputs) in enumerate(net.calls):
-        nodes.append(graph.call_module(str(i + len(first)), tuple(nodes[j] for j in inputs)))
-    graph.output(nodes[-1])
-    return fx.GraphModule(root, graph).eval()
 
 
 def check_frozen(net):
     if all(isinstance(module, (nn.Identity, nn.Dropout, nn.Dropout2d, nn.Dropout3d)) for module, _ in net.calls):
         return  # nothing remains to be frozen
     draw, want = net.draw, net.last
-    frozen = freeze(graph_of(net))
-    check_output("frozen", frozen(net.input), want)
+    frozen = freeze(net.graph())
+    net.check_output("frozen", frozen(net.input), want)
     chunked = net.mode == "events" and draw.chance(0.5)
     stream = frozen.stream(time_steps=net.steps) if chunked else frozen.stream(net.input)
     samples = np.arange(len(net.input))
@@ -407,7 +437,7 @@ def check_frozen(net):
             out = stream.advance(now)
         if isinstance(want, Spikes):
             done = stream.done
-            check_output(
+            net.check_output(
                 f"steps {done - now} to {done}", out, Spikes(want.values[done - now : done][:, samples], want.amplitude)
             )
         if stream.remaining and len(samples) and draw.chance(0.1):
