@@ -301,7 +301,7 @@ BUGS = [
         "test_radix_spikes.py::test_at_every_threshold"),
     Bug("values of radix spikes taken for no larger than counts", "ops/product/plan.h",
         "radix ? (int64_t{1} << radix) - 1 :", "radix ? kStepsPerPlane :",
-        "test_products.py::test_largest_sums_of_values"),
+        "test_depthwise.py::test_int8_values_at_the_limit_of_16_bits"),
     Bug("radix spikes in the order of time", "ops/radix_spikes/radix_spikes.inl.h",
         "broadcast(threshold), bit)", "broadcast(threshold), a.time_steps - 1 - bit)",
         "test_radix_spikes.py::test_every_spike_is_where_it_belongs"),
