@@ -13,6 +13,7 @@ from .. import ops
 from ..neuron import IF, RadixIF, stacked
 from ..neuron.if_ import TWO_PHASE
 from ..neuron.parameter import AMPLITUDE, INITIAL, THRESHOLD
+from ..ops import checks
 from ..ops.integrate_and_fire import discharge
 from ..ops.max_pool_spikes import windows_along
 from ..ops.product import ENGINES
@@ -292,7 +293,9 @@ class WindowAverage(SpikingAverage):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.check_windows("kernel_size", "stride", "padding")
+        self.check_windows("stride")
+        if (divisor := cast(Any, self).divisor_override) is not None:
+            checks.check_at_least_1(type(self).__name__, "divisor_override", divisor)
 
     def windows(self, *sizes: int) -> Sequence[Axis]:
         layer: Any = self
@@ -323,6 +326,9 @@ class AdaptiveAverage(SpikingAverage):
         size, name = self.output_size, type(self).__name__
         if isinstance(size, (tuple, list)) and len(size) != self.axes:
             raise ValueError(f"{name}: output_size must be one number or {self.axes}, got {size}")
+        for n in per_axis(size, self.axes):
+            if n is not None:
+                checks.check_at_least_1(name, "output_size", n)
 
     def windows(self, *sizes: int) -> Sequence[Axis]:
         axes = []

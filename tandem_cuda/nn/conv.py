@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from ..neuron import IF, Neuron
-from ..ops.geometry import check_axes, check_geometry
+from ..ops.geometry import check_axes
 from . import schema
 from .convolution import Conv1dSynapses, Conv2dSynapses, Conv3dSynapses, ConvTranspose2dSynapses
 from .geometry import pad
@@ -38,6 +38,14 @@ _CONVOLUTION = (("same", "valid"), ("zeros", "reflect", "replicate", "circular")
 
 class TandemConvolution(TandemLayer):
     """A convolutional tandem layer; torch's convolution must come next in the bases."""
+
+    def check_windows(self, axes: int) -> None:
+        """Raise TypeError or ValueError unless the kernel and its movement have a number for each axis, in range."""
+        layer: Any = self
+        numbers = {name: getattr(layer, name) for name in ("kernel_size", "stride", "padding", "dilation")}
+        if isinstance(layer.padding, str):
+            del numbers["padding"]
+        check_axes(type(self).__name__, axes, **numbers)
 
     def nir_product(self, inputs: Shape, outputs: Shape) -> Product:
         return convolution(self, *self.drive.folded(self.weights), outputs, self.drive.rounding(self.weights))
@@ -110,7 +118,7 @@ class TandemConv2d(TandemConvolution, nn.Conv2d):  # type: ignore[misc]  # forwa
         sizes = in_channels, out_channels, kernel_size, stride, padding, dilation, groups
         tandem: dict[str, Any] = {"norm": norm, "neuron": neuron, "engine": engine, "learn_threshold": learn_threshold}
         super().__init__(*sizes, bias, padding_mode, device, dtype, **tandem)
-        check_axes("TandemConv2d", self.stride, 0 if isinstance(padding, str) else self.padding, self.dilation, 2)
+        self.check_windows(2)
 
     @property
     def synapses(self) -> Conv2dSynapses:
@@ -178,7 +186,7 @@ class TandemConv1d(TandemConvolution, nn.Conv1d):  # type: ignore[misc]  # forwa
         sizes = in_channels, out_channels, kernel_size, stride, padding, dilation, groups
         tandem: dict[str, Any] = {"norm": norm, "neuron": neuron, "engine": engine, "learn_threshold": learn_threshold}
         super().__init__(*sizes, bias, padding_mode, device, dtype, **tandem)
-        check_axes("TandemConv1d", self.stride, 0 if isinstance(padding, str) else self.padding, self.dilation, 1)
+        self.check_windows(1)
 
     @property
     def synapses(self) -> Conv1dSynapses:
@@ -249,7 +257,7 @@ class TandemConv3d(TandemConvolution, nn.Conv3d):  # type: ignore[misc]  # forwa
         sizes = in_channels, out_channels, kernel_size, stride, padding, dilation, groups
         tandem: dict[str, Any] = {"norm": norm, "neuron": neuron, "engine": engine, "learn_threshold": learn_threshold}
         super().__init__(*sizes, bias, padding_mode, device, dtype, **tandem)
-        check_axes("TandemConv3d", self.stride, 0 if isinstance(padding, str) else self.padding, self.dilation, 3)
+        self.check_windows(3)
 
     @property
     def synapses(self) -> Conv3dSynapses:
@@ -322,7 +330,7 @@ class TandemConvTranspose2d(TandemConvolution, nn.ConvTranspose2d):  # type: ign
         sizes = in_channels, out_channels, kernel_size, stride, padding, output_padding, groups
         tandem: dict[str, Any] = {"norm": norm, "neuron": neuron, "engine": engine, "learn_threshold": learn_threshold}
         super().__init__(*sizes, bias, dilation, padding_mode, device, dtype, **tandem)
-        check_geometry("TandemConvTranspose2d", self.stride, self.padding, self.dilation)
+        self.check_windows(2)
 
     @property
     def synapses(self) -> ConvTranspose2dSynapses:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import partial, reduce
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..ops import checks
-from ..ops.max_pool_spikes import windows_along
+from ..ops.geometry import check_axes
+from ..ops.max_pool_spikes import check_padding, windows_along
 from ..spike_code import refuse_part, refuse_radix
 from ..spike_train import SpikeTrain, interleaved, signs
 from . import schema
@@ -45,10 +45,13 @@ class Pooling(Spiking):
         check_count("outputs", [size.least for size in shape])
         return x._replace(kind=SPIKES, shape=shape)
 
-    def check_windows(self, *names: str) -> None:
-        """Raise TypeError unless each of these attributes is an int, or has an int for each dimension of a window."""
-        for name in names:
-            checks.per_axis(type(self).__name__, name, getattr(self, name), self.axes)
+    def check_windows(self, *others: str) -> None:
+        """Raise TypeError or ValueError unless windows with these settings beside their size and padding exist."""
+        layer, name = cast(Any, self), type(self).__name__
+        kernel, padding = check_axes(name, self.axes, kernel_size=layer.kernel_size, padding=layer.padding)
+        check_axes(name, self.axes, **{other: getattr(self, other) for other in others})
+        for size, zeros in zip(kernel, padding, strict=True):
+            check_padding(name, size, zeros)
 
     def channels(self, channels: Size) -> Size:
         """Return the number of output channels."""
@@ -207,7 +210,7 @@ class WindowMaxPooling(MaxPooling):
         if layer.return_indices:
             name = type(self).__name__
             raise ValueError(f"{name}: return_indices must be False, since the maximum moves from step to step")
-        self.check_windows("kernel_size", "stride", "padding", "dilation")
+        self.check_windows("stride", "dilation")
 
     def pool_values(self, values: Tensor) -> Tensor:
         layer: Any = self

@@ -29,20 +29,19 @@ def pairs(stride: Any, padding: Any, dilation: Any) -> tuple[Any, Any, Any]:
 
 def check_geometry(op: str, stride: Any, padding: Any, dilation: Any) -> Geometry:
     """Check the range of each number; return pairs."""
-    stride, padding, dilation = check_axes(op, stride, padding, dilation, 2)
-    return Geometry(stride, padding, dilation)
+    return Geometry(*check_axes(op, 2, stride=stride, padding=padding, dilation=dilation))
 
 
-def check_axes(op: str, stride: Any, padding: Any, dilation: Any, axes: int) -> list[Any]:
-    """Check the range of each number; return one for each axis."""
+def check_axes(op: str, axes: int, **numbers: Any) -> list[Any]:
+    """Check ``kernel_size``, ``stride``, ``padding`` or ``dilation``; return the numbers of each for all axes."""
     checked = []
-    for name, value, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
-        numbers = checks.per_axis(op, name, value, axes)
-        if min(numbers) < least:
-            raise ValueError(f"{op}: {name} must be at least {least}, got {numbers}")
-        if max(numbers) > _MOST:
-            raise ValueError(f"{op}: {name} must be at most 2^30, got {numbers}")
-        checked.append(numbers)
+    for name, value in numbers.items():
+        each, least = checks.per_axis(op, name, value, axes), 0 if name == "padding" else 1
+        if min(each) < least:
+            raise ValueError(f"{op}: {name} must be at least {least}, got {value}")
+        if max(each) > _MOST:
+            raise ValueError(f"{op}: {name} must be at most 2^30, got {value}")
+        checked.append(each)
     return checked
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import checks, layout
 from .checked import checked_by
+from .geometry import check_axes
 
 
 def _check(op: str, a: Any) -> None:
@@ -31,7 +32,9 @@ def _check(op: str, a: Any) -> None:
         checks.check_same_device(op, "count", a.count, a.bits, "bits")
         checks.check_shape(op, "count", a.count, a.bits.shape[1:])
     stride = a.kernel_size if a.stride is None else a.stride
-    size, stride, padding, dilation = _geometry(op, a.kernel_size, stride, a.padding, a.dilation)
+    size, stride, padding, dilation = check_axes(
+        op, 2, kernel_size=a.kernel_size, stride=stride, padding=a.padding, dilation=a.dilation
+    )
     pooled_size(op, a.bits.shape[3:], size, stride, padding, dilation, a.ceil_mode)
 
 
@@ -107,10 +110,15 @@ def pooled_size(
     return [windows_along(name, *axis, ceil_mode) for axis in axes]
 
 
-def windows_along(name: str, size: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool) -> int:
-    """Return the number of windows along one axis."""
+def check_padding(name: str, kernel: int, padding: int) -> None:
+    """Raise ValueError if padding could fill a window."""
     if padding > kernel // 2:
         raise ValueError(f"{name}: padding must be at most half of the kernel size {kernel}, got {padding}")
+
+
+def windows_along(name: str, size: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool) -> int:
+    """Return the number of windows along one axis."""
+    check_padding(name, kernel, padding)
     room = size + 2 * padding - dilation * (kernel - 1) - 1
     outputs = (-(-room // stride) if ceil_mode else room // stride) + 1
     if ceil_mode and (outputs - 1) * stride >= size + padding:
@@ -118,22 +126,6 @@ def windows_along(name: str, size: int, kernel: int, stride: int, padding: int, 
     if outputs < 1:
         raise ValueError(f"{name}: the window of {kernel} is larger than the padded input of {size + 2 * padding}")
     return outputs
-
-
-def _geometry(op: str, kernel_size: Any, stride: Any, padding: Any, dilation: Any) -> list[list[int]]:
-    """Check the range of each argument and return it as a pair."""
-    pairs = []
-    for name, value, least in (
-        ("kernel_size", kernel_size, 1),
-        ("stride", stride, 1),
-        ("padding", padding, 0),
-        ("dilation", dilation, 1),
-    ):
-        both = checks.pair(op, name, value)
-        if not (least <= min(both) and max(both) <= 2**30):
-            raise ValueError(f"{op}: {name} must be from {least} to 2^30, got {value}")
-        pairs.append([*both])
-    return pairs
 
 
 @torch.library.register_fake("tandem_cuda::max_pool_spikes")
