@@ -25,6 +25,7 @@ from tandem_cuda import (
     TandemAdd,
     TandemConv2d,
     TandemLinear,
+    convert,
     freeze,
     quantise,
     synops,
@@ -211,6 +212,56 @@ def test_copies_pickles_state_dicts_and_conversions(mode):
     double = copy.deepcopy(frozen).double()
     x64 = x.to(torch.float64)
     torch.testing.assert_close(double(x64), small_network(mode).double()(x64).detach(), rtol=0, atol=1e-6)
+
+
+def calibrated(seed, **how):
+    torch.manual_seed(seed)
+    ann = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
+    return freeze(convert(ann, 4, calibrate=torch.rand(8, 1, 8, 8), **how))
+
+
+@pytest.mark.parametrize("weights", [None, "int8"])
+def test_state_dicts_hold_all_that_differs(weights):
+    how = {} if weights is None else {"weights": weights}
+    x = torch.rand(5, 1, 8, 8)
+    old, new = calibrated(0, **how), calibrated(1, **how)
+    want = new(x)
+    assert not torch.equal(old(x), want)
+    old.load_state_dict(new.state_dict())
+    same(old(x), want)
+    empty = copy.deepcopy(new).to_empty(device="cpu")
+    empty.load_state_dict(new.state_dict())
+    same(empty(x), want)
+    on_meta = copy.deepcopy(new).to("meta")
+    on_meta.load_state_dict(new.state_dict(), assign=True)
+    same(on_meta(x), want)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "where"),
+    [
+        ({"per_channel": False}, {"per_channel": False}, "layers or their settings differ in _0"),
+        ({"neuron": IF(two_phase=True)}, {}, "layers or their settings differ in"),
+        ({}, {"weights": "int8"}, "layers or their settings differ"),
+    ],
+)
+def test_state_dicts_of_other_settings_are_refused(ours, theirs, where):
+    network, other = calibrated(0, **ours), calibrated(1, **theirs)
+    before = {name: x.clone() for name, x in network.named_buffers()}
+    with pytest.raises(ValueError, match=rf"FrozenNetwork.load_state_dict: .*{where}.*FrozenNetwork.load\(\) keep"):
+        network.load_state_dict(other.state_dict())
+    for name, x in network.named_buffers():
+        same(x, before[name])
+    with pytest.raises(ValueError, match="_extra_state must be a frozen network's, got 3"):
+        network.load_state_dict({**network.state_dict(), "_extra_state": 3})
+    with pytest.raises(RuntimeError, match="_extra_state"):
+        network.load_state_dict(before)
+
+
+def test_engines_do_not_matter_to_state_dicts():
+    network, other = freeze(small_network("constant")), freeze(small_network("constant"))
+    other.layers[1].layer.engine = "event"
+    network.load_state_dict(other.state_dict())
 
 
 @pytest.mark.parametrize("mode", ["constant", *(slow(mode) for mode in MODES[1:])])

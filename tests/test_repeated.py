@@ -261,7 +261,7 @@ def test_other_weights_of_a_call(case, calls):
     frozen(*inputs)
     buffers = {name: changed(x) for name, x in frozen.named_buffers() if "packed" not in name}
     replaced = copy.deepcopy(frozen)
-    replaced.load_state_dict(buffers)
+    replaced.load_state_dict(buffers, strict=False)  # without the description
     same(functional_call(frozen, buffers, tuple(inputs)).bits, replaced(*inputs).bits)
     assert not calls
 

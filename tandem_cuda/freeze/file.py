@@ -24,7 +24,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from types import ModuleType
@@ -131,6 +131,45 @@ def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
         sha256.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         sha256.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return sha256.hexdigest()
+
+
+_IN_ANY = frozenset({"engine"})
+"""Settings that do not change what a layer computes."""
+
+
+def state_of(description: Any, nodes: Sequence[Node]) -> Tensor:
+    """Return what a state dict must agree in with the network that loads it: JSON, as uint8 [n].
+
+    That is the description, without settings that do not change results, and the dtypes of tensors of integers, which
+    copying would convert.
+    """
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: plain(x) for key, x in value.items() if key not in _IN_ANY}
+        return [plain(x) for x in value] if isinstance(value, (list, tuple)) else value
+
+    dtypes = [
+        {key: str(x.dtype) for key, x in node.layer.tensors().items() if not x.is_floating_point()} for node in nodes
+    ]
+    text = json.dumps({**plain(description), "integers": dtypes}, default=repr)
+    return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+
+
+def check_state(state: Any, own: Tensor) -> None:
+    """Raise ValueError if a state dict is of another network than the one that loads it."""
+    try:
+        theirs, ours = (json.loads(bytes(x.cpu().tolist())) for x in (state, own))
+        differing = [b["name"] for a, b in zip(theirs["nodes"], ours["nodes"], strict=False) if a != b]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        message = f"FrozenNetwork.load_state_dict: _extra_state must be a frozen network's, got {state!r}"
+        raise ValueError(message) from error
+    if theirs != ours:
+        where = f" in {', '.join(differing)}" if differing else ""
+        raise ValueError(
+            "FrozenNetwork.load_state_dict: state must be of a network that differs in its tensors' values alone, but "
+            f"layers or their settings differ{where}; save() and FrozenNetwork.load() keep the whole network"
+        )
 
 
 def parsed(description: Any, tensors: Mapping[str, Tensor]) -> tuple[list[Node], Any, list[str]]:

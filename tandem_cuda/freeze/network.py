@@ -83,6 +83,8 @@ class FrozenNetwork(nn.Module):
         self.inputs = [node.inputs for node in nodes]
         self.output = output
         self.layers = nn.ModuleList(node.layer for node in nodes)
+        for node in nodes:
+            _put_in_state_dict(node.layer)
         last = {source: i for i, node in enumerate(nodes) for source in node.inputs}
         self.done: list[list[str]] = [[] for _ in nodes]
         """For each node, the values that no later node needs, so that their memory can be freed."""
@@ -102,6 +104,22 @@ class FrozenNetwork(nn.Module):
         """The layers with their names and inputs, in order of execution."""
         layers = [layer for layer in self.layers if isinstance(layer, FrozenLayer)]
         return [Node(*node) for node in zip(self.names, layers, self.inputs, strict=True)]
+
+    def _description(self) -> dict[str, Any]:
+        """Return all but the tensors."""
+        nodes = [
+            {"name": name, "kind": layer.kind, "inputs": list(inputs), "settings": layer.settings()}
+            for name, layer, inputs in self.nodes
+        ]
+        return {"nodes": nodes, "output": self.output}
+
+    def get_extra_state(self) -> Tensor:
+        """Return what ``state_dict`` says of the network beside its tensors: JSON, as uint8 [n]."""
+        return file.state_of(self._description(), self.nodes)
+
+    def set_extra_state(self, state: Any) -> None:
+        """Raise ValueError unless a state dict is of a network that differs in its tensors' values alone."""
+        file.check_state(state, self.get_extra_state())
 
     @property
     def networks(self) -> tuple[FrozenNetwork]:
@@ -230,13 +248,7 @@ class FrozenNetwork(nn.Module):
             OSError: the file cannot be written, for example because the disk is full; the message names the file. An
                 earlier file of that name is left unchanged, and no temporary file remains.
         """
-        description: dict[str, Any] = {
-            "nodes": [
-                {"name": name, "kind": layer.kind, "inputs": list(inputs), "settings": layer.settings()}
-                for name, layer, inputs in self.nodes
-            ],
-            "output": self.output,
-        }
+        description = self._description()
         version = max((layer.format for _, layer, _ in self.nodes), default=1)
         if not isinstance(self.output, str) or tuple(self.kinds) != (INPUT,):
             version = 2
@@ -265,3 +277,10 @@ class FrozenNetwork(nn.Module):
         except (TypeError, ValueError, IndexError, RuntimeError, OverflowError) as error:
             raise ValueError(f"FrozenNetwork.load: {path} does not describe a network: {error}") from error
         return network.to(device)
+
+
+def _put_in_state_dict(layer: FrozenLayer) -> None:
+    """Let a state dict have all tensors that a file has, of which networks that are not frozen compute some."""
+    saved = {id(tensor) for tensor in layer.tensors().values()}
+    for module in layer.modules():
+        module._non_persistent_buffers_set -= {name for name, x in module._buffers.items() if id(x) in saved}
