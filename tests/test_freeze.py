@@ -258,6 +258,18 @@ def test_state_dicts_of_other_settings_are_refused(ours, theirs, where):
         network.load_state_dict(before)
 
 
+@pytest.mark.parametrize("weights", ["int8", "int16"])
+def test_integer_weights_stay_in_float32(weights):
+    network, x = calibrated(0, weights=weights), torch.rand(5, 1, 8, 8)
+    want = network(x)
+    for change in (nn.Module.double, nn.Module.half, lambda network: network.to(torch.bfloat16)):
+        with pytest.raises(TypeError, match=r"FrozenNetwork.to: dtype must be torch.float32, in which _0 scales its"):
+            change(network)
+        same(network.float().to("cpu")(x), want)
+    double = calibrated(0).double()  # as the message says
+    assert double(x.double()).dtype == torch.float64
+
+
 def test_engines_do_not_matter_to_state_dicts():
     network, other = freeze(small_network("constant")), freeze(small_network("constant"))
     other.layers[1].layer.engine = "event"

@@ -121,6 +121,17 @@ class FrozenNetwork(nn.Module):
         """Raise ValueError unless a state dict is of a network that differs in its tensors' values alone."""
         file.check_state(state, self.get_extra_state())
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        dtype = fn(torch.empty(0)).dtype
+        if dtype != torch.float32:
+            for name, layer, _ in self.nodes:
+                if any(x.dtype in checks.INTEGERS for x in layer.tensors().values()):
+                    raise TypeError(
+                        f"FrozenNetwork.to: dtype must be torch.float32, in which {name} scales its integer weights, "
+                        f"got {dtype}; freeze a network of float weights instead"
+                    )
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's
+
     @property
     def networks(self) -> tuple[FrozenNetwork]:
         """The network itself, as the only one of a cascade."""
