@@ -12,9 +12,10 @@ from torch import nn
 from torch.ao.quantization import DeQuantStub, QuantStub, get_default_qconfig, prepare, quantize_dynamic
 from torch.ao.quantization import convert as convert_quantised
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+from torch.utils._pytree import tree_leaves
 
 from exact import ISAS
-from quantised_anns import FIRST, INPUT, Eager, Exported, Q, Weights, exported, images, rounded, set_up
+from quantised_anns import FIRST, INPUT, SECOND, Eager, Exported, Q, Weights, exported, images, rounded, set_up
 from tandem_cuda import _C, Cascade, FrozenNetwork, RadixIF, SpikeTrain, convert, from_quantised
 from tandem_cuda.from_quantised import check
 from tandem_cuda.from_quantised.eager import EagerReader
@@ -304,6 +305,95 @@ def test_fx_mode():
     snn = from_quantised(model, x)
     assert (snn(x) - model(x)).abs().max() <= 1.01 * getattr(model, "3").scale
     assert [layer.kind for layer in snn.layers].count("Encode") == 1
+
+
+class FloatSums(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2, self.fc = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8 * 64, 5)
+
+    def forward(self, x):
+        x = torch.relu(self.conv1(x))
+        x = torch.relu(self.conv2(x) + x)
+        x = x + x
+        return self.fc(torch.flatten(x + self.conv2(x), 1))
+
+
+def test_sums_in_fx_mode():
+    """Their scales are nodes of the graph, as are their inputs."""
+    torch.manual_seed(0)
+    x = torch.rand(32, 3, 10, 10, generator=generator(0))
+    prepared = prepare_fx(FloatSums().eval(), {"": get_default_qconfig("x86")}, (x,))
+    prepared(x)
+    model = convert_fx(prepared)
+    snn = from_quantised(model, x)
+    kinds = [layer.kind for layer in snn.layers]
+    assert kinds.count("TandemAdd") == 3
+    for layer, (share, largest) in check.differences(snn, integers_of(model, x), (x,)).items():
+        assert share < 0.01, layer
+        assert largest <= 1, layer
+
+
+EYE = torch.eye(3).view(3, 3, 1, 1)
+
+
+class Around(Exported):
+    """The exported network, with functions of real numbers before and behind it."""
+
+    def __init__(self, before, behind):
+        super().__init__()
+        self.before, self.behind = before, behind
+
+    def forward(self, x):
+        return self.behind(super().forward(self.before(x)))
+
+
+@pytest.mark.parametrize(
+    ("before", "behind"),
+    [
+        (lambda x: (x - 0.5) / 0.25, lambda y: torch.softmax(y, 1)),
+        (lambda x: x.mul(2.0).clamp(min=-1.0), lambda y: nn.functional.dropout(torch.relu(y), training=False)),
+        (lambda x: nn.functional.pad(x.narrow(2, 1, 8), (0, 0, 1, 1)), lambda y: y.view(-1, 2, 5).mean(2)),
+        (lambda x: nn.functional.avg_pool2d(x, 3, 1, 1), lambda y: (y.argmax(1), torch.log_softmax(y, -1))),
+        (lambda x: nn.functional.conv2d(x, EYE), lambda y: nn.functional.hardtanh(y, 0, 3)),
+        (torch.sigmoid, lambda y: {"logits": y, "best": y.topk(2)[0]}),
+    ],
+    ids=range(6),
+)
+def test_real_numbers_around_an_exported_network(before, behind):
+    model, x = Around(before, behind), images()
+    got, want = (tree_leaves(f(x)) for f in (from_quantised(exported(model, x), x), model))
+    for a, b in zip(got, want, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_real_numbers_around_an_exported_network_that_cannot_be_kept():
+    model = Around(lambda x: nn.functional.interpolate(x, scale_factor=1.0, mode="bilinear"), torch.erfinv)
+    message = refused(exported(model, images()), images())
+    of_both = "real numbers before the first quantisation or behind the last cannot be kept with it"
+    assert f"upsample_bilinear2d (upsample_bilinear2d.vec): {of_both}" in message
+    assert f"erfinv (erfinv.default): {of_both}" in message
+
+
+def test_a_product_that_is_quantised_and_an_output():
+    class Both(Exported):
+        def forward(self, x):
+            y = nn.functional.conv2d(rounded(x, INPUT), *self.weighted("conv1"))
+            return rounded(y, SECOND), y
+
+    assert "conv2d must be either quantised or an output, got both" in refused(exported(Both(), images()), images())
+
+
+def test_rows_of_features_of_any_number():
+    torch.manual_seed(0)
+    model = stubbed(nn.Linear(4, 6), nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2))
+    x, more = torch.rand(16, 5, 4, generator=generator(0)), torch.rand(3, 7, 4, generator=generator(1))
+    model = quantised_of(model, x)
+    snn = from_quantised(model, x)
+    assert [layer.kind for layer in snn.layers].count("TandemElementwise") == 1
+    assert (snn(more) - model(more)).abs().max() <= 1.01 * model[4].scale
+    same_rows = torch.cat([snn(more[:, i : i + 1]) for i in range(7)], 1)
+    assert torch.equal(snn(more), same_rows)
 
 
 def test_one_dimensional_convolutions_and_float_layers_around():

@@ -53,6 +53,9 @@ class _Builder:
         self.padded: dict[tuple[Any, ...], str] = {}
         """The padded inputs, by input and padding."""
         self.encodings = {step.name: step for step in network.steps if isinstance(step, Encoding)}
+        drives = [product for step in network.steps if isinstance(step, Neurons) for _, product in step.branches]
+        self.convolves = any(product is not None and product.kind != "TandemLinear" for product in drives)
+        """Whether images and lines have channels. Rows of other networks have features, along the last dimension."""
 
     def add(self, step: Step) -> None:
         """Add the layers of a step."""
@@ -104,6 +107,11 @@ class _Builder:
             module = self.network.root.get_submodule(str(node.target))
             inputs: Any = fx.map_arg(node.args, lambda x: self.nodes[x.name])
             copied = self._module(step.name, module, *inputs)
+        elif step.function is not None:
+            kind = "call_method" if isinstance(step.function, str) else "call_function"
+            args: Any = fx.map_arg(node.args, lambda x: self.nodes[x.name])
+            named: Any = fx.map_arg(node.kwargs, lambda x: self.nodes[x.name])
+            copied = self.graph.create_node(kind, step.function, args, named, name=step.name)
         else:
             copied = self.graph.node_copy(node, lambda x: self.nodes[x.name])
         self.nodes[step.name] = copied
@@ -140,7 +148,7 @@ class _Builder:
             drives.append(None if product is None else _drive(product, spikes.code))
         first = next((drive for drive in drives if drive is not None), None)
         if first is None and (offset or len(drives) == 1):
-            first = drives[0] = _identity(step.channels)
+            first = drives[0] = self._identity(step.shape)
         if first is not None and (offset or "bias" in first[1]):
             first[1]["bias"] = first[1].get("bias", torch.zeros([], dtype=torch.float64)) + offset
         for drive in drives:
@@ -162,6 +170,15 @@ class _Builder:
             branches.append({"kind": kind, **({} if drive is None else {**drive[0], **ends})})
             tensors |= {} if drive is None else {f"{i}.{key}": tensor for key, tensor in drive[1].items()}
         self._layer(step.name, "TandemAdd", ({"branches": branches, **ends}, tensors), *sources)
+
+    def _identity(self, shape: list[int]) -> Drive:
+        """Return settings and tensors of neurons that each read one neuron."""
+        of_features = len(shape) > 2 and not self.convolves
+        channels = shape[-1 if of_features else 1]
+        settings = {"in_channels": channels, "out_channels": channels, "groups": channels}
+        weight = torch.ones(channels, 1, 1, 1, dtype=torch.int8)
+        flags = {"of_features": True} if of_features else {}
+        return {**settings, **flags}, {"weight": weight, "scale": torch.ones(channels)}
 
     def _padded(self, spikes: Spikes, product: Product | None) -> tuple[str, Product | None]:
         """Return the source and the weights of a branch; padding by integers that are not 0 goes into the input."""
@@ -186,13 +203,6 @@ def _drive(product: Product, code: Code) -> Drive:
         of_zero = product.scale * code.scale * (product.weight.flatten(1).sum(1) * code.zero)
         bias = -of_zero if bias is None else bias - of_zero
     return product.arguments, tensors if bias is None else {**tensors, "bias": bias}
-
-
-def _identity(channels: int) -> Drive:
-    """Return settings and tensors of neurons that each read one neuron."""
-    settings = {"in_channels": channels, "out_channels": channels, "groups": channels}
-    weight = torch.ones(channels, 1, 1, 1, dtype=torch.int8)
-    return settings, {"weight": weight, "scale": torch.ones(channels)}
 
 
 def _float_layer(product: Product) -> nn.Module:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import operator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves
 
 from ..convert.quantised_ann import operator_name
+from ..freeze.functions import FUNCTIONS
 from .reader import POOLS, Reader
 from .steps import Code, Product, Real, Spikes, Sums, Unreadable
 
@@ -18,6 +22,19 @@ _POOLS = {f"aten::{name}": name for name in POOLS}
 _RELUS = {"aten::relu": None, "aten::relu_": None, "aten::relu6": 6.0}
 _SAME = {"aten::dropout", "aten::contiguous", "aten::clone", "aten::alias", "aten::detach"}
 _FLATTEN = {"aten::flatten", "aten::view", "aten::reshape", "aten::_unsafe_view"}
+_LIKE_OPERATORS = {
+    "conv1d",
+    "conv2d",
+    "linear",
+    "hardsigmoid",
+    "hardtanh",
+    "leaky_relu",
+    "pad",
+    "relu6",
+    "silu",
+    *POOLS,
+}
+"""Functions of torch.nn.functional whose first arguments are their operators'."""
 
 
 class _Weights:
@@ -45,14 +62,24 @@ class ExportedReader(Reader):
             return self._weights(x, args[1], args[2], args[3])
         if name.startswith("quantized_decomposed::choose_qparams") or "per_token" in name:
             raise Unreadable("activations must have a constant scale, got dynamic quantisation")
-        if name in _LAYERS:
-            return self._layer(node, name, args, kwargs)
-        if isinstance(x, Real):
-            raise Unreadable("its input must be quantised, got real numbers; leave it out of the quantised model")
         if name in _SAME:
             if name == "aten::dropout" and args[2]:
                 raise Unreadable("the model must be exported in eval mode, got a dropout in training mode")
             return x
+        inputs = [self.values[y] for y in node.all_input_nodes]
+        if any(isinstance(y, Real) for y in inputs):
+            return self.real(node)
+        try:
+            return self._operation(node, name, x, args, kwargs)
+        except Unreadable:
+            if any(isinstance(y, Sums) for y in inputs):
+                return self.real(node)
+            raise
+
+    def _operation(self, node: fx.Node, name: str, x: Any, args: Any, kwargs: Any) -> Sums:
+        """Return the result of an operation on integers, as the floats that they stand for."""
+        if name in _LAYERS:
+            return self._layer(node, name, args, kwargs)
         if name in _RELUS:
             return self.relu(node, x, _RELUS[name])
         if name in ("aten::hardtanh", "aten::hardtanh_", "aten::clamp") and args[1] == 0:
@@ -84,7 +111,19 @@ class ExportedReader(Reader):
             return self._weights(x, torch.tensor(constants[0]), torch.tensor(constants[1]), 0)
         if not isinstance(x, Spikes) or self._quantisers.get(x.name, constants) != constants:
             raise Unreadable(f"it must have scale, zero point and dtype of its input, got {constants}")
-        return Sums(node.name, ((x, None),))
+        return Sums(node.name, ((x, None),), nodes=(node,))
+
+    def function(self, node: fx.Node) -> Any:
+        if node.target is operator.getitem:
+            return None
+        name = operator_name(node).removeprefix("aten::")
+        names = [f"torch.{name}", f"torch.nn.functional.{name}" if name in _LIKE_OPERATORS else "", f"Tensor.{name}"]
+        known = next((FUNCTIONS[x] for x in names if x in FUNCTIONS), None)
+        args: Any = fx.map_arg(node.args, self.results.__getitem__)
+        kwargs: Any = fx.map_arg(node.kwargs, self.results.__getitem__)
+        if known is None or not _same(known(*args, **kwargs), self.results[node]):
+            raise Unreadable("real numbers before the first quantisation or behind the last cannot be kept with it")
+        return name if isinstance(known, partial) else known
 
     def _weights(self, weight: Any, scale: Tensor, zero_point: Tensor, axis: int) -> _Weights:
         if not isinstance(weight, Tensor) or weight.dtype != torch.int8:
@@ -118,6 +157,12 @@ class ExportedReader(Reader):
             }
         product = Product(_LAYERS[name], arguments, weight, weights.scale, None if bias is None else bias.detach())
         return self.product(node, x, product)
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Return whether results are equal."""
+    pairs = zip(tree_leaves(a), tree_leaves(b), strict=True)
+    return all(torch.equal(x, y) if isinstance(x, Tensor) else x == y for x, y in pairs)
 
 
 def _per_axis(values: Any, axes: int) -> list[int]:

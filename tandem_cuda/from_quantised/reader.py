@@ -173,28 +173,22 @@ class Reader(ABC):
 
     def real(self, node: fx.Node) -> Real:
         """Keep a node that maps real numbers to real numbers."""
-        is_output = False
-        for x in node.all_input_nodes:
-            value = self.values[x]
-            if isinstance(value, Sums):
-                self._kept(value)
-                is_output = True
-            elif not isinstance(value, (Real, Tensor)):
-                raise Unreadable(f"outside of the quantised part it must read tensors alone, got {x.name}")
-            is_output = is_output or (isinstance(value, Real) and value.is_output)
-        self.steps.append(Kept(node.name, node))
-        return Real(node.name, is_output)
+        read = [self.read_out(x) if isinstance(x, Sums) else x for x in map(self.values.get, node.all_input_nodes)]
+        self._keep(node)
+        return Real(node.name, any(isinstance(x, Real) and x.is_output for x in read))
 
-    def _kept(self, x: Sums) -> None:
-        """Keep the nodes that make real numbers of dequantised integers."""
-        if not x.nodes:
-            raise Unreadable(f"its input must be dequantised integers, got the sums of {x.name}")
-        done = {step.name for step in self.steps}
-        first, *rest = x.nodes
-        ((spikes, _),) = x.branches
-        if first.name not in done:
-            self.steps.append(Decoding(first.name, spikes))
-        self.steps += [Kept(node.name, node) for node in rest if node.name not in done]
+    def _keep(self, node: fx.Node) -> None:
+        for x in node.all_input_nodes:
+            if not isinstance(self.values.get(x), (Real, Sums, Tensor)):
+                raise Unreadable(f"outside of the quantised part it must read tensors alone, got {x.name}")
+        self.steps.append(Kept(node.name, node, self.function(node)))
+
+    def function(self, node: fx.Node) -> Any:
+        """Return what a frozen network calls for a node that stays; None for its target; raise Unreadable if nothing.
+
+        That is a function, or the name of a tensor's method.
+        """
+        return None
 
     def sums(self, x: Any) -> Sums:
         """Return what integers stand for as real numbers."""
@@ -217,7 +211,7 @@ class Reader(ABC):
                 "padding must be 0 if the zero point of its input is not the least integer (padding has no spikes), "
                 f"got {padding} and zero point {sums.source.code.zero}; behind a ReLU it is the least"
             )
-        return Sums(node.name, ((sums.source, product),))
+        return Sums(node.name, ((sums.source, product),), nodes=(node,))
 
     def _is_input(self, spikes: Spikes) -> bool:
         return any(isinstance(step, Encoding) and step.name == spikes.name for step in self.steps)
@@ -230,7 +224,8 @@ class Reader(ABC):
             if sums.relu or sums.moves:
                 raise Unreadable(f"its inputs must be quantised, or products, got the result of {sums.name}")
             branches += sums.branches
-        shapes = [list(self.results[x].shape) for x in node.all_input_nodes if x in self.results]
+        added = [x for x in node.all_input_nodes if isinstance(self.values[x], (Spikes, Sums))]
+        shapes = [self.shape(x) for x in added]
         if any(shape != self.shape(node) for shape in shapes):
             raise Unreadable(f"its inputs must agree in shape, got {' and '.join(map(str, shapes))}")
         return Sums(node.name, tuple(branches))
@@ -310,7 +305,7 @@ class Reader(ABC):
                 )
         node = next(node for node in self.results if node.name == x.name)
         code = code.positive() if x.relu else code
-        self.steps.append(Neurons(x.name, x.branches, code, self.shape(node)[1]))
+        self.steps.append(Neurons(x.name, x.branches, code, self.shape(node)))
         return Spikes(x.name, code)
 
     def _requantised(self, node: fx.Node, x: Sums, code: Code) -> Spikes:
@@ -326,11 +321,8 @@ class Reader(ABC):
         else:
             fired = code.positive() if x.relu else code
         name = x.name if x.relu else node.name
-        self.steps.append(Neurons(name, x.branches, fired, self._channels(spikes)))
+        self.steps.append(Neurons(name, x.branches, fired, list(self.integers[spikes.name].shape)))
         return Spikes(name, fired)
-
-    def _channels(self, spikes: Spikes) -> int:
-        return int(self.integers[spikes.name].shape[1])
 
     def _moved(self, spikes: Spikes, moves: Iterable[Move]) -> Spikes:
         for move in moves:
@@ -345,15 +337,20 @@ class Reader(ABC):
         return spikes
 
     def read_out(self, x: Sums) -> Real:
-        """Return sums that nobody quantises."""
-        if x.nodes:
-            self._kept(x)
-            return Real(x.nodes[-1].name, True)
-        ((spikes, product), *others) = x.branches
-        if others or x.relu or x.moves:
+        """Keep the nodes that make real numbers, of a product or of dequantised integers, that nobody quantises."""
+        if not x.nodes:
             raise Unreadable(f"outputs must be products or dequantised integers, got the result of {x.name}")
-        self.steps.append(Decoding(x.name, spikes) if product is None else ReadOut(x.name, spikes, product))
-        return Real(x.name, True)
+        done = {step.name: type(step) for step in self.steps}
+        first, *rest = x.nodes
+        ((spikes, product),) = x.branches
+        if done.get(first.name) is Neurons:
+            raise Unreadable(f"{first.name} must be either quantised or an output, got both")
+        if first.name not in done:
+            self.steps.append(Decoding(first.name, spikes) if product is None else ReadOut(first.name, spikes, product))
+        for node in rest:
+            if node.name not in done:
+                self._keep(node)
+        return Real(x.nodes[-1].name, True)
 
 
 class _Recorder(fx.Interpreter):

@@ -81,7 +81,7 @@ class Sums(NamedTuple):
     """The largest output of the ReLU, as 6 of ReLU6."""
     moves: tuple[Move, ...] = ()
     nodes: tuple[fx.Node, ...] = ()
-    """The nodes that make the numbers of dequantised integers, if these can be kept as they are."""
+    """The nodes that make the numbers of dequantised integers or of a product, if these can be kept as they are."""
 
     @property
     def source(self) -> Spikes | None:
@@ -115,7 +115,8 @@ class Neurons(NamedTuple):
     name: str
     branches: tuple[Branch, ...]
     code: Code
-    channels: int
+    shape: list[int]
+    """The shape of the example's sum."""
 
 
 class Moving(NamedTuple):
@@ -146,6 +147,8 @@ class Kept(NamedTuple):
 
     name: str
     node: fx.Node
+    function: Any = None
+    """What does the same as the node's operator: a function, or the name of a tensor's method. None: its target."""
 
 
 Step = Encoding | Neurons | Moving | Decoding | ReadOut | Kept
