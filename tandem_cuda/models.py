@@ -76,7 +76,7 @@ def cifarnet(
 
     Arguments, shapes and errors as for :func:`mnist_cnn`. ``width`` is a factor of all channels and hidden features,
     rounded to whole numbers, at least 1. With 0.25 the network has 32, 64, 128, 256 and 128 channels, 256 hidden
-    features, and 50 million MACs for 32 x 32 pixels: a size that a CPU trains in half an hour.
+    features, and 44 million MACs for 32 x 32 pixels: a size that a CPU trains in half an hour.
 
     Examples:
         >>> ann = models.cifarnet(width=0.25)

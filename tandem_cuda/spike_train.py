@@ -46,8 +46,8 @@ class SpikeTrain:
             or silence neurons keep both together.
         value: floating point [N, ...], the differentiable value of each neuron. Without ``radix`` it is the count, and
             only one of both may be given.
-        radix: whether a spike of time step t weighs 2^(T-t). ``Decode``, max pooling and layers that move or silence
-            neurons read such spikes; of layers with neurons, those of :mod:`tandem_cuda.reference`.
+        radix: whether a spike of time step t weighs 2^(T-t). ``Decode``, max pooling, layers that move or silence
+            neurons, and layers whose neurons are ``RadixIF`` or ``IF(two_phase=True)`` read such spikes.
 
     Raises:
         TypeError: ``bits`` is not a uint8 tensor, or ``count`` is not a float32 or float64 tensor.

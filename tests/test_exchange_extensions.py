@@ -145,7 +145,7 @@ REFUSED = {
     "a number": (lambda x: x.mean(), r"its result must be real numbers \[N, F, ...\], got torch.float32 \[\]"),
     "indices": (lambda x: x.argmax(1), r"its result must be real numbers \[N, F, ...\], got torch.int64"),
     "a size": (lambda x: x * x.size(1), "its result must be real numbers .* got int"),
-    "what freeze does not know": (lambda x: torch.special.i0(x), "it is not listed in docs/inference.md"),
+    "what freeze does not know": (lambda x: torch.special.i0(x), "it is not supported by freeze"),
 }
 
 

@@ -154,7 +154,7 @@ class Calibrator:
         """Return the part of an earlier calibration that is for the layers of this network, and their own levels.
 
         Raises:
-            TypeError: a level is no number.
+            TypeError: a level is not a number.
             ValueError: a layer has no level, or its level is not positive and finite, has another shape, or differs
                 from the level of its activation.
         """

@@ -125,8 +125,8 @@ class TandemNetwork(nn.Module):
         thresholds of a calibrated network are its ``levels`` divided by T, times exp(log_threshold) if they learn.
         Corrections of biases shrink like the thresholds: by the T of ``calibration`` over T. Other thresholds stay. The
         levels of least error depend on T, so convert anew for the best ones. To serve several T well, a network must be
-        trained with them: draw T anew for every batch. Networks of RadixIF neurons need no such training: their range
-        stays as it is, whatever T.
+        trained with them: draw T anew for every batch. RadixIF neurons keep their range at every T, so a network of
+        them only needs batch norm's statistics of the new T, if it was trained for another one.
 
         Args:
             time_steps: T, at least 1. In mode "spikes", the T of the spike trains that follow.
@@ -295,7 +295,7 @@ class TandemNetwork(nn.Module):
         if self._watch is not None and (changes := self._watch.changes()):
             raise RuntimeError(
                 f"TandemNetwork: the ANN must compute what it did when it was converted, but {changes} changed. Call "
-                "convert on the ANN again (calibrate=snn.calibration keeps the thresholds)"
+                "convert on the ANN again (calibrate=snn.calibration keeps the thresholds), or from_qcfs"
             )
         self._twins.check_scales()
         self._twins.follow_buffers()

@@ -4,12 +4,13 @@ There are format versions 1 and 2. The metadata of the safetensors file are stri
 
 - ``format``: "tandem_cuda.frozen". ``version``: "1", or "2" if the file uses a feature of version 2.
 - ``description``: JSON, {"nodes": [{"name", "kind", "inputs", "settings"}, ...], "output": name}. Nodes are in order of
-  execution. Inputs are names of earlier nodes, or "<input>". Version 2 adds: nodes that are PyTorch modules and
-  functions (plain.py and functions.py); neurons with ``initial``, ``refractory`` or ``two_phase``, and models but
-  ``IF`` and ``LIF``; integer weights; "multiplicity", how many entries of a layer's weight belong to one weight of the
-  ANN; "paired", true if neurons 2i and 2i + 1 are the parts of one value; "of_features", true if a layer that could
-  read channels reads features, along the last dimension; a "scale" of a TandemAdd and of its branches; "inputs", the
-  names of the network's inputs if they are not ["<input>"]; {"tuple": [...]}, {"list": [...]} or {"dict": {...}} of
+  execution. Inputs are names of earlier nodes, or "<input>". Version 2 adds kinds of nodes, such as PyTorch modules and
+  functions (plain.py and functions.py), neuron models and settings of neurons; ``FrozenLayer.format`` is the first
+  version that has a layer as it is. Of older kinds it adds integer weights, a "scale" of Decode, of a TandemAdd and of
+  its branches, and "multiplicity", how many entries of a layer's weight belong to one weight of the ANN; "paired", true
+  if neurons 2i and 2i + 1 are the parts of one value; "folds", the values with a negative slope; "of_features", true if
+  a layer that could read channels reads features, along the last dimension. Beside "nodes" it adds "inputs", the names
+  of the network's inputs if they are not ["<input>"], and {"tuple": [...]}, {"list": [...]} or {"dict": {...}} of
   outputs as "output".
 - ``sha256``: the hash of the description and of every tensor (name, dtype, shape and bytes, in order of names).
 

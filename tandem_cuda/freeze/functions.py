@@ -94,7 +94,10 @@ _MOVING -= {f"Tensor.{name}" for name in ("double", "float", "to", "type")}
 SOFTMAX = ("Tensor.softmax", "torch.softmax", "torch.nn.functional.softmax")
 
 
-_UNKNOWN = "is not listed in docs/inference.md; wrap it in a module class and register that with nn.frozen.register"
+_UNKNOWN = (
+    "is not supported by freeze (docs/inference.md); wrap it in a module class and register that with "
+    "tandem_cuda.freeze.register"
+)
 _SHARED = "writes in place to a tensor that is used elsewhere; use the out-of-place function"
 
 

@@ -35,8 +35,8 @@ def freeze(model: nn.Module) -> FrozenNetwork:
     Raises:
         TypeError: ``model`` is not an nn.Module.
         ValueError: parts of the model cannot be frozen (the message names all of them); a module has forward hooks or a
-            ``forward`` of its own; a batch norm has no running statistics or is not affine; weights or statistics are
-            NaN or infinite; or layers do not fit each other.
+            ``forward`` of its own; a batch norm has no running statistics; weights or statistics are NaN or infinite;
+            or layers do not fit each other.
 
     Examples:
         >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
@@ -58,8 +58,8 @@ def freeze(model: nn.Module) -> FrozenNetwork:
             refused.append(f"{name or 'model'} ({type(module).__name__})")
     if refused:
         raise ValueError(
-            "freeze: model must contain only tandem layers, the PyTorch modules and functions listed in "
-            "docs/inference.md, and modules registered with tandem_cuda.nn.frozen.register, "
+            "freeze: model must contain only tandem layers, the PyTorch modules and functions that freeze supports "
+            "(docs/inference.md), and modules registered with tandem_cuda.freeze.register, "
             f"got {', '.join(refused)}"
         )
     nodes: list[Node] = []

@@ -57,7 +57,7 @@ class AdaptiveIF(Neuron):
         initial: where the membrane potential starts, as a share of the threshold, in [0, 1).
 
     Raises:
-        TypeError: a parameter that is no number.
+        TypeError: a parameter is not a number.
         ValueError: a threshold or adaptation that is not positive and finite, a decay outside [0, 1), an initial
             potential outside [0, 1).
 

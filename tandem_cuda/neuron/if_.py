@@ -55,7 +55,7 @@ class IF(Neuron):
             (Stoeckl & Maass 2021, arXiv:2002.00860), as do two-phase probabilistic neurons (arXiv:2502.14487).
 
     Raises:
-        TypeError: a parameter that is no number, or ``two_phase`` is not a bool.
+        TypeError: a parameter is not a number, or ``two_phase`` is not a bool.
         ValueError: a threshold or amplitude that is not positive and finite, an initial potential outside [0, 1), a
             refractory period that is negative or not whole, or a refractory period with ``two_phase``.
 

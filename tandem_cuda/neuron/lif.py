@@ -31,7 +31,7 @@ class LIF(Neuron):
         initial: where the membrane potential starts, as a share of the threshold, in [0, 1).
 
     Raises:
-        TypeError: a parameter that is no number.
+        TypeError: a parameter is not a number.
         ValueError: a threshold that is not positive and finite, a leak outside (0, 1], an initial potential outside
             [0, 1).
 

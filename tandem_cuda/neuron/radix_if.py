@@ -52,7 +52,7 @@ class RadixIF(Neuron):
             0 they are floored.
 
     Raises:
-        TypeError: a parameter that is no number.
+        TypeError: a parameter is not a number.
         ValueError: a level that is not positive and finite, an initial potential outside [0, 1).
 
     Examples:
