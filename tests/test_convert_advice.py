@@ -1106,6 +1106,30 @@ def of(run, **settings):
     return lambda: convert(Net(run, a=conv(3, 4), b=conv(4, 2)), 8, **settings)
 
 
+def without_gradients(layer, x):
+    with torch.no_grad():
+        return layer(x)
+
+
+def frozen_first(trained):
+    """A network whose first layer is not trained."""
+    net = Net(lambda n, x: n.b(F.relu(without_gradients(n.a, x))), a=conv(3, 4), b=conv(4, 2))
+    net.a.requires_grad_(trained)
+    return net
+
+
+class Positive(torch.autograd.Function):
+    """A ReLU with a backward of its own."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clamp(min=0)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
 def silent(bias):
     net = small()
     nn.init.constant_(net[0].bias, bias)
@@ -1376,6 +1400,21 @@ ARGUMENTS = [
         r"must do the same in every call, got .* \(does a forward change attributes that it reads\?\)",
         of(toggled),
         of(lambda n, x: n.b(F.relu(n.a(x)) * 2)),
+    ),
+    (
+        r"got torch.no_grad\(\) around a in a: call requires_grad_\(False\) for parameters that are not trained",
+        lambda: convert(frozen_first(trained=True), 8),
+        lambda: convert(frozen_first(trained=False), 8),
+    ),
+    (
+        "got the torch.autograd.Function Positive in Net, whose backward would be lost: use functions of torch",
+        of(lambda n, x: n.b(Positive.apply(n.a(x)))),
+        of(lambda n, x: n.b(F.relu(n.a(x)))),
+    ),
+    (
+        "must not change parameters or buffers in forward.*, got changes of b.bias: change them outside of forward",
+        of(lambda n, x: (n.b.bias.data.clamp_(-1, 1), n.b(F.relu(n.a(x))))[1]),
+        of(lambda n, x: n.b(F.relu(n.a(x)))),
     ),
     (
         "must have the forward of its class, got a forward of its own",

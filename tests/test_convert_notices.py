@@ -358,6 +358,191 @@ def test_a_forward_that_changes_from_call_to_call_is_refused(skip):
         convert(net, 8)
 
 
+# -- what forward does beside returning outputs
+
+
+class Acting(nn.Module):
+    """Calls a function of itself and of its hidden values."""
+
+    def __init__(self, act):
+        super().__init__()
+        self.first, self.last, self.act, self.calls = nn.Linear(6, 8), nn.Linear(8, 3), act, 0
+        self.register_buffer("mean", torch.zeros(8))
+        self.register_buffer("count", torch.tensor(0))
+
+    def forward(self, x):
+        h = F.relu(self.first(x))
+        self.act(self, h)
+        return self.last(h)
+
+
+def averages_in_training(net, h):
+    if net.training:
+        net.mean.mul_(0.9).add_(h.detach().mean(0), alpha=0.1)
+
+
+def counts(net, h):
+    net.count += 1
+
+
+def copies(net, h):
+    net.mean.copy_(h.detach().mean(0))
+
+
+def writes_through_data(net, h):
+    net.mean.data.add_(h.detach().mean(0))
+
+
+def writes_a_part(net, h):
+    net.mean[...] = h.detach().mean(0)
+
+
+def replaces(net, h):
+    net.mean = 0.9 * net.mean
+
+
+CHANGES = {
+    averages_in_training: "mean",
+    counts: "count",
+    copies: "mean",
+    writes_through_data: "mean",
+    writes_a_part: "mean",
+    replaces: "mean",
+}
+
+
+@pytest.mark.parametrize("how", [{}, {"calibrate": torch.rand(8, 6)}], ids=["plain", "calibrated"])
+@pytest.mark.parametrize("act", CHANGES)
+def test_a_forward_that_changes_its_buffers_is_refused(act, how):
+    net = Acting(act)
+    mean, count = net.mean, net.count
+    with pytest.raises(
+        ValueError, match=rf"must not change parameters or buffers in forward.* changes of {CHANGES[act]}:"
+    ):
+        convert(net, 8, **how)
+    assert net.mean is mean
+    assert not net.mean.any()
+    assert net.count is count
+    assert not net.count
+
+
+def test_a_forward_that_changes_its_parameters_is_refused():
+    def clamps(net, h):
+        net.last.weight.data.clamp_(min=-0.01)
+
+    with pytest.raises(ValueError, match=r"must not change parameters or buffers.* changes of last.weight:"):
+        convert(Acting(clamps), 8)
+
+    class Limited(nn.Linear):
+        def forward(self, x):
+            self.weight.data = torch.renorm(self.weight.data, 2, 0, 1.0)
+            return super().forward(x)
+
+    with pytest.raises(ValueError, match=r"`self.weight.data = .* cannot be traced"):
+        convert(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), Limited(8, 3)), 8)
+
+
+def test_conversion_does_not_count_its_calls():
+    def calls(net, h):
+        net.calls += 1
+
+    net = Acting(calls)
+    snn = convert(net, 8)
+    assert net.calls == 0
+    snn(torch.rand(2, 6))
+    assert net.calls == 0
+
+
+def test_stored_tensors():
+    def stores(net, h):
+        net.hidden = h
+
+    net = Acting(stores)
+    with pytest.warns(
+        UserWarning, match=r"convert: forward stores tensors in hidden, which .*: return them, in training"
+    ):
+        convert(net, 8)
+    assert "hidden" not in vars(net)
+
+
+class Backbone(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.first, self.second, self.last = how, nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        with self.how(self):
+            h = F.relu(self.first(x))
+        return self.last(F.relu(self.second(h)))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda net: torch.no_grad(),
+        lambda net: torch.inference_mode(),
+        lambda net: torch.set_grad_enabled(not net.training),
+    ],
+)
+def test_parts_without_gradients(how):
+    net = Backbone(how)
+    with pytest.raises(ValueError, match=r"got torch.no_grad\(\) around first in first: call requires_grad_\(False\)"):
+        convert(net, 8)
+    with torch.no_grad(), pytest.raises(ValueError, match=r"got torch.no_grad\(\) around first"):
+        convert(net, 8)
+    net.first.requires_grad_(False)  # as the message says
+    snn = convert(net, 8)
+    snn(torch.rand(5, 6)).sum().backward()
+    assert net.first.weight.grad is None
+    assert net.second.weight.grad is not None
+
+
+def test_gradients_that_are_disabled_only_in_eval_mode():
+    convert(Backbone(lambda net: torch.set_grad_enabled(net.training)), 8)
+    with torch.no_grad():
+        convert(Backbone(lambda net: torch.enable_grad()), 8)
+
+
+class Reverse(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return -grad
+
+
+class Straight(torch.autograd.Function):
+    @staticmethod
+    def forward(x):
+        return x.round()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+@pytest.mark.parametrize("function", [Reverse, Straight])
+@pytest.mark.parametrize("behind", [True, False])
+def test_functions_with_a_backward_of_their_own_are_refused(function, behind):
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last, self.apply_it = nn.Linear(6, 8), nn.Linear(8, 3), function.apply
+
+        def forward(self, x):
+            h = F.relu(self.first(x))
+            return self.apply_it(self.last(h)) if behind else self.last(function.apply(h))
+
+    with pytest.raises(ValueError, match=rf"torch.autograd.Function {function.__name__} in Network, whose backward"):
+        convert(Network(), 8)
+
+
 # -- sums that broadcast
 
 

@@ -23,6 +23,7 @@ VIEW_FUNCTIONS = {
 _IN_PLACE = {
     *(operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.ipow),
     *(operator.imatmul, operator.setitem),
+    *("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ifloordiv__", "__ipow__"),
 }
 
 

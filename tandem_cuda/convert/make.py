@@ -23,6 +23,7 @@ from .calibrate import Calibration, Level
 from .calibrator import CalibrationSettings, Calibrator
 from .comparison import likeness
 from .conversion import Conversion, cut
+from .effects import warn_of_stored
 from .guess import guessed_example
 from .means import replacing
 from .network import TandemNetwork
@@ -222,6 +223,7 @@ def convert(
                 has_levels = any(layer.level is not None for layer in conversion.writer.layers)
                 _warn_if_unlike(network, trace, [] if has_levels else changed, neuron)
             warn_of(names, trace.replaced if replace else (), effect)
+            warn_of_stored(trace.stored)
             return network
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from ..nn.batch_norm import HOOKS
 from ..nn.classes import is_of_torch
 from ..nn.modes import evaluating
+from .effects import Effects, note_context, refuse_effects, refuse_written, undoing
 from .example import Example
 from .foreign import forward_of
 from .nodes import (
@@ -60,6 +61,11 @@ class _Answers(fx.Proxy):
     """
 
     tracer: Any
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("data", "grad", "requires_grad"):
+            raise fx.proxy.TraceError(f"forward sets {name} of a tensor")
+        super().__setattr__(name, value)
 
     def __getattr__(self, k: str) -> _Attribute:
         return _Attribute(self, k)
@@ -175,6 +181,11 @@ class _Tracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Answers(node, self)
 
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        note_context(node)
+        return node
+
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **named: Any) -> Any:
         if target is torch._assert and self.example is not None:
             with suppress(fx.proxy.TraceError):  # it depends on values
@@ -260,6 +271,8 @@ class Traced:
     """The torch.nn layers that timm's layers contain, by target."""
     replaced: tuple[str, ...] = ()
     """The calls of functions that the ANN's class replaces, in words."""
+    stored: tuple[str, ...] = ()
+    """The attributes in which forward stores tensors."""
     fixed: bool = False
     """Whether the graph takes only inputs of the sizes of the example, so that its sizes are numbers."""
 
@@ -303,8 +316,21 @@ def traced(
     inputs = None if example is None else tuple(example) if isinstance(example, (tuple, list)) else (example,)
     if inputs is not None:
         _check_example(ann, inputs)
+    with undoing(ann) as effects:
+        found = _traced(ann, known, inputs, samples, effects)
+    refuse_written(effects.written)
+    return replace(found, stored=tuple(sorted(effects.stored)))
+
+
+def _traced(
+    ann: nn.Module,
+    known: Collection[Any],
+    inputs: tuple[Tensor, ...] | None,
+    samples: Collection[int],
+    effects: Effects,
+) -> Traced:
     before = all_settings(ann)
-    with evaluating(ann), refusing_random_numbers(ann) if samples else nullcontext():
+    with evaluating(ann), refusing_random_numbers(ann) if samples else nullcontext(), torch.enable_grad():
         tracers = [_Tracer(known, ann, inputs) for _ in range(3)]
         graphs = _graphs(ann, tracers)
         if not graphs:
@@ -312,12 +338,14 @@ def traced(
             tracers = [_Tracer(known, ann, inputs) for _ in range(3)]
             graphs = _graphs(ann, tracers)
     volatile = frozenset(key for key, x in all_settings(ann).items() if key not in before or before[key] != x)
+    effects.undo()
     for tracer in tracers:
         if tracer.example is not None:
             tracer.example.dropped(tracer.graph)
     tracer = tracers[_check_repeats(ann, *graphs)]
     graph = tracer.graph
-    root = _with_parts(ann, tracer.parts) if tracer.parts else ann
+    in_training, root = (_with_parts(ann, x.parts) if x.parts else ann for x in (tracers[1], tracer))
+    refuse_effects(graphs[1], ann, in_training)
     replaced = swap(graph, root, inputs is not None or not samples)
     description, sizes = described(graph, ann), {}
     if inputs is not None and tracer.example is not None:
