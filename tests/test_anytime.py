@@ -163,6 +163,12 @@ def test_bad_arguments():
         (lambda: frozen.predict(input_for("events")), TypeError, "input must be a Tensor, got SpikeTrain"),
         (lambda: curve([(x, labels)], [0.5, 2]), ValueError, r"accuracy_curve: exit_confidence must be in \(0, 1\]"),
         (lambda: curve([]), ValueError, "accuracy_curve: batches must hold at least one sample, got none"),
+        (
+            lambda: curve((x, labels)),
+            TypeError,
+            "accuracy_curve: batches must yield pairs of inputs and labels, got Te",
+        ),
+        (lambda: curve([x]), TypeError, "accuracy_curve: batches must yield pairs of inputs and labels, got Tensor 0"),
         (lambda: curve([(x, labels[1:])]), ValueError, r"labels must be \[40\] for 40 samples, got \[39\]"),
         (lambda: curve([(x, labels[:, None])]), ValueError, r"labels must be \[40\] for 40 samples, got \[40, 1\]"),
         (lambda: curve([(x, [0] * 40)]), TypeError, "labels must be a Tensor, got list"),
@@ -170,8 +176,13 @@ def test_bad_arguments():
         with pytest.raises(error, match=message):
             call()
     spiking = freeze(nn.Sequential(Encode(3), TandemLinear(4, 5)))
-    with pytest.raises(ValueError, match=r"must end in a read-out \[N, K\], got SpikeTrain"):
+    with pytest.raises(ValueError, match=r"must end in a read-out \[N, K\] of two or more classes, got SpikeTrain"):
         spiking.predict(torch.rand(2, 4))
+    single = freeze(nn.Sequential(Encode(3), TandemLinear(4, 5), Decode(), nn.Linear(5, 1), nn.Sigmoid()))
+    with pytest.raises(ValueError, match=r"predict: the network must .* of two or more classes, got \[2, 1\]"):
+        single.predict(torch.rand(2, 4))
+    with pytest.raises(ValueError, match=r"accuracy_curve: the network must .* of two or more classes, got \[2, 1\]"):
+        single.accuracy_curve([(torch.rand(2, 4), torch.zeros(2, dtype=torch.long))])
     events = frozen_network("events")
     trains = [(input_of("events", t, 3, torch.float64), labels[:3]) for t in (4, 5)]
     with pytest.raises(ValueError, match="batches must have the same number of time steps, got 4, 5"):

@@ -62,6 +62,39 @@ def test_levels_have_the_least_error(per_channel, steps, initial):
             assert (found <= 1.01 * rounding_error(values, top * 2 ** (-k / 12), steps, initial)).all()
 
 
+class Two(nn.Module):
+    """Two inputs."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.out = nn.Linear(6, 8), nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x, y):
+        return self.out(F.relu(self.a(x) + self.b(y)))
+
+
+def test_forms_of_one_batch():
+    torch.manual_seed(0)
+    ann, x = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6)), torch.rand(16, 6)
+    more, labels = x[:8] * 3, torch.zeros(16, dtype=torch.long)
+
+    def levels(data, ann=ann):
+        return convert(ann, 8, calibrate=data, per_channel=False).levels
+
+    want = levels(x)
+    loaded = next(iter(torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, labels), 16)))
+    for batch in ((x, labels), [x, labels], loaded, {"input": x}, {"input": x, "labels": labels}, (x, "")):
+        assert levels(batch) == want
+        assert levels([batch]) == want
+    assert levels([x, more]) == levels((x, more)) == levels(iter([x, more])) != want
+    assert levels(want) == want
+    two, y = Two(), torch.rand(16, 4)
+    want = levels([(x, y)], two)
+    for batch in ((x, y), [x, y], {"x": x, "y": y}, (x, y, labels), ((x, y), labels)):
+        assert levels(batch, two) == want
+
+
 def test_levels_of_several_batches_are_those_of_all():
     ann, x = small()
     whole_levels, parts = (

@@ -294,6 +294,35 @@ def test_spikes_and_real_numbers():
     same(in_chunks(frozen.stream(time_steps=6), (2,), train), want)
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        lambda net, y: y * net.factor.exp(),
+        lambda net, y: y @ net.rows.t(),
+        lambda net, y: F.linear(y, net.rows[:3].flip(1), net.factor.view(1).expand(3)),
+        lambda net, y: y.view(-1, net.rows.size(1)) + net.rows.chunk(4)[1],
+        lambda net, y: F.normalize(y, dim=1) * F.softplus(net.factor.clamp(min=0.5)),
+    ],
+)
+def test_functions_of_constants_alone(head, tmp_path):
+    class Network(Net):
+        def __init__(self):
+            super().__init__()
+            self.last = nn.Linear(8 * 16, 5)
+            self.factor, self.rows = nn.Parameter(torch.tensor(1.5)), nn.Parameter(torch.rand(4, 5))
+
+        def forward(self, x):
+            return head(self, self.last(torch.flatten(self.body(x * self.factor.reciprocal()), 1)))
+
+    net, x = convert(Network().eval(), 4), torch.rand(3, 2, 8, 8)
+    frozen = freeze(net)
+    with torch.no_grad():
+        want = net(x)
+    same(frozen(x), want)
+    frozen.save(tmp_path / "net")
+    same(FrozenNetwork.load(tmp_path / "net")(x), want)
+
+
 def test_it_shares_nothing():
     net, (x,) = converted(Normalised), inputs_of(Normalised)
     frozen = freeze(net)

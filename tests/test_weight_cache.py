@@ -17,6 +17,7 @@ from tandem_cuda import (
     LIF,
     Decode,
     Encode,
+    RadixIF,
     SpikeTrain,
     TandemAdd,
     TandemConv1d,
@@ -535,6 +536,18 @@ def test_a_first_layer_that_is_not_finite(wrong, norm, training):
     layer.weight.data[1, 1] = wrong
     with pytest.raises(ValueError, match=f"TandemLinear: weight must be finite, got {wrong}"):
         layer(Encode(4)(torch.rand(generator=generator(0), size=(5, 3))))
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+@pytest.mark.parametrize("neuron", [IF(), IF(two_phase=True), RadixIF()])
+@pytest.mark.parametrize("changed", ["bias", "norm.bias", "norm.weight", "norm.running_mean"])
+def test_a_drive_of_the_first_layer_that_is_not_finite(changed, neuron, wrong):
+    """Its neurons would be silent."""
+    layer = TandemLinear(3, 4, norm="batch" if "norm" in changed else None, neuron=neuron).eval()
+    {**dict(layer.named_parameters()), **dict(layer.named_buffers())}[changed].data[1] = wrong
+    x = Encode(4, "impulse")(torch.rand(generator=generator(0), size=(5, 3)))
+    with pytest.raises(ValueError, match=r"TandemLinear: (scale|bias) of its currents must be finite, got"):
+        layer(x)
 
 
 @pytest.mark.parametrize(("make", "sample"), MODELS.values(), ids=MODELS)

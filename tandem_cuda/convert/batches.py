@@ -35,6 +35,8 @@ def calibration_batches(ann: nn.Module, data: Any) -> list[Batch]:
         data = [data]
     elif isinstance(data, Dataset):
         data = DataLoader(data, _BATCH)
+    elif isinstance(data, (tuple, list)) and _is_batch(data, names):
+        data = [data]
     if not isinstance(data, Iterable) or isinstance(data, (str, bytes)):
         raise TypeError(
             f"convert: calibrate must be a Tensor, a Dataset or an iterable of batches, got {type(data).__name__}"
@@ -50,6 +52,25 @@ def calibration_batches(ann: nn.Module, data: Any) -> list[Batch]:
     if not batches:
         raise ValueError("convert: calibrate must yield at least one batch, got none")
     return batches
+
+
+def names_inputs(ann: nn.Module, data: Any) -> bool:
+    """Return whether calibration data are a dict of inputs, and not of levels, which are numbers or [C]."""
+    names = inputs_of(ann) or ["input"]
+    return isinstance(data, Mapping) and all(isinstance(x := data.get(name), Tensor) and x.dim() > 1 for name in names)
+
+
+def _is_batch(data: Sequence[Any], names: Sequence[str]) -> bool:
+    """Whether a tuple or list is one batch: of several inputs, or with other tensors, such as labels, behind the input.
+
+    Tensors of the same size are several batches.
+    """
+    if not data or not isinstance(data[0], Tensor):
+        return any(isinstance(x, Tensor) for x in data)  # inputs in a tuple, list or dict of their own
+    if len(names) > 1:
+        return True
+    first = data[0]
+    return any(not isinstance(x, Tensor) or (x.shape[1:], x.dtype) != (first.shape[1:], first.dtype) for x in data)
 
 
 def copied(batch: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -18,7 +18,7 @@ from ..nn.quantiser import quantiser
 from ..ops import checks
 from ..ops.product import ENGINES
 from .advice import Problem, refusal
-from .batches import calibration_batches
+from .batches import calibration_batches, names_inputs
 from .calibrate import Calibration, Level
 from .calibrator import CalibrationSettings, Calibrator
 from .comparison import likeness
@@ -117,11 +117,11 @@ def convert(
         calibrate: inputs for the ANN: one batch; a Dataset; or an iterable of batches, such as a DataLoader. A batch is
             a Tensor; a tuple or list that begins with the inputs in the order of ``forward``, or whose first element
             holds them; or a dict with the names that they have in ``forward``. What else it holds, such as labels, is
-            ignored. The ANN runs on them in eval mode without gradient. Alternatively the result of an earlier
-            calibration, ``TandemNetwork.calibration`` or ``levels``, which is valid for any T: levels of layers that
-            this network lacks are ignored, and pooling layers without a level use the level of the layer that they
-            average over. With a Mapping of levels alone, biases are not corrected. The batches are held in memory until
-            ``convert`` returns.
+            ignored. (Several Tensors of the same size are batches of one input.) The ANN runs on them in eval mode
+            without gradient. Alternatively the result of an earlier calibration, ``TandemNetwork.calibration`` or
+            ``levels``, which is valid for any T: levels of layers that this network lacks are ignored, and pooling
+            layers without a level use the level of the layer that they average over. With a Mapping of levels alone,
+            biases are not corrected. The batches are held in memory until ``convert`` returns.
         percentile: take as level of a layer this percentile of its activations in each batch, in (0, 100], averaged
             over the batches. By default, the level is the one at which the activations, rounded to whole spikes and
             clipped at T, differ least from the ANN's (least squares). It depends on ``time_steps``.
@@ -175,6 +175,8 @@ def convert(
         raise TypeError(f"convert: ann must be an nn.Module, got {type(ann).__name__}")
     refuse_quantised(ann)
     checks.check_time_steps("convert", time_steps)
+    if names_inputs(ann, calibrate):
+        calibrate = [calibrate]
     settings = CalibrationSettings(calibrate, percentile, per_channel, correct_bias)
     changed = settings.not_default(neuron, time_steps, mode)
     neuron = settings.neuron(neuron, time_steps, mode)

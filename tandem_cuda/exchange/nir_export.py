@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from ..convert import TandemNetwork, flattened_to, sized_as_traced
 from ..convert.nodes import leading_to
-from ..freeze.functions import frozen_call
+from ..freeze.functions import constants_of, frozen_call
 from ..nn.modes import evaluating
 from ..nn.spiking import Spiking
 from ..spike_train import SpikeTrain
@@ -153,7 +153,7 @@ def _traced(model: nn.Module) -> tuple[fx.GraphModule, list[fx.Node]]:
     graph = fx.GraphModule(model, traced)
     used = leading_to([*traced.nodes][-1:])
     nodes = [node for node in traced.nodes if node in used or node.op == "placeholder"]
-    problems = []
+    problems, constants = [], constants_of(graph)
     for node in nodes:
         what = f"{getattr(node.target, '__name__', node.target)} ({node.op})"
         wanted = 1
@@ -175,11 +175,11 @@ def _traced(model: nn.Module) -> tuple[fx.GraphModule, list[fx.Node]]:
             what = "output"
             if not isinstance(node.args[0], fx.Node):
                 problems.append("output: it must be a single value")
-        elif node.op == "get_attr" or is_add(node) or node.target in (*FLATTENED, F.pad):
+        elif node in constants or is_add(node) or node.target in (*FLATTENED, F.pad):
             continue
         else:
             try:
-                frozen_call(graph, node)
+                frozen_call(graph, node, constants)
             except (ValueError, TypeError) as error:
                 problems.append(f"{what}: it {error}")
             continue

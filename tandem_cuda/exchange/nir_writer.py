@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from .._progress import progress
 from ..convert import flattened_to
-from ..freeze.functions import FrozenFunction, frozen_call
+from ..freeze.functions import FrozenFunction, constants_of, frozen_call
 from ..freeze.plain import FrozenModule
 from ..neuron import Neuron
 from ..nn import SpikingAdaptiveAvgPool2d, SpikingAvgPool2d
@@ -78,11 +78,12 @@ class NirGraphWriter(Moves):
 
     def graph(self, root: fx.GraphModule, calls: list[fx.Node]) -> nir.NIRGraph:
         signals: dict[fx.Node, Signal] = {}
+        constants = constants_of(root)
         named: dict[str, Any]
         last = {x: node for node in calls for x in node.all_input_nodes}
         result = self.sample
         for node in progress(calls, "to_nir"):
-            if node.op == "get_attr":
+            if node in constants:
                 continue
             inputs = [
                 signals[x] for x in (*node.args, *node.kwargs.values()) if isinstance(x, fx.Node) and x in signals
@@ -98,7 +99,7 @@ class NirGraphWriter(Moves):
             elif is_add(node) and not (kinds == {"current"} and inputs[0].shape != inputs[1].shape):
                 signals[node] = self._sum(*inputs)
             elif kinds == {"current"} and node.target not in FLATTENED:
-                call, reads = frozen_call(root, node)
+                call, reads = frozen_call(root, node, constants)
                 signals[node] = self.function(self.at, call, call.call, [signals[x] for x in reads])
             elif node.target is F.pad:
                 named = dict(zip(("pad", "mode", "value"), node.args[1:], strict=False))

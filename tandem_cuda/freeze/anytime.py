@@ -188,7 +188,10 @@ def accuracy_curve(
     checks.check_at_least_1(name, "min_steps", min_steps)
     times: list[int] = []
     collected: list[tuple[Tensor, Tensor, Tensor]] = []  # per batch: correct, confidence, SynOps, each [checks, N]
-    for x, labels in progress(batches, name):
+    for i, batch in enumerate(progress(batches, name)):
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            raise TypeError(f"{name}: batches must yield pairs of inputs and labels, got {type(batch).__name__} {i}")
+        x, labels = batch
         looked, *values = _observe(name, network, x, labels, chunk)
         if times and looked != times:
             raise ValueError(f"{name}: batches must have the same number of time steps, got {times[-1]}, {looked[-1]}")
@@ -322,9 +325,9 @@ def _check_finite(name: str, argument: str, value: Tensor) -> None:
 
 
 def _readout(name: str, logits: Any) -> Tensor:
-    if not isinstance(logits, Tensor) or logits.dim() != 2:
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] < 2:
         got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"{name}: the network must end in a read-out [N, K], got {got}")
+        raise ValueError(f"{name}: the network must end in a read-out [N, K] of two or more classes, got {got}")
     return logits
 
 

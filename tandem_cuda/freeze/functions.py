@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -125,25 +126,52 @@ def function_name(model: fx.GraphModule, node: fx.Node) -> str:
     return name
 
 
-def frozen_call(model: fx.GraphModule, node: fx.Node) -> tuple[FrozenFunction, list[fx.Node]]:
-    """Return the frozen form of a function call, and its input nodes; raise a ValueError if it cannot be frozen."""
-    name = function_name(model, node)
-    constants = [x for x in node.all_input_nodes if x.op == "get_attr"]
-    inputs = [x for x in node.all_input_nodes if x.op != "get_attr"]
-    kwargs = {key: value for key, value in node.kwargs.items() if key not in ("inplace", "_stacklevel")}
-    args = node.args
-    if node.target is getattr:
-        args = (args[0], _PARTS[str(args[1])]) if name == "operator.getitem" else args[:1]
+def frozen_call(
+    model: fx.GraphModule, node: fx.Node, constants: Mapping[fx.Node, Any]
+) -> tuple[FrozenFunction, list[fx.Node]]:
+    """Return the frozen form of a function call, and its input nodes; raise a ValueError if it cannot be frozen.
+
+    ``constants``: the values of nodes that depend on no input.
+    """
+    name, args, kwargs = _called(model, node)
+    inputs = [x for x in node.all_input_nodes if x not in constants]
     forms: dict[fx.Node, Any] = {x: {"input": i} for i, x in enumerate(inputs)}
     tensors: dict[str, Tensor] = {}
-    for i, x in enumerate(constants):
-        tensor = operator.attrgetter(str(x.target))(model)
-        _check_constant("a tensor of the model", "it", tensor)
-        tensors[str(i)], dims = _in_memory_order(tensor)
+    for i, x in enumerate([x for x in node.all_input_nodes if x in constants]):
+        value = constants[x]
+        if not isinstance(value, Tensor):
+            forms[x] = encoded_argument(value, {})
+            continue
+        _check_constant("a tensor of the model", "it", value)
+        tensors[str(i)], dims = _in_memory_order(value)
         forms[x] = {"tensor": str(i)} if dims is None else {"permuted": [str(i), dims]}
     encoded = [encoded_argument(x, forms) for x in args]
     named = {key: encoded_argument(x, forms) for key, x in kwargs.items()}
     return FrozenFunction(name, encoded, named, tensors), inputs
+
+
+@torch.no_grad()
+def constants_of(model: fx.GraphModule) -> dict[fx.Node, Any]:
+    """Return the values of nodes that depend on no input: tensors of the model, and functions of these."""
+    constants: dict[fx.Node, Any] = {}
+    for node in model.graph.nodes:
+        if node.op == "get_attr":
+            constants[node] = operator.attrgetter(str(node.target))(model)
+        elif node.op in ("call_function", "call_method") and constants.keys() >= {*node.all_input_nodes}:
+            with suppress(TypeError, ValueError):  # frozen_call says why
+                name, args, kwargs = _called(model, node)
+                args, kwargs = fx.node.map_arg((args, kwargs), constants.__getitem__)
+                constants[node] = FUNCTIONS[name](*args, **kwargs)
+    return constants
+
+
+def _called(model: fx.GraphModule, node: fx.Node) -> tuple[str, Any, dict[str, Any]]:
+    """Return the name of the function that a node calls, and its arguments."""
+    name, args = function_name(model, node), node.args
+    if node.target is getattr:
+        args = (args[0], _PARTS[str(args[1])]) if name == "operator.getitem" else args[:1]
+    left_out = {"inplace", "_stacklevel"} | ({"out"} if node.kwargs.get("out") is None else set())
+    return name, args, {key: value for key, value in node.kwargs.items() if key not in left_out}
 
 
 def _in_memory_order(tensor: Tensor) -> tuple[Tensor, list[int] | None]:

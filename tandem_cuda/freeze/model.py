@@ -14,7 +14,7 @@ from ..convert.aliases import VIEWS, module_writes, writes, writes_alone
 from ..convert.nodes import leading_to, word_of
 from ..nn.frozen import FORMS, FrozenLayer, class_of
 from ..nn.sizes import ENCODED, Value
-from .functions import frozen_call
+from .functions import constants_of, frozen_call
 from .graph import INPUT, Node, mapped, output_value
 from .network import FrozenNetwork
 
@@ -140,13 +140,14 @@ class _GraphCalls:
         several = len(placeholders) > 1
         self.names = {node: f"<{node.name}>" if several else INPUT for node in placeholders}
         self.inputs = tuple(self.names.values())
+        self.constants = constants_of(model)
 
     def found(self) -> _Calls:
         nodes = list(self.model.graph.nodes)
         (end,) = (node for node in nodes if node.op == "output")
         needed = leading_to([end])
         for node in nodes:
-            if node.op not in ("placeholder", "output", "get_attr"):
+            if node.op not in ("placeholder", "output") and node not in self.constants:
                 try:
                     if node in needed:
                         self._call(node)
@@ -175,7 +176,7 @@ class _GraphCalls:
                 raise ValueError("was traced in training mode; use nn.Dropout, or trace the model in eval mode")
             self.names[node] = self.names[node.all_input_nodes[0]]
         else:
-            self._add(node, *frozen_call(self.model, node))
+            self._add(node, *frozen_call(self.model, node, self.constants))
 
     def _module(self, node: fx.Node) -> None:
         if node.kwargs or not node.args or not all(a in self.names for a in node.args):

@@ -151,7 +151,11 @@ class Drive:
 
     def _of_finite(self, weights: Weights, kernel: Kernel, steps: int, constant: bool) -> SpikingWeights:
         checks.check_finite(self.name, "weight", weights.stored())
-        return self.of_values(kernel, steps, constant)
+        of_values = self.of_values(kernel, steps, constant)
+        for name, x in (("scale", of_values.scale), ("bias", of_values.bias)):
+            if x is not None:
+                checks.check_finite(self.name, f"{name} of its currents", x)
+        return of_values
 
     def _cached(self, weights: Weights, settings: Any, make: Callable[[], SpikingWeights]) -> SpikingWeights:
         settings = *settings, None if self.norm is None else self.norm.eps, weights.bits
