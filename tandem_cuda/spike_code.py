@@ -81,3 +81,32 @@ def ending(bits: Tensor, time_steps: int) -> Tensor:
             f"steps and its bytes must be below {1 << steps}, got {largest}"
         )
     return bits
+
+
+class NotATensor:
+    """Base of what layers of this package read, and functions of torch do not."""
+
+    __slots__ = ()
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if func is torch.flatten:  # as nn.Flatten
+            given = dict(zip(("input", "start_dim", "end_dim"), args, strict=False)) | (kwargs or {})
+            return given.pop("input").flatten(**{"start_dim": 0} | given)
+        name = getattr(func, "__name__", str(func))
+        advice = next((text for word, text in _INSTEAD.items() if word in f"<{name}>"), "Decode() makes real numbers")
+        raise TypeError(f"{name}: input must be a Tensor, got a {cls.__name__}; {advice}")
+
+
+_INSTEAD = {
+    "dropout": "use TandemDropout or TandemDropout2d",
+    "max_pool": "use SpikingMaxPool2d",
+    "avg_pool": "use SpikingAvgPool2d or SpikingAdaptiveAvgPool2d",
+    "batch_norm": "pass norm='batch' to the layer before it",
+    "<relu": "leave it out, since the neurons of tandem layers compute it",
+    "conv": "use TandemConv2d",
+    "linear": "use TandemLinear, or Decode() before a read-out",
+    "<cat>": "use SpikeCat",
+    "<add>": "use TandemAdd",
+}
+"""What to use in place of functions whose names, in angle brackets, contain these words."""

@@ -15,11 +15,11 @@ from . import ops
 from .events import event_planes
 from .ops import checks
 from .ops.spike_count import spike_value
+from .spike_code import NotATensor, check_count, check_pairs, check_radix, ending
 from .spike_code import SpikeCode as SpikeCode
-from .spike_code import check_count, check_pairs, check_radix, ending
 
 
-class SpikeTrain:
+class SpikeTrain(NotATensor):
     """The spikes that flow between tandem layers, with the value that carries the tandem gradient.
 
     The value of a neuron is what the next layer reads, in units of ``amplitude``: its spike count c or, of radix

@@ -234,6 +234,10 @@ def test_inputs_of_wrappers_have_names():
     ("ann", "message"),
     [
         (lambda: torch.compile(network()), "got an OptimizedModule: pass the network that torch.compile was given"),
+        (
+            lambda: torch.jit.trace(network(), torch.rand(2, 3, 8, 8)),
+            "got a TopLevelTracedModule: pass the network that torch.jit was given",
+        ),
         (lambda: torch.jit.script(network()), "got a RecursiveScriptModule: pass the network that torch.jit was given"),
     ],
 )

@@ -166,6 +166,23 @@ def test_joins_and_pooling_of_a_converted_network():
         assert want > 0.5
 
 
+def test_networks_of_several_inputs():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.out = nn.Linear(4, 6), nn.Linear(3, 6), nn.Linear(12, 2)
+
+        def forward(self, x, y):
+            return self.out(torch.cat([self.a(x).relu(), self.b(y).relu()], 1))
+
+    torch.manual_seed(0)
+    x, y = torch.rand(8, 4), torch.rand(8, 3)
+    snn = convert(Two(), 4, calibrate=(x, y))
+    assert [row.name for row in diagnose(snn, (x, y), lambda out: out.square().sum())] == ["snn.a", "snn.b"]
+    counts, activations = counts_and_activations(snn, (x, y))["snn.b"]
+    assert counts.shape == activations.shape == (8, 6)
+
+
 def test_perfect_agreement():
     """Where counts are the activations, all cosines are 1 and all errors 0."""
     net = nn.Sequential(

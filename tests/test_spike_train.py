@@ -502,6 +502,37 @@ def test_a_data_loader_pins_trains():
     assert (x.time_steps, x.amplitude) == (13, 3.0)
 
 
+@pytest.mark.parametrize(
+    ("function", "advice"),
+    [
+        (nn.Dropout(), "dropout: input must be a Tensor, got a SpikeTrain; use TandemDropout"),
+        (nn.ReLU(), "relu: .*; leave it out, since the neurons"),
+        (torch.relu_, "relu_: .*; leave it out"),
+        (nn.LeakyReLU(), "leaky_relu: .*; Decode"),
+        (nn.MaxPool2d(2), "max_pool2d.*; use SpikingMaxPool2d"),
+        (nn.AvgPool2d(2), "avg_pool2d.*; use SpikingAvgPool2d"),
+        (lambda x: nn.functional.batch_norm(x, None, None, training=True), "batch_norm.*; pass norm='batch'"),
+        (nn.Conv2d(3, 4, 1), "conv2d: .*; use TandemConv2d"),
+        (nn.Linear(4, 4), "linear: .*; use TandemLinear, or Decode"),
+        (lambda x: torch.cat([x, x], 1), "cat: .*; use SpikeCat"),
+        (lambda x: torch.add(x, x), "add: .*; use TandemAdd"),
+        (torch.sigmoid, r"sigmoid: .*; Decode\(\) makes real numbers"),
+    ],
+)
+def test_functions_of_torch_are_refused(function, advice):
+    with pytest.raises(TypeError, match=advice):
+        function(SpikeTrain(planes(4, 2, 3, 4, 4, seed=0), 4))
+
+
+def test_torch_flatten():
+    x = SpikeTrain(planes(4, 2, 3, 4, 5, seed=0), 4)
+    for dims in ((1,), (2,), (1, 2), (-2, -1)):
+        same(torch.flatten(x, *dims).bits, nn.Flatten(*dims)(x).bits)
+    same(torch.flatten(x, start_dim=1).bits, x.flatten().bits)
+    with pytest.raises(ValueError, match=r"SpikeTrain\.flatten: "):
+        torch.flatten(x)
+
+
 def test_cat_carries_gradients():
     a, b = (example(n, 5, amplitude=3.0) for n in (2, 3))
     leaves = [x.count.clone().requires_grad_() for x in (a, b)]

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -240,6 +240,30 @@ def test_a_loader_is_the_average_of_its_samples() -> None:
     assert want[1].dead is not None
     assert want[1].silent is not None
     assert want[1].dead <= want[1].silent
+
+
+class Two(nn.Module):
+    """Two inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(4, 6), nn.Linear(3, 6), nn.Linear(12, 2)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self.out(torch.cat([self.a(x).relu(), self.b(y).relu()], 1))
+
+
+def test_networks_of_several_inputs() -> None:
+    torch.manual_seed(0)
+    x, y = torch.rand(8, 4), torch.rand(8, 3)
+    snn = convert(Two(), 4, calibrate=(x, y))
+    whole = fx.GraphModule(snn.snn, snn.snn.graph)
+    labels = torch.zeros(8, dtype=torch.long)
+    for net in (snn, freeze(snn), whole):
+        for data in ((x, y), [x, y], [(x, y)], [((x, y), labels)], [(x, y, labels)], [(x[:5], y[:5]), (x[5:], y[5:])]):
+            table = synops(net, data)
+            assert [row.macs for row in table] == [24, 18, 24]
+            assert [row.synops for row in table] == [row.synops for row in synops(snn, [(x, y)])]
 
 
 def test_dead_neurons_are_silent_in_every_sample() -> None:

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from .._progress import progress
 from ..freeze import FrozenNetwork
-from ..nn import EncodedInput
 from ..nn.modes import evaluating
 from ..spike_train import SpikeTrain
 from .activity_record import ActivityRecord, FunctionWatch
 from .activity_table import ActivityTable
+from .inputs import arguments, is_batch
 
 
 def synops(model: nn.Module, inputs: Any) -> ActivityTable:
@@ -55,8 +55,9 @@ def synops(model: nn.Module, inputs: Any) -> ActivityTable:
             gradient; afterwards each submodule has its own mode again. Its hooks run as usual; compiled parts run in
             eager mode.
         inputs: a batch for ``model`` (Tensor, SpikeTrain or EncodedInput), or an iterable of batches such as a
-            DataLoader. If a batch is a tuple or list, its first element is used. Tensors and spike trains are moved to
-            the device of the model's parameters. All samples must have the same shape; batches may differ in size.
+            DataLoader. If a batch is a tuple or list, its first element is used, or for a model of several inputs the
+            elements that it begins with, or that its first element holds. Tensors and spike trains are moved to the
+            device of the model's parameters. All samples must have the same shape; batches may differ in size.
 
     Returns:
         A list whose ``str`` is a table: one LayerActivity per layer with weights and per TandemAdd, in order of
@@ -76,7 +77,7 @@ def synops(model: nn.Module, inputs: Any) -> ActivityTable:
         raise TypeError(f"synops: model must be an nn.Module, got {type(model).__name__}")
     with record_activity(model) as record, evaluating(model), torch.no_grad():
         for batch in _batches(model, inputs):
-            model(batch)
+            model(*batch)
     return record.table()
 
 
@@ -139,10 +140,9 @@ def _names(model: nn.Module) -> dict[nn.Module, str]:
     return names
 
 
-def _batches(model: nn.Module, inputs: Any) -> Iterator[Any]:
-    kinds = (Tensor, SpikeTrain, EncodedInput)
+def _batches(model: nn.Module, inputs: Any) -> Iterator[tuple[Any, ...]]:
     tensor = next(itertools.chain(model.parameters(), model.buffers()), None)
-    if isinstance(inputs, kinds):
+    if is_batch(model, inputs):
         inputs = [inputs]
     elif isinstance(inputs, (str, bytes)) or not isinstance(inputs, Iterable):
         raise TypeError(
@@ -150,5 +150,7 @@ def _batches(model: nn.Module, inputs: Any) -> Iterator[Any]:
             f"{type(inputs).__name__}"
         )
     for batch in progress(inputs, "synops"):
-        x = batch[0] if isinstance(batch, (tuple, list)) and not isinstance(batch, EncodedInput) else batch
-        yield x.to(tensor.device) if tensor is not None and isinstance(x, (Tensor, SpikeTrain)) else x
+        yield tuple(
+            x.to(tensor.device) if tensor is not None and isinstance(x, (Tensor, SpikeTrain)) else x
+            for x in arguments(model, batch)
+        )

@@ -15,6 +15,7 @@ from .._table import table
 from ..nn.modes import evaluating
 from ..nn.weights import stored
 from ..spike_train import SpikeTrain
+from .inputs import arguments, inputs_of
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def diagnose(model: nn.Module, inputs: Any, loss: Callable[[Any], Tensor]) -> Ag
 
     Args:
         model: any module that contains tandem layers, each of which runs once in a forward pass.
-        inputs: one batch for ``model``.
+        inputs: one batch for ``model``: what its forward takes, or a tuple of several inputs.
         loss: a function that takes the output of ``model`` and returns a scalar Tensor, such as
             ``lambda y: F.cross_entropy(y, labels)``.
 
@@ -116,15 +117,16 @@ def diagnose(model: nn.Module, inputs: Any, loss: Callable[[Any], Tensor]) -> Ag
         '1'
     """
     twins = _ann_twins("diagnose", model)
+    given = arguments(model, inputs) if inputs_of(model) > 1 else (inputs,)
     with evaluating(model), torch.enable_grad():
         with _recorded("diagnose", twins) as found:
-            tandem_loss = _scalar(loss(model(inputs)))
+            tandem_loss = _scalar(loss(model(*given)))
         weights = [_weights(name, layer) for name, (layer, _, _) in found.items()]
         flat = [weight for group in weights for weight in group]
         tandem = iter(torch.autograd.grad(tandem_loss, flat, allow_unused=True))
         alone: dict[str, Tensor] = {}
         with _ann(twins, alone):
-            exact = iter(torch.autograd.grad(_scalar(loss(model(inputs))), flat, allow_unused=True))
+            exact = iter(torch.autograd.grad(_scalar(loss(model(*given))), flat, allow_unused=True))
     gradients = [(_gathered(group, tandem), _gathered(group, exact)) for group in weights]
     return AgreementTable(
         LayerAgreement(
@@ -146,7 +148,7 @@ def counts_and_activations(model: nn.Module, inputs: Any) -> dict[str, tuple[Ten
     Args:
         model: any module that contains tandem layers, each of which runs once in a forward pass. It runs in eval mode
             without gradient; afterwards each submodule has its own mode again.
-        inputs: one batch for ``model``.
+        inputs: one batch for ``model``: what its forward takes, or a tuple of several inputs.
 
     Returns:
         For each qualified name, in order of execution: the counts (of radix spikes, their values), and the ANN's
@@ -166,8 +168,9 @@ def counts_and_activations(model: nn.Module, inputs: Any) -> dict[str, tuple[Ten
     """
     op = "counts_and_activations"
     twins = _ann_twins(op, model)
+    given = arguments(model, inputs) if inputs_of(model) > 1 else (inputs,)
     with evaluating(model), torch.no_grad(), _recorded(op, twins) as found:
-        model(inputs)
+        model(*given)
     return {name: (count, activation) for name, (_, count, activation) in found.items()}
 
 

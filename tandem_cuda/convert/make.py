@@ -33,7 +33,7 @@ from .quantised_ann import refuse_quantised
 from .record import Sample
 from .replace import check_found, check_replacements, warn_of
 from .rules import RULES
-from .trace import Traced, traced
+from .trace import Traced, refuse_compiled, traced
 from .trace_errors import Untraceable
 
 _BITS = {"int8": 8, "int16": 16}
@@ -173,6 +173,7 @@ def convert(
     """
     if not isinstance(ann, nn.Module):
         raise TypeError(f"convert: ann must be an nn.Module, got {type(ann).__name__}")
+    refuse_compiled(ann)
     refuse_quantised(ann)
     checks.check_time_steps("convert", time_steps)
     if names_inputs(ann, calibrate):

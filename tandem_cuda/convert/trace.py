@@ -307,10 +307,7 @@ def traced(
             forward draws random numbers or is overridden on the instance, or with an ``example`` it computes something
             other than the graph.
     """
-    if isinstance(ann, torch.jit.ScriptModule) or "_orig_mod" in ann._modules:
-        is_scripted = isinstance(ann, torch.jit.ScriptModule)
-        got, how = (f"a {type(ann).__name__}", "torch.jit") if is_scripted else ("an OptimizedModule", "torch.compile")
-        raise ValueError(f"convert: ann must be a network in Python, got {got}: pass the network that {how} was given")
+    refuse_compiled(ann)
     if "forward" in vars(ann):
         raise ValueError(f"convert: ann must have the forward of its class, got a {overridden(ann)}")
     inputs = None if example is None else tuple(example) if isinstance(example, (tuple, list)) else (example,)
@@ -375,6 +372,14 @@ def _graphs(ann: nn.Module, tracers: Sequence[_Tracer]) -> list[fx.Graph]:
     for x in examples:
         x.tracing = False
     return [] if any(x.unprepared for x in examples) else graphs  # forward may have caught the error
+
+
+def refuse_compiled(ann: nn.Module) -> None:
+    """Raise a ValueError for a network whose forward is not Python."""
+    if isinstance(ann, torch.jit.ScriptModule) or "_orig_mod" in ann._modules:
+        is_scripted = isinstance(ann, torch.jit.ScriptModule)
+        got, how = (f"a {type(ann).__name__}", "torch.jit") if is_scripted else ("an OptimizedModule", "torch.compile")
+        raise ValueError(f"convert: ann must be a network in Python, got {got}: pass the network that {how} was given")
 
 
 def _check_example(ann: nn.Module, example: tuple[Any, ...]) -> None:

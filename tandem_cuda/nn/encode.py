@@ -109,7 +109,7 @@ class Encode(Spiking):
         if not x.is_floating_point() and not (pixels and x.dtype == torch.uint8):
             expected = "floating point or uint8" if pixels else "floating point"
             raise TypeError(
-                f"Encode: input must be {expected}, got {x.dtype}; pass recorded spikes as "
+                f"Encode: input must be {expected}, got {x.dtype}; pass images as images / 255, and recorded spikes as "
                 "SpikeTrain.from_dense(spikes), without Encode"
             )
         if pixels:
