@@ -95,6 +95,35 @@ def test_forms_of_one_batch():
         assert levels(batch, two) == want
 
 
+class Repeated(nn.Module):
+    """Calls a layer twice."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.out = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        h = F.relu(self.b(F.relu(self.a(x))))
+        return self.out(F.relu(self.b(h)))
+
+
+@pytest.mark.parametrize("weights", ["int8", "int16"])
+def test_integer_weights_of_a_layer_that_is_called_twice(weights):
+    """The two calls read spikes of different levels of channels, which its weights cannot both contain."""
+    x = torch.rand(16, 6)
+    snn = convert(Repeated(), 8, calibrate=x, weights=weights)
+    assert not any(torch.is_tensor(level) for level in snn.levels.values())
+    assert "thresholds of layers and not of channels, which b cannot take" in str(snn.report())
+    same(freeze(snn)(x), snn(x).detach())
+    again = convert(snn.ann(), 8, calibrate=snn.calibration, weights=weights)
+    same(again(x), snn(x))
+    of_floats = convert(Repeated(), 8, calibrate=x)
+    assert all(torch.is_tensor(level) for level in of_floats.levels.values())
+    with pytest.raises(ValueError, match=r"per_channel must be False with integer weights .* calls of b"):
+        convert(of_floats.ann(), 8, calibrate=of_floats.calibration, weights=weights)
+
+
 def test_levels_of_several_batches_are_those_of_all():
     ann, x = small()
     whole_levels, parts = (

@@ -1130,6 +1130,12 @@ class Positive(torch.autograd.Function):
         return grad
 
 
+def repeated(**settings):
+    """Of a network that calls a layer twice."""
+    net = Net(lambda n, x: n.b(F.relu(n.a(F.relu(n.a(x))))), a=nn.Conv2d(3, 3, 3, padding=1), b=conv(3, 2))
+    return lambda: convert(net, 8, **settings)
+
+
 def silent(bias):
     net = small()
     nn.init.constant_(net[0].bias, bias)
@@ -1400,6 +1406,11 @@ ARGUMENTS = [
         r"must do the same in every call, got .* \(does a forward change attributes that it reads\?\)",
         of(toggled),
         of(lambda n, x: n.b(F.relu(n.a(x)) * 2)),
+    ),
+    (
+        "per_channel must be False with integer weights of a layer that is called several times.* and calls of a",
+        repeated(weights="int8", calibrate=IMAGES, per_channel=True),
+        repeated(weights="int8", calibrate=IMAGES, per_channel=False),
     ),
     (
         r"got torch.no_grad\(\) around a in a: call requires_grad_\(False\) for parameters that are not trained",

@@ -259,6 +259,16 @@ def test_state_dicts_of_other_settings_are_refused(ours, theirs, where):
         network.load_state_dict(before)
 
 
+@pytest.mark.parametrize("how", [{}, {"neuron": IF()}, {"weights": "int8"}])
+def test_forward_mode_is_refused(how):
+    """Its tangents would be zero in silence."""
+    network, x = calibrated(0, **how), torch.rand(5, 1, 8, 8)
+    for _ in range(2):
+        with pytest.raises(NotImplementedError, match="FrozenNetwork: forward-mode gradients"):
+            torch.func.jvp(network, (x,), (torch.ones_like(x),))
+        network(x)
+
+
 @pytest.mark.parametrize("weights", ["int8", "int16"])
 def test_integer_weights_stay_in_float32(weights):
     network, x = calibrated(0, weights=weights), torch.rand(5, 1, 8, 8)

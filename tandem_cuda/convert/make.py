@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace as replaced_fields
@@ -35,6 +36,7 @@ from .replace import check_found, check_replacements, warn_of
 from .rules import RULES
 from .trace import Traced, refuse_compiled, traced
 from .trace_errors import Untraceable
+from .weight_rules import has_weights
 
 _BITS = {"int8": 8, "int16": 16}
 """The bits of each value that ``weights`` can have."""
@@ -202,7 +204,16 @@ def convert(
         # Calibration compares the trace with the ANN once more, on up to two samples.
         trace = _traced(ann, example, (3,) if batches else (2, 3), *wanted)
         check_found(replace, ann, names, trace.replaced, trace.graph)
+        repeated = _repeated_integers(trace, weights)
+        if repeated and wanted[1]:
+            raise ValueError(
+                "convert: per_channel must be False with integer weights of a layer that is called several times, which "
+                f"would contain the thresholds of one call, got thresholds of channels and calls of {repeated[0]}"
+            )
+        if repeated:
+            wanted = options, False, spiking_layers
         conversion, per_layer = _converted(trace, *wanted)
+        per_layer = tuple(repeated) or per_layer
         if conversion.problems and example is None:
             conversion.problems = _with_guess(ann, conversion.problems, *wanted)
         snn = conversion.written()
@@ -275,6 +286,13 @@ def _with_guess(
     others = _tried(trace, options, per_channel, spiking_layers)[0].problems
     left = {problem.name for problem in others}
     return [*(problem for problem in solved if problem.name not in left), *others]
+
+
+def _repeated_integers(trace: Traced, weights: str | None) -> list[str]:
+    """Return the names of layers with integer weights that forward calls several times."""
+    calls = Counter(str(node.target) for node in trace.graph.nodes if node.op == "call_module")
+    layers = {name: trace.root.get_submodule(name) for name, number in calls.items() if number > 1}
+    return [name for name, x in layers.items() if has_weights(x) and (weights is not None or quantiser(x) is not None)]
 
 
 def _converted(

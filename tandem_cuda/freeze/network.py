@@ -15,6 +15,7 @@ from ..nn.gate import TandemGate
 from ..nn.sizes import REAL, SPIKES, Value
 from ..nn.spiking import unwrapped
 from ..ops import checks
+from ..ops.gradient import refuse_tangents
 from ..spike_train import SpikeTrain
 from . import anytime, file
 from .graph import INPUT, NetworkState, Node, check_finite, input_kinds, names_in, needed, output_value, returned
@@ -180,6 +181,7 @@ class FrozenNetwork(nn.Module):
         """
         self.check_chunk("advance", span.now, span.total)
         values: dict[str, Any] = dict(zip(self.kinds, x if len(self.kinds) > 1 else (x,), strict=True))
+        refuse_tangents("FrozenNetwork", [value for value in values.values() if isinstance(value, Tensor)])
         after: NetworkState = {}
         for i, (name, layer) in enumerate(zip(self.names, self.layers, strict=True)):
             if span.done and not self.again[i]:
