@@ -207,7 +207,7 @@ def convert(
         repeated = _repeated_integers(trace, weights)
         if repeated and wanted[1]:
             raise ValueError(
-                "convert: per_channel must be False with integer weights of a layer that is called several times, which "
+                "convert: per_channel must be False with integer weights of a layer that is called several times: they "
                 f"would contain the thresholds of one call, got thresholds of channels and calls of {repeated[0]}"
             )
         if repeated:
