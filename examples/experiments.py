@@ -302,7 +302,7 @@ EXPERIMENTS = (
         "CIFAR-10, a quarter of CifarNet",
         "cifar10",
         "cifar10/train",
-        (radix_at(4), radix_at(3), radix_at(2), RADIX_MANY, at_most_active(0.3), trained_for(4), ANN),
+        (radix_at(4), radix_at(3), radix_at(2), at_most_active(0.3), trained_for(4), ANN),
         below="cifar10",
         options=(*FOLDER, *QUARTER),
         remark="This network has a quarter of CifarNet's channels and is trained for 30 epochs with autocast to "
