@@ -528,6 +528,9 @@ def test_settings_that_do_not_fit_are_refused(tmp_path):
         (5, "padding", [5, 5], "in_features must be 484, got 4"),
         (5, "kernel_size", [3, 3], "node '5': Conv2d: weight must be"),
         (5, "stride", [0, 1], "Conv2d"),
+        (5, "padding", [None, 0], "Conv2d: setting padding must be an int from 0 to .*, got None"),
+        (5, "padding", [1, 2, 3], r"Conv2d: setting padding must have 2 ints, got \[1, 2, 3\]"),
+        (5, "dilation", [[], 1], r"Conv2d: setting dilation must be an int from 1 to .*, got \[\]"),
         (6, "num_features", 5, "node '6': BatchNorm2d: .* must be"),
         (9, "dim", 7, "Softmax '9': settings must fit inputs of"),
     ):

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from ..convert.nodes import IDLE
 from ..nn.frozen import FrozenLayer, Span, State, class_of, register, single
@@ -108,9 +107,7 @@ class FrozenModule(FrozenLayer):
     def load(cls, module_class: type[nn.Module], settings: Settings, tensors: Tensors) -> FrozenModule:
         check_settings(module_class.__name__, settings, {*_parameters(module_class)})
         for name in settings.keys() & _LEAST.keys():
-            for number in tree_leaves(settings[name]):
-                if number not in (None, "same", "valid"):
-                    frozen_numbers(module_class.__name__, name, number, _LEAST[name])
+            _check_sizes(module_class.__name__, name, settings[name])
         return cls(module_class, dict(settings), tensors)
 
     def settings(self) -> Settings:
@@ -151,6 +148,18 @@ class FrozenModule(FrozenLayer):
         named = {name: values[name](tensor, dtype=x.dtype) for name, tensor in self.tensors().items()}
         weighted: Tensor = torch.func.functional_call(self.module, named, (x,))
         return weighted
+
+
+def _check_sizes(kind: str, name: str, value: Any) -> None:
+    """Raise an error unless a setting is an int, or has one for each axis, or for each side that is padded."""
+    if value is None or (name == "padding" and value in ("same", "valid")):
+        return
+    axes = int(kind[-2]) * (2 if "Pad" in kind else 1) if kind[-2:] in ("1d", "2d", "3d") else None
+    if isinstance(value, list) and axes not in (None, len(value)):
+        raise ValueError(f"{kind}: setting {name} must have {axes} ints, got {value}")
+    for number in value if isinstance(value, list) else [value]:
+        if number is not None or name != "output_size":
+            frozen_numbers(kind, name, number, _LEAST[name])
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
