@@ -88,6 +88,9 @@ def test_forms_of_one_batch():
         assert levels(batch) == want
         assert levels([batch]) == want
     assert levels([x, more]) == levels((x, more)) == levels(iter([x, more])) != want
+    assert (
+        levels([x, (more, labels)]) == levels([(more, labels), x]) == levels([x, {"input": more}]) == levels([x, more])
+    )
     assert levels(want) == want
     two, y = Two(), torch.rand(16, 4)
     want = levels([(x, y)], two)
@@ -122,6 +125,16 @@ def test_integer_weights_of_a_layer_that_is_called_twice(weights):
     assert all(torch.is_tensor(level) for level in of_floats.levels.values())
     with pytest.raises(ValueError, match=r"per_channel must be False with integer weights .* calls of b"):
         convert(of_floats.ann(), 8, calibrate=of_floats.calibration, weights=weights)
+
+
+def test_integer_weights_of_a_read_out_that_is_called_twice():
+    class Net(Repeated):
+        def forward(self, x):
+            h = F.relu(self.b(F.relu(self.a(x))))
+            return self.out(h) + self.out(2 * h)
+
+    snn = convert(Net(), 8, calibrate=torch.rand(16, 6), weights="int8")
+    assert all(torch.is_tensor(level) for level in snn.levels.values())
 
 
 def test_levels_of_several_batches_are_those_of_all():

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from anns import Residual, inputs
 from tandem_cuda import IF, RadixIF, SpikeTrain, convert, freeze, quantise
@@ -442,6 +443,71 @@ def test_a_forward_that_changes_its_parameters_is_refused():
         convert(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), Limited(8, 3)), 8)
 
 
+def clips_by_data(net, h):
+    for p in net.parameters():
+        p.data.clamp_(-0.1, 0.1)
+
+
+def clips_without_gradients(net, h):
+    with torch.no_grad():
+        for p in net.parameters():
+            p.clamp_(-0.1, 0.1)
+
+
+def freezes(net, h):
+    for p in net.parameters():
+        p.requires_grad_(False)
+
+
+@pytest.mark.parametrize("act", [clips_by_data, clips_without_gradients, freezes])
+@pytest.mark.parametrize("how", [{}, {"calibrate": torch.rand(8, 6)}], ids=["plain", "calibrated"])
+def test_parameters_have_their_values_back(act, how):
+    net = Acting(act)
+    before = {name: x.detach().clone() for name, x in net.named_parameters()}
+    with pytest.raises(ValueError, match=r"must not change parameters or buffers in forward"):
+        convert(net, 8, **how)
+    for name, x in net.named_parameters():
+        assert torch.equal(x, before[name])
+        assert x.requires_grad
+
+
+def test_lists_and_dicts_have_their_values_back():
+    def stores(net, h):
+        net.seen.append(h)
+        net.named["h"] = h
+        net.pair = (h, 1)
+
+    net = Acting(stores)
+    net.seen, net.named, net.pair = [1], {}, None
+    with pytest.warns(UserWarning, match=r"convert: forward stores tensors in named, pair, seen, which"):
+        convert(net, 8)
+    assert (net.seen, net.named, net.pair) == ([1], {}, None)
+
+
+def registers(net, h):
+    if not hasattr(net, "grid"):
+        net.register_buffer("grid", torch.ones(8), persistent=False)
+
+
+def stores_sizes(net, h):
+    net.sizes = h.shape[1:]
+
+
+def scales_a_copy(net, h):
+    net.mask.to(h.dtype).mul_(0.5)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("act", [registers, stores_sizes, scales_a_copy, lambda net, h: None])
+@pytest.mark.parametrize("how", [{}, {"example": torch.rand(8, 6)}], ids=["plain", "with an example"])
+def test_harmless_effects(act, how):
+    net, x = Acting(act), torch.rand(4, 6)
+    net.register_buffer("mask", torch.ones(3, dtype=torch.uint8))
+    net.register_buffer("sparse", torch.eye(3).to_sparse())
+    convert(net, 8, **how)(x)
+    net(x)
+
+
 def test_conversion_does_not_count_its_calls():
     def calls(net, h):
         net.calls += 1
@@ -503,6 +569,47 @@ def test_gradients_that_are_disabled_only_in_eval_mode():
         convert(Backbone(lambda net: torch.enable_grad()), 8)
 
 
+class Shapes(Backbone):
+    """Only sizes, and what has no gradient, are computed without gradients."""
+
+    def forward(self, x):
+        h = F.relu(self.second(F.relu(self.first(x))))
+        with torch.no_grad():
+            features = h.shape[-1]
+        y = self.last(h.view(-1, features))
+        if self.training:
+            with torch.no_grad():
+                return y, y.detach().argmax(1)
+        return y
+
+
+class Checkpointed(Backbone):
+    def forward(self, x):
+        h = checkpoint(lambda h: F.relu(self.second(h)), F.relu(self.first(x)), use_reentrant=True)
+        return self.last(h)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of the checkpoint, whose input needs no gradient
+@pytest.mark.parametrize("network", [Shapes, Checkpointed])
+def test_what_loses_no_gradient(network):
+    net = network(None)
+    snn = convert(net, 8, example=torch.rand(2, 6))
+    snn.eval()(torch.rand(2, 6)).sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+
+
+class Same(torch.autograd.Function):
+    """Returns its input, so that no call of torch tells of it."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x
+
+    @staticmethod
+    def backward(ctx, grad):
+        return -grad
+
+
 class Reverse(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
@@ -527,13 +634,14 @@ class Straight(torch.autograd.Function):
         return grad
 
 
-@pytest.mark.parametrize("function", [Reverse, Straight])
+@pytest.mark.parametrize("function", [Reverse, Straight, Same])
 @pytest.mark.parametrize("behind", [True, False])
 def test_functions_with_a_backward_of_their_own_are_refused(function, behind):
     class Network(nn.Module):
         def __init__(self):
             super().__init__()
-            self.first, self.last, self.apply_it = nn.Linear(6, 8), nn.Linear(8, 3), function.apply
+            self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+            self.apply_it = (lambda x: function.apply(x)) if function is Same else function.apply
 
         def forward(self, x):
             h = F.relu(self.first(x))

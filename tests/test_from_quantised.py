@@ -373,6 +373,8 @@ def test_real_numbers_around_an_exported_network_that_cannot_be_kept():
     of_both = "real numbers before the first quantisation or behind the last cannot be kept with it"
     assert f"upsample_bilinear2d (upsample_bilinear2d.vec): {of_both}" in message
     assert f"erfinv (erfinv.default): {of_both}" in message
+    channels_last = Around(lambda x: x.to(memory_format=torch.channels_last), lambda y: y)
+    assert of_both in refused(exported(channels_last, images()), images())
 
 
 def test_a_product_that_is_quantised_and_an_output():

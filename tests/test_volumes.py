@@ -1,5 +1,6 @@
 """Networks of volumes [N, C, D, H, W]: converted, trained, frozen, quantised, and what they refuse."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -217,6 +218,14 @@ def test_compiled(backend):
 
 def spikes(*shape):
     return SpikeTrain.from_dense(torch.ones(4, *shape))
+
+
+def test_integers_of_numpy():
+    two = np.int64(2)
+    assert tc.TandemConv2d(2, 3, two, stride=(two, 1), padding=two)(spikes(1, 2, 4, 4)).shape == (1, 3, 4, 7)
+    assert tc.SpikingMaxPool2d(two)(spikes(1, 2, 4, 4)).shape == (1, 2, 2, 2)
+    assert tc.SpikingAvgPool2d(two, divisor_override=two)(spikes(1, 2, 4, 4)).shape == (1, 2, 2, 2)
+    assert tc.SpikingAdaptiveAvgPool2d(two)(spikes(1, 2, 4, 4)).shape == (1, 2, 2, 2)
 
 
 @pytest.mark.parametrize(

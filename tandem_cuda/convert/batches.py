@@ -61,16 +61,22 @@ def names_inputs(ann: nn.Module, data: Any) -> bool:
 
 
 def _is_batch(data: Sequence[Any], names: Sequence[str]) -> bool:
-    """Whether a tuple or list is one batch: of several inputs, or with other tensors, such as labels, behind the input.
+    """Whether a tuple or list is one batch: of several inputs, or of one with what can only be labels behind it.
 
-    Tensors of the same size are several batches.
+    Labels are integers, or tensors of fewer dimensions, or no tensors. Other tensors may be batches.
     """
-    if not data or not isinstance(data[0], Tensor):
-        return any(isinstance(x, Tensor) for x in data)  # inputs in a tuple, list or dict of their own
-    if len(names) > 1:
+    inputs = _matched(data, names)
+    if inputs is None or len(data) == 1:
+        return False
+    if len(names) > 1 and isinstance(data[0], Tensor):
         return True
-    first = data[0]
-    return any(not isinstance(x, Tensor) or (x.shape[1:], x.dtype) != (first.shape[1:], first.dtype) for x in data)
+    return all(_may_be_labels(x, inputs[0]) for x in data[1:])
+
+
+def _may_be_labels(x: Any, inputs: Tensor) -> bool:
+    if isinstance(x, Tensor):
+        return len(x.shape) > 0 and len(x) == len(inputs) and (not x.is_floating_point() or x.dim() < inputs.dim())
+    return not isinstance(x, (tuple, list, Mapping))
 
 
 def copied(batch: tuple[Any, ...]) -> tuple[Any, ...]:

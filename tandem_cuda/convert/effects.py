@@ -12,14 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.lazy import LazyModuleMixin
+from torch.utils._pytree import tree_leaves
 
 from .aliases import VIEW_FUNCTIONS, writes
 from .nodes import asks_for_size, module_of, owner_of, scope_of, word_of
 
 _FUNCTION, _NO_GRAD = "autograd.Function", "no_grad"
 """In the meta of nodes: the class of the function that makes the node, and whether gradients were disabled there."""
-_APPLY = inspect.unwrap(vars(torch.autograd.Function)["apply"].__func__).__code__
+_APPLY = vars(torch.autograd.Function)["apply"]
+_APPLY_CODE = inspect.unwrap(_APPLY.__func__).__code__
 _TRACE = inspect.unwrap(fx.Tracer.trace).__code__
+_COPYING = {"to", "type", "float", "double", "contiguous", "reshape"}
+"""Functions of VIEW_FUNCTIONS that may make a copy."""
 
 
 def note_context(node: fx.Node) -> None:
@@ -28,10 +32,18 @@ def note_context(node: fx.Node) -> None:
         node.meta[_NO_GRAD] = True
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_code is not _TRACE:
-        if frame.f_code is _APPLY:
-            node.meta[_FUNCTION] = frame.f_locals["cls"]
+        if frame.f_code is _APPLY_CODE:
+            function = frame.f_locals["cls"]
+            if _is_of_torch(function):  # as a checkpoint's, which computes gradients by its own means
+                node.meta.pop(_NO_GRAD, None)
+            else:
+                node.meta[_FUNCTION] = function
             return
         frame = frame.f_back
+
+
+def _is_of_torch(function: type[Any]) -> bool:
+    return function.__module__.partition(".")[0] == "torch"
 
 
 class Effects:
@@ -43,39 +55,75 @@ class Effects:
         """The attributes in which forward stored results."""
         self.written: list[str] = []
         """The parameters and buffers that it has changed."""
+        self.functions: list[type[Any]] = []
+        """The functions with a backward of their own that it has called."""
         modules = [(name, x) for name, x in ann.named_modules() if not isinstance(x, LazyModuleMixin)]
-        self._attributes = [(name, module, {**vars(module)}) for name, module in modules]
         self._held = [(name, module._buffers, {**module._buffers}) for name, module in modules]
+        self._attributes = [(name, module, {**vars(module)}, _contents(module)) for name, module in modules]
         lazy = {id(x) for module in ann.modules() if isinstance(module, LazyModuleMixin) for x in module.buffers()}
-        told = [(name, x) for name, x in _tensors(ann) if not _is_untold(x) and id(x) not in lazy]
-        self._versions = [(name, x, x._version) for name, x in told]
-        self._buffers = {id(x): x.detach().clone() for _, x in told if not isinstance(x, nn.Parameter)}
+        told = [(name, x) for name, x in _tensors(ann) if id(x) not in lazy and not _is_untold(x)]
+        self._values = [(name, x, x._version, x.requires_grad, x.detach().clone()) for name, x in told]
 
     @torch.no_grad()
     def undo(self) -> None:
-        """Give buffers and attributes their values back. Constants that torch.fx has added stay."""
-        for name, x, version in self._versions:
-            before = self._buffers.get(id(x))
-            if x._version != version or (before is not None and not _equal(x, before)):
+        """Give parameters, buffers and attributes their values back. What forward has added stays."""
+        for name, x, version, trained, before in self._values:
+            if x._version != version or not _equal(x, before):
                 self.written.append(name)
-                if before is not None:
-                    x.copy_(before)
-        self._versions = [(name, x, x._version) for name, x, _ in self._versions]
+                x.copy_(before)
+            if x.requires_grad is not trained and x.is_leaf:
+                self.written.append(name)
+                x.requires_grad_(trained)
+        self._values = [(name, x, x._version, trained, before) for name, x, _, trained, before in self._values]
         for path, buffers, held in self._held:
-            for name in [name for name, x in buffers.items() if x is not held.get(name)]:
-                self.written.append(f"{path}.{name}" if path else name)
-                buffers[name] = held.get(name)
-        for path, module, attributes in self._attributes:
+            for name in [name for name, x in held.items() if buffers.get(name) is not x]:
+                self.written.append(_joined(path, name))
+                buffers[name] = held[name]
+        for path, module, attributes, contents in self._attributes:
             for name, x in [*vars(module).items()]:
-                known = attributes.get(name)
-                if isinstance(x, fx.Proxy):
-                    self.stored.add(f"{path}.{name}" if path else name)
-                elif name == "training" or x is known or not isinstance(known, (bool, int, float, str)):
+                if any(_is_tensor(proxy) for proxy in _proxies(x)):
+                    self.stored.add(_joined(path, name))
+                if not _proxies(x) and (name == "training" or not isinstance(attributes.get(name), _PLAIN)):
                     continue
-                if name in attributes:
-                    vars(module)[name] = known
-                else:
+                if name not in attributes:
                     del vars(module)[name]
+                elif attributes[name] is not x:
+                    vars(module)[name] = attributes[name]
+                elif isinstance(x, list):
+                    x[:] = contents[name]
+                elif isinstance(x, dict):
+                    x.clear()
+                    x.update(contents[name])
+
+
+_PLAIN = (bool, int, float, str)
+_INTERNAL = {*vars(nn.Module())}
+
+
+def _contents(module: nn.Module) -> dict[str, Any]:
+    """Return copies of the lists and dicts among the attributes of a module."""
+    return {name: x.copy() for name, x in vars(module).items() if isinstance(x, (list, dict)) and name not in _INTERNAL}
+
+
+def _proxies(x: Any) -> list[fx.Proxy]:
+    if isinstance(x, fx.Proxy):
+        return [x]
+    return [leaf for leaf in tree_leaves(x) if isinstance(leaf, fx.Proxy)] if type(x) in (list, tuple, dict) else []
+
+
+def _is_tensor(proxy: fx.Proxy) -> bool:
+    """Whether a proxy stands for a tensor, and not for sizes."""
+    return not _is_size(proxy.node)
+
+
+def _is_size(node: fx.Node) -> bool:
+    if asks_for_size(node):
+        return True
+    return bool(node.all_input_nodes) and node.op == "call_function" and all(map(_is_size, node.all_input_nodes))
+
+
+def _joined(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
 
 
 def _tensors(ann: nn.Module) -> list[tuple[str, Tensor]]:
@@ -83,43 +131,51 @@ def _tensors(ann: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def _equal(x: Tensor, y: Tensor) -> bool:
-    return x.is_meta or bool(((x == y) | ((x != x) & (y != y))).all())
+    return x.is_meta or torch.equal(x, y) or bool(((x == y) | ((x != x) & (y != y))).all())
 
 
 def _is_untold(x: Tensor) -> bool:
     """Whether a tensor does not tell of its changes."""
-    return nn.parameter.is_lazy(x) or x.is_inference()
+    return nn.parameter.is_lazy(x) or x.layout != torch.strided or x.is_nested or x.is_quantized or x.is_inference()
 
 
 @contextmanager
 def undoing(ann: nn.Module) -> Iterator[Effects]:
     """Undo what forward does to the ANN while it is traced and compared with its graph."""
     effects = Effects(ann)
+
+    def apply(cls: type[Any], *args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(x, fx.Proxy) for x in (*args, *kwargs.values())) and not _is_of_torch(cls):
+            effects.functions.append(cls)  # which may return its input, so that no node tells of it
+        return _APPLY.__func__(cls, *args, **kwargs)
+
+    torch.autograd.Function.apply = classmethod(apply)  # type: ignore[method-assign, assignment]
     try:
         yield effects
     finally:
+        torch.autograd.Function.apply = _APPLY  # type: ignore[method-assign]
         effects.undo()
 
 
-def refuse_effects(graph: fx.Graph, ann: nn.Module, root: nn.Module) -> None:
+def refuse_effects(graph: fx.Graph, ann: nn.Module, root: nn.Module, functions: Sequence[type[Any]]) -> None:
     """Raise a ValueError for what forward does in training, and a graph of its calls does not.
 
     Args:
         graph: of a trace in training.
         ann: the network.
         root: the module that has the modules that the graph calls.
+        functions: the functions with a backward of their own that forward has called.
     """
-    written, known = [], {_address(x): name for name, x in _tensors(ann) if not nn.parameter.is_lazy(x)}
+    written, known = [], {_address(x): name for name, x in _tensors(ann)}
     trained: set[fx.Node] = set()
     for node in graph.nodes:
         if (function := node.meta.get(_FUNCTION)) is not None:
-            raise ValueError(
-                f"convert: ann must use functions that torch.fx can trace, got the torch.autograd.Function "
-                f"{function.__name__} in {scope_of(node, ann)}, whose backward would be lost: use functions of torch"
-            )
+            _refuse_function(function, scope_of(node, ann))
+        if _is_size(node) or word_of(node.target) == "detach":
+            continue
         if _is_trained(node, root) or not trained.isdisjoint(node.all_input_nodes):
             trained.add(node)
-            if node.meta.get(_NO_GRAD) and node.op != "get_attr" and not asks_for_size(node):
+            if node.meta.get(_NO_GRAD) and node.op != "get_attr":
                 raise ValueError(
                     "convert: ann must compute its gradients by all that its forward calls, got torch.no_grad() around "
                     f"{word_of(node.target)} in {scope_of(node, ann)}: call requires_grad_(False) for parameters that "
@@ -129,7 +185,16 @@ def refuse_effects(graph: fx.Graph, ann: nn.Module, root: nn.Module) -> None:
             address = _address(_memory_of(node.args[0], root)) if node.args else None
             if address is not None and address in known:
                 written.append(known[address])
+    for function in functions:
+        _refuse_function(function, type(ann).__name__)
     refuse_written(written)
+
+
+def _refuse_function(function: type[Any], where: str) -> None:
+    raise ValueError(
+        f"convert: ann must use functions that torch.fx can trace, got the torch.autograd.Function "
+        f"{function.__name__} in {where}, whose backward would be lost: use functions of torch"
+    )
 
 
 def refuse_written(names: list[str]) -> None:
@@ -155,18 +220,19 @@ def warn_of_stored(attributes: Sequence[str]) -> None:
 def _is_trained(node: fx.Node, root: nn.Module) -> bool:
     """Whether a node has parameters that are trained."""
     if node.op == "get_attr":
-        return bool(getattr(*owner_of(root, str(node.target))).requires_grad)
+        return bool(getattr(getattr(*owner_of(root, str(node.target))), "requires_grad", False))
     module = module_of(root, node)
     return module is not None and any(x.requires_grad for x in module.parameters())
 
 
 def _memory_of(x: Any, root: nn.Module) -> Any:
     """Return the tensor whose memory a node returns, if it is one that the module holds; else None."""
-    while isinstance(x, fx.Node) and x.op != "get_attr" and word_of(x.target) in VIEW_FUNCTIONS and x.args:
+    views = VIEW_FUNCTIONS - _COPYING
+    while isinstance(x, fx.Node) and x.op != "get_attr" and word_of(x.target) in views and x.args:
         x = x.args[0]
     return getattr(*owner_of(root, str(x.target))) if isinstance(x, fx.Node) and x.op == "get_attr" else None
 
 
 def _address(x: Any) -> int | None:
     """Return the address of a tensor's memory; None if it has none."""
-    return x.untyped_storage().data_ptr() or None if isinstance(x, Tensor) else None
+    return None if not isinstance(x, Tensor) or _is_untold(x) else x.untyped_storage().data_ptr() or None

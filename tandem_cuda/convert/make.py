@@ -16,6 +16,8 @@ from ..neuron import Neuron
 from ..neuron.radix_if import MOST_STEPS, check_radix_steps
 from ..nn.quantised import check_quantisable, quantise_layers, unquantise_layers, weight_layers
 from ..nn.quantiser import quantiser
+from ..nn.tandem import TandemLayer
+from ..nn.weights import stored
 from ..ops import checks
 from ..ops.product import ENGINES
 from .advice import Problem, refusal
@@ -36,7 +38,6 @@ from .replace import check_found, check_replacements, warn_of
 from .rules import RULES
 from .trace import Traced, refuse_compiled, traced
 from .trace_errors import Untraceable
-from .weight_rules import has_weights
 
 _BITS = {"int8": 8, "int16": 16}
 """The bits of each value that ``weights`` can have."""
@@ -204,19 +205,19 @@ def convert(
         # Calibration compares the trace with the ANN once more, on up to two samples.
         trace = _traced(ann, example, (3,) if batches else (2, 3), *wanted)
         check_found(replace, ann, names, trace.replaced, trace.graph)
-        repeated = _repeated_integers(trace, weights)
-        if repeated and wanted[1]:
-            raise ValueError(
-                "convert: per_channel must be False with integer weights of a layer that is called several times: they "
-                f"would contain the thresholds of one call, got thresholds of channels and calls of {repeated[0]}"
-            )
-        if repeated:
-            wanted = options, False, spiking_layers
         conversion, per_layer = _converted(trace, *wanted)
-        per_layer = tuple(repeated) or per_layer
         if conversion.problems and example is None:
             conversion.problems = _with_guess(ann, conversion.problems, *wanted)
         snn = conversion.written()
+        if repeated := _repeated_integers(snn, weights) if wanted[1] is not False else ():
+            if wanted[1]:
+                raise ValueError(
+                    "convert: per_channel must be False with integer weights of a layer that is called several times: "
+                    "they would contain the thresholds of one call, got thresholds of channels and calls of "
+                    f"{repeated[0]}"
+                )
+            conversion, per_layer = _converted(trace, options, False, spiking_layers)[0], repeated
+            snn = conversion.written()
         record = conversion.record()
         record.replaced, record.per_layer = (*names, *trace.replaced), per_layer
         record.sizes = None if example is None else _sizes(example)
@@ -288,11 +289,12 @@ def _with_guess(
     return [*(problem for problem in solved if problem.name not in left), *others]
 
 
-def _repeated_integers(trace: Traced, weights: str | None) -> list[str]:
-    """Return the names of layers with integer weights that forward calls several times."""
-    calls = Counter(str(node.target) for node in trace.graph.nodes if node.op == "call_module")
-    layers = {name: trace.root.get_submodule(name) for name, number in calls.items() if number > 1}
-    return [name for name, x in layers.items() if has_weights(x) and (weights is not None or quantiser(x) is not None)]
+def _repeated_integers(snn: nn.Module, weights: str | None) -> tuple[str, ...]:
+    """Return the names of layers that share their integer weights with another layer of neurons."""
+    layers = [(name, x) for name, x in snn.named_modules() if isinstance(x, TandemLayer)]
+    weight_of = {name: id(getattr(*stored(x, "weight"))) for name, x in layers if weights or quantiser(x) is not None}
+    calls, first = Counter(weight_of.values()), {x: name for name, x in reversed(weight_of.items())}
+    return tuple(name for x, name in first.items() if calls[x] > 1)
 
 
 def _converted(

@@ -342,7 +342,7 @@ def _traced(
     tracer = tracers[_check_repeats(ann, *graphs)]
     graph = tracer.graph
     in_training, root = (_with_parts(ann, x.parts) if x.parts else ann for x in (tracers[1], tracer))
-    refuse_effects(graphs[1], ann, in_training)
+    refuse_effects(graphs[1], ann, in_training, effects.functions)
     replaced = swap(graph, root, inputs is not None or not samples)
     description, sizes = described(graph, ann), {}
     if inputs is not None and tracer.example is not None:

@@ -12,10 +12,7 @@ from ..convert import TandemNetwork, flattened_to
 from ..convert.advice import hooked
 from ..convert.aliases import VIEWS, module_writes, writes, writes_alone
 from ..convert.nodes import leading_to, word_of
-from ..convert.trace_errors import reason
-from ..nn.classes import is_of_torch
 from ..nn.frozen import FORMS, FrozenLayer, class_of
-from ..nn.modes import evaluating
 from ..nn.sizes import ENCODED, Value
 from .functions import constants_of, frozen_call
 from .graph import INPUT, Node, mapped, output_value
@@ -29,11 +26,11 @@ def freeze(model: nn.Module) -> FrozenNetwork:
     shares no memory with the model.
 
     Args:
-        model: the result of :func:`tandem_cuda.convert`, an nn.Sequential (nested or not), a module of your own, which
-            torch.fx traces in eval mode, a torch.fx.GraphModule, or a single layer. It may contain Encode, tandem
-            layers, TandemAdd, spiking pooling and Decode. Before Encode and after Decode it may also contain the
-            PyTorch modules and functions that :mod:`tandem_cuda.freeze.plain` and :mod:`tandem_cuda.freeze.functions`
-            list. It may have several inputs and outputs. Dropout and nn.Identity are removed.
+        model: the result of :func:`tandem_cuda.convert`, an nn.Sequential (nested or not), a torch.fx.GraphModule, or a
+            single layer. It may contain Encode, tandem layers, TandemAdd, spiking pooling and Decode. Before Encode and
+            after Decode it may also contain the PyTorch modules and functions that :mod:`tandem_cuda.freeze.plain` and
+            :mod:`tandem_cuda.freeze.functions` list. It may have several inputs and outputs. Dropout and nn.Identity
+            are removed.
 
     Raises:
         TypeError: ``model`` is not an nn.Module.
@@ -114,8 +111,6 @@ class _Calls(NamedTuple):
 def _calls(model: nn.Module) -> _Calls:
     if isinstance(model, fx.GraphModule):
         return _GraphCalls(model).found()
-    if any(_is_own(module) for _, module in _chain("", model)):
-        return _GraphCalls(_traced(model)).found()
     layers: list[tuple[str, Any, tuple[str, ...]]] = []
     last = INPUT
     for name, module in _chain("", model):
@@ -131,29 +126,6 @@ def _chain(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield from _chain(f"{name}.{child}" if name else child, submodule)
     else:
         yield name or type(module).__name__, module
-
-
-def _is_own(module: nn.Module) -> bool:
-    """Whether a module has a forward of the user's around other modules."""
-    known = isinstance(module, (FrozenLayer, TandemNetwork, fx.GraphModule)) or class_of(module) in FORMS
-    return not known and not is_of_torch(type(module)) and any(True for _ in module.children())
-
-
-class _Tracer(fx.Tracer):
-    """Traces a forward down to the layers that have a frozen form."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, FrozenLayer) or class_of(m) in FORMS or super().is_leaf_module(m, module_qualified_name)
-
-
-def _traced(model: nn.Module) -> fx.GraphModule:
-    with evaluating(model):
-        try:
-            return fx.GraphModule(model, _Tracer().trace(model))
-        except Exception as error:  # a user's forward may raise anything when it meets a proxy
-            raise ValueError(
-                f"freeze: {type(model).__name__} must be traceable by torch.fx, but is not: {reason(error)}"
-            ) from error
 
 
 class _GraphCalls:
@@ -202,7 +174,11 @@ class _GraphCalls:
         elif node.target in _DROPOUTS:
             if node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True):
                 raise ValueError("was traced in training mode; use nn.Dropout, or trace the model in eval mode")
-            self.names[node] = self.names[node.all_input_nodes[0]]
+            (x,) = node.all_input_nodes
+            if x in self.constants:
+                self.constants[node] = self.constants[x]
+            else:
+                self.names[node] = self.names[x]
         else:
             self._add(node, *frozen_call(self.model, node, self.constants))
 

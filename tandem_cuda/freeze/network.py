@@ -114,6 +114,11 @@ class FrozenNetwork(nn.Module):
         ]
         return {"nodes": nodes, "output": self.output}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's
+        for node in self.nodes:
+            _put_in_state_dict(node.layer)
+
     def get_extra_state(self) -> Tensor:
         """Return what ``state_dict`` says of the network beside its tensors: JSON, as uint8 [n]."""
         return file.state_of(self._description(), self.nodes)

@@ -121,7 +121,11 @@ class ExportedReader(Reader):
         known = next((FUNCTIONS[x] for x in names if x in FUNCTIONS), None)
         args: Any = fx.map_arg(node.args, self.results.__getitem__)
         kwargs: Any = fx.map_arg(node.kwargs, self.results.__getitem__)
-        if known is None or not _same(known(*args, **kwargs), self.results[node]):
+        try:
+            kept = known is not None and _same(known(*args, **kwargs), self.results[node])
+        except (TypeError, ValueError, RuntimeError):
+            kept = False
+        if not kept:
             raise Unreadable("real numbers before the first quantisation or behind the last cannot be kept with it")
         return name if isinstance(known, partial) else known
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, cast
 
 import torch
@@ -295,6 +296,7 @@ class WindowAverage(SpikingAverage):
         super().__init__(*args, **kwargs)
         self.check_windows("stride")
         if (divisor := cast(Any, self).divisor_override) is not None:
+            divisor = int(divisor) if isinstance(divisor, Integral) else divisor
             checks.check_at_least_1(type(self).__name__, "divisor_override", divisor)
 
     def windows(self, *sizes: int) -> Sequence[Axis]:
@@ -328,7 +330,7 @@ class AdaptiveAverage(SpikingAverage):
             raise ValueError(f"{name}: output_size must be one number or {self.axes}, got {size}")
         for n in per_axis(size, self.axes):
             if n is not None:
-                checks.check_at_least_1(name, "output_size", n)
+                checks.check_at_least_1(name, "output_size", int(n) if isinstance(n, Integral) else n)
 
     def windows(self, *sizes: int) -> Sequence[Axis]:
         axes = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -178,8 +179,8 @@ def pair(op: str, argument: str, value: Any) -> tuple[int, int]:
 
 def per_axis(op: str, argument: str, value: Any, axes: int) -> tuple[int, ...]:
     """Return an int, or one for each axis, as one for each axis."""
-    values = (value,) * axes if isinstance(value, int) else value
-    if not isinstance(values, Sequence) or len(values) != axes or not all(isinstance(v, int) for v in values):
+    values = (value,) * axes if isinstance(value, Integral) else value
+    if not isinstance(values, Sequence) or len(values) != axes or not all(isinstance(v, Integral) for v in values):
         many = {1: "a tuple of one", 2: "a pair of ints", 3: "three ints"}[axes]
         raise TypeError(f"{op}: {argument} must be an int or {many}, got {value!r}")
-    return tuple(values)
+    return tuple(map(int, values))
