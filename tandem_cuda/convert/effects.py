@@ -143,6 +143,15 @@ def _is_untold(x: Tensor) -> bool:
 def undoing(ann: nn.Module) -> Iterator[Effects]:
     """Undo what forward does to the ANN while it is traced and compared with its graph."""
     effects = Effects(ann)
+    try:
+        yield effects
+    finally:
+        effects.undo()
+
+
+@contextmanager
+def noting_functions(effects: Effects) -> Iterator[None]:
+    """Note which functions with a backward of their own forward calls. torch._dynamo must not be imported meanwhile."""
 
     def apply(cls: type[Any], *args: Any, **kwargs: Any) -> Any:
         if any(isinstance(x, fx.Proxy) for x in (*args, *kwargs.values())) and not _is_of_torch(cls):
@@ -151,10 +160,9 @@ def undoing(ann: nn.Module) -> Iterator[Effects]:
 
     torch.autograd.Function.apply = classmethod(apply)  # type: ignore[method-assign, assignment]
     try:
-        yield effects
+        yield
     finally:
         torch.autograd.Function.apply = _APPLY  # type: ignore[method-assign]
-        effects.undo()
 
 
 def refuse_effects(graph: fx.Graph, ann: nn.Module, root: nn.Module, functions: Sequence[type[Any]]) -> None:

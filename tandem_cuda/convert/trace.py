@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from ..nn.batch_norm import HOOKS
 from ..nn.classes import is_of_torch
 from ..nn.modes import evaluating
-from .effects import Effects, note_context, refuse_effects, refuse_written, undoing
+from .effects import Effects, note_context, noting_functions, refuse_effects, refuse_written, undoing
 from .example import Example
 from .foreign import forward_of
 from .nodes import (
@@ -329,11 +329,11 @@ def _traced(
     before = all_settings(ann)
     with evaluating(ann), refusing_random_numbers(ann) if samples else nullcontext(), torch.enable_grad():
         tracers = [_Tracer(known, ann, inputs) for _ in range(3)]
-        graphs = _graphs(ann, tracers)
+        graphs = _graphs(ann, tracers, effects)
         if not graphs:
             importlib.import_module("torch._dynamo")
             tracers = [_Tracer(known, ann, inputs) for _ in range(3)]
-            graphs = _graphs(ann, tracers)
+            graphs = _graphs(ann, tracers, effects)
     volatile = frozenset(key for key, x in all_settings(ann).items() if key not in before or before[key] != x)
     effects.undo()
     for tracer in tracers:
@@ -355,12 +355,12 @@ def _traced(
     return Traced(graph, root, sizes, description, *facts)
 
 
-def _graphs(ann: nn.Module, tracers: Sequence[_Tracer]) -> list[fx.Graph]:
+def _graphs(ann: nn.Module, tracers: Sequence[_Tracer], effects: Effects) -> list[fx.Graph]:
     """Trace forward in eval mode, in training, and in eval mode again; return [] if that needs torch._dynamo first."""
     graphs = []
     examples = [tracer.example for tracer in tracers if tracer.example is not None]
     try:
-        with answering_for_types(ann):
+        with answering_for_types(ann), noting_functions(effects):
             for tracer, mode in zip(tracers, (False, True, False), strict=True):
                 graphs.append(tracer.trace(ann.train(mode)))
     except Exception as error:  # a user's forward may raise anything when it meets a proxy
