@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.utils._pytree import tree_leaves
 
+from .. import _C
 from .aliases import VIEW_FUNCTIONS, writes
 from .nodes import asks_for_size, module_of, owner_of, scope_of, word_of
 
@@ -61,29 +62,32 @@ class Effects:
         self._held = [(name, module._buffers, {**module._buffers}) for name, module in modules]
         self._attributes = [(name, module, {**vars(module)}, _contents(module)) for name, module in modules]
         lazy = {id(x) for module in ann.modules() if isinstance(module, LazyModuleMixin) for x in module.buffers()}
-        told = [(name, x) for name, x in _tensors(ann) if id(x) not in lazy and not _is_untold(x)]
-        self._values = [(name, x, x._version, x.requires_grad, x.detach().clone()) for name, x in told]
+        self._told = [(name, x) for name, x in _tensors(ann) if id(x) not in lazy and not _is_untold(x)]
+        self._states = [_state(x) for _, x in self._told]
+        self._buffers = {id(x): x.detach().clone() for _, x in self._told if not isinstance(x, nn.Parameter)}
 
     @torch.no_grad()
     def undo(self) -> None:
-        """Give parameters, buffers and attributes their values back. What forward has added stays."""
-        for name, x, version, trained, before in self._values:
-            if x._version != version or not _equal(x, before):
+        """Give buffers and attributes their values back. Parameters keep theirs, and what forward has added stays."""
+        for i, (name, x) in enumerate(self._told):
+            if _state(x) != self._states[i]:
                 self.written.append(name)
-                x.copy_(before)
-            if x.requires_grad is not trained and x.is_leaf:
-                self.written.append(name)
-                x.requires_grad_(trained)
-        self._values = [(name, x, x._version, trained, before) for name, x, _, trained, before in self._values]
+                x.requires_grad_(self._states[i][0])
+                if id(x) in self._buffers:
+                    x.copy_(self._buffers[id(x)])
+                self._states[i] = _state(x)
         for path, buffers, held in self._held:
             for name in [name for name, x in held.items() if buffers.get(name) is not x]:
                 self.written.append(_joined(path, name))
                 buffers[name] = held[name]
         for path, module, attributes, contents in self._attributes:
             for name, x in [*vars(module).items()]:
-                if any(_is_tensor(proxy) for proxy in _proxies(x)):
+                if name in _INTERNAL or name == "training":
+                    continue
+                proxies = _proxies(x)
+                if any(map(_is_tensor, proxies)):
                     self.stored.add(_joined(path, name))
-                if not _proxies(x) and (name == "training" or not isinstance(attributes.get(name), _PLAIN)):
+                if not proxies and not isinstance(attributes.get(name), _PLAIN):
                     continue
                 if name not in attributes:
                     del vars(module)[name]
@@ -130,8 +134,13 @@ def _tensors(ann: nn.Module) -> list[tuple[str, Tensor]]:
     return [*ann.named_parameters(remove_duplicate=False), *ann.named_buffers(remove_duplicate=False)]
 
 
-def _equal(x: Tensor, y: Tensor) -> bool:
-    return x.is_meta or torch.equal(x, y) or bool(((x == y) | ((x != x) & (y != y))).all())
+def _state(x: Tensor) -> tuple[bool, int, int]:
+    """Return what changes with a tensor: whether it is trained, its version, and on a CPU a fingerprint of its values.
+
+    The fingerprint of a large tensor may miss a small change.
+    """
+    memory = [(x.data_ptr(), x.nbytes)] if x.is_cpu and x.is_contiguous() else []
+    return x.requires_grad, x._version, _C.fingerprint(memory)
 
 
 def _is_untold(x: Tensor) -> bool:
