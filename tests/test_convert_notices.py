@@ -468,6 +468,22 @@ def test_changes_of_real_parameters_are_refused(act, how):
     assert all(x.requires_grad for x in net.parameters())
 
 
+def test_changes_of_parameters_with_channels_last_are_refused():
+    class Clips(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)
+
+        def forward(self, x):
+            for p in self.parameters():
+                p.data.clamp_(-0.1, 0.1)
+            return self.last(F.relu(self.first(x)))
+
+    net = Clips().to(memory_format=torch.channels_last)
+    with pytest.raises(ValueError, match=r"must not change parameters or buffers .* changes of first.weight, "):
+        convert(net, 8)
+
+
 def test_lists_and_dicts_have_their_values_back():
     def stores(net, h):
         net.seen.append(h)

@@ -51,7 +51,6 @@ class Effects:
     """What forward has done to the ANN while it was traced."""
 
     def __init__(self, ann: nn.Module) -> None:
-        self.ann = ann
         self.stored: set[str] = set()
         """The attributes in which forward stored results."""
         self.written: list[str] = []
@@ -62,14 +61,14 @@ class Effects:
         self._held = [(name, module._buffers, {**module._buffers}) for name, module in modules]
         self._attributes = [(name, module, {**vars(module)}, _contents(module)) for name, module in modules]
         lazy = {id(x) for module in ann.modules() if isinstance(module, LazyModuleMixin) for x in module.buffers()}
-        self._told = [(name, x) for name, x in _tensors(ann) if id(x) not in lazy and not _is_untold(x)]
-        self._states = [_state(x) for _, x in self._told]
-        self._buffers = {id(x): x.detach().clone() for _, x in self._told if not isinstance(x, nn.Parameter)}
+        self._watched = [(name, x) for name, x in _tensors(ann) if id(x) not in lazy and not _hides_changes(x)]
+        self._states = [_state(x) for _, x in self._watched]
+        self._buffers = {id(x): x.detach().clone() for _, x in self._watched if not isinstance(x, nn.Parameter)}
 
     @torch.no_grad()
     def undo(self) -> None:
         """Give buffers and attributes their values back. Parameters keep theirs, and what forward has added stays."""
-        for i, (name, x) in enumerate(self._told):
+        for i, (name, x) in enumerate(self._watched):
             if _state(x) != self._states[i]:
                 self.written.append(name)
                 x.requires_grad_(self._states[i][0])
@@ -139,12 +138,12 @@ def _state(x: Tensor) -> tuple[bool, int, int]:
 
     The fingerprint of a large tensor may miss a small change.
     """
-    memory = [(x.data_ptr(), x.nbytes)] if x.is_cpu and x.is_contiguous() else []
-    return x.requires_grad, x._version, _C.fingerprint(memory)
+    behind = int(x.untyped_storage().nbytes() - x.storage_offset() * x.element_size()) if x.is_cpu else 0
+    return x.requires_grad, x._version, _C.fingerprint([(x.data_ptr(), min(x.nbytes, behind))] if behind else [])
 
 
-def _is_untold(x: Tensor) -> bool:
-    """Whether a tensor does not tell of its changes."""
+def _hides_changes(x: Tensor) -> bool:
+    """Whether changes of a tensor cannot be seen by its version and its memory."""
     return nn.parameter.is_lazy(x) or x.layout != torch.strided or x.is_nested or x.is_quantized or x.is_inference()
 
 
@@ -167,11 +166,11 @@ def noting_functions(effects: Effects) -> Iterator[None]:
             effects.functions.append(cls)  # which may return its input, so that no node tells of it
         return _APPLY.__func__(cls, *args, **kwargs)
 
-    torch.autograd.Function.apply = classmethod(apply)  # type: ignore[method-assign, assignment]
+    torch.autograd.Function.apply = classmethod(apply)  # type: ignore[method-assign, assignment]  # while forward is traced
     try:
         yield
     finally:
-        torch.autograd.Function.apply = _APPLY  # type: ignore[method-assign]
+        torch.autograd.Function.apply = _APPLY  # type: ignore[method-assign]  # as it was
 
 
 def refuse_effects(graph: fx.Graph, ann: nn.Module, root: nn.Module, functions: Sequence[type[Any]]) -> None:
@@ -252,4 +251,4 @@ def _memory_of(x: Any, root: nn.Module) -> Any:
 
 def _address(x: Any) -> int | None:
     """Return the address of a tensor's memory; None if it has none."""
-    return None if not isinstance(x, Tensor) or _is_untold(x) else x.untyped_storage().data_ptr() or None
+    return None if not isinstance(x, Tensor) or _hides_changes(x) else x.untyped_storage().data_ptr() or None

@@ -164,8 +164,9 @@ def convert(
         TypeError: an argument has the wrong type, or a parameter is neither float32 nor float64, or not float32 with
             integer ``weights``.
         ValueError: an argument is out of range; inputs, activations or weights to be quantised are not finite; torch.fx
-            cannot trace the model; the model does something different in training than in eval mode; or parts of it
-            cannot be converted. The message lists all of these parts and what to use instead.
+            cannot trace the model; the model does something different in training than in eval mode; its forward
+            changes parameters or buffers, disables gradients of trained layers, or calls functions with a backward of
+            their own; or parts of it cannot be converted. The message lists all of these parts and what to use instead.
 
     Examples:
         >>> ann = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
@@ -209,7 +210,8 @@ def convert(
         if conversion.problems and example is None:
             conversion.problems = _with_guess(ann, conversion.problems, *wanted)
         snn = conversion.written()
-        if repeated := _repeated_integers(snn, weights) if wanted[1] is not False else ():
+        repeated = () if wanted[1] is False else _repeated_integers(snn, weights)
+        if repeated:
             if wanted[1]:
                 raise ValueError(
                     "convert: per_channel must be False with integer weights of a layer that is called several times: "

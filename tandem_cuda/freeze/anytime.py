@@ -103,8 +103,8 @@ def predict(
     all other samples continue as a smaller batch.
 
     Args:
-        network: a network that ends in a read-out [N, K], or a :class:`Cascade` of such networks, each of which runs as
-            a whole: ``chunk`` then has no effect.
+        network: a network that ends in a read-out [N, K], K > 1, or a :class:`Cascade` of such networks, each of which
+            runs as a whole: ``chunk`` then has no effect.
         x: real input [N, ...] for a network with Encode, else a SpikeTrain [N, ...] of T steps; or a tuple of several
             inputs.
         exit_confidence: the confidence at which a sample stops, in (0, 1]. With 1, samples stop early only if the
@@ -168,7 +168,7 @@ def accuracy_curve(
     intermediate read-outs.
 
     Args:
-        network: a network that ends in a read-out [N, K], or a :class:`Cascade`.
+        network: a network that ends in a read-out [N, K], K > 1, or a :class:`Cascade`.
         batches: an iterable of pairs of inputs and labels, int64 [N], such as a DataLoader. Spike trains of all batches
             must have the same T.
         exit_confidences: the confidences to evaluate, each in (0, 1].

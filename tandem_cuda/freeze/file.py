@@ -134,7 +134,7 @@ def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
     return sha256.hexdigest()
 
 
-_IN_ANY = frozenset({"engine"})
+_HARMLESS = frozenset({"engine"})
 """Settings that do not change what a layer computes."""
 
 
@@ -147,7 +147,7 @@ def state_of(description: Any, nodes: Sequence[Node]) -> Tensor:
 
     def plain(value: Any) -> Any:
         if isinstance(value, Mapping):
-            return {key: plain(x) for key, x in value.items() if key not in _IN_ANY}
+            return {key: plain(x) for key, x in value.items() if key not in _HARMLESS}
         return [plain(x) for x in value] if isinstance(value, (list, tuple)) else value
 
     dtypes = [

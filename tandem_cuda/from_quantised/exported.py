@@ -34,7 +34,7 @@ _LIKE_OPERATORS = {
     "silu",
     *POOLS,
 }
-"""Functions of torch.nn.functional whose first arguments are their operators'."""
+"""Functions of torch.nn.functional that take the arguments of the operators with their names."""
 
 
 class _Weights:
