@@ -58,18 +58,42 @@ class Blocks:
 class SurrogateGradient(nn.Module):
     """A spiking network of which backpropagation through time trains the layers, with an output at every step.
 
-    The first layer sees the same image at every step, so that its product is computed once. Logits are means over time.
-    In eval mode, spikes and SynOps are counted.
+    The first layer sees the same image at every step, so that its product is computed once. The steps of a layer go
+    through it, and its batch norm, as one batch. Logits are means over time. In eval mode, spikes and SynOps are
+    counted.
+
+    Args:
+        network: the name of a function of tandem_cuda.models.
+        time_steps: T.
+        make: makes the neurons of a layer.
     """
 
-    time_steps: int
-
-    def __init__(self, time_steps: int) -> None:
+    def __init__(self, network: str, time_steps: int, make: Callable[[], nn.Module]) -> None:
         super().__init__()
+        name = type(self).__name__
         if time_steps < 1:
-            raise ValueError(f"{type(self).__name__}: time_steps must be at least 1, got {time_steps}")
+            raise ValueError(f"{name}: time_steps must be at least 1, got {time_steps}")
+        blocks = Blocks(network, name)
         self.time_steps = time_steps
+        self.hidden = nn.ModuleList(nn.Sequential(*block) for block in blocks.hidden)
+        self.readout = nn.Sequential(*blocks.readout)
+        self.neurons = nn.ModuleList(make() for _ in blocks.hidden)
         self.forget()
+
+    def fire(self, neurons: Any, currents: Tensor) -> Tensor:
+        """Return the spikes [T, N, ...] of a layer of neurons at rest."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.samples += 0 if self.training else len(x)
+        first, *blocks = *self.hidden, self.readout
+        current = first(x)
+        currents = current.expand(self.time_steps, *current.shape)
+        for neurons, block in zip(self.neurons, blocks, strict=True):
+            spikes = self.fire(neurons, currents)
+            self.count(spikes, block)
+            currents = block(spikes.flatten(0, 1)).unflatten(0, spikes.shape[:2])
+        return currents.mean(0)
 
     def forget(self) -> None:
         """Begin to count anew."""
@@ -104,71 +128,56 @@ def fan_out(block: Iterable[nn.Module], shape: Sequence[int]) -> Tensor:
 
 
 class SpikingJelly(SurrogateGradient):
-    """SpikingJelly in its multi-step mode, with the arctangent as surrogate and a detached reset.
+    """SpikingJelly's neurons in their multi-step mode, with the arctangent as surrogate and a detached reset.
 
     Args:
         network: the name of a function of tandem_cuda.models.
         time_steps: T.
         tau: of LIFNode; None for IFNode.
+        reset: what a spike sets the potential to; None subtracts the threshold.
     """
 
-    def __init__(self, network: str = "mnist_cnn", time_steps: int = 4, tau: float | None = None) -> None:
-        super().__init__(time_steps)
-        layer, neuron = (library(f"spikingjelly.activation_based.{name}") for name in ("layer", "neuron"))
+    def __init__(
+        self, network: str = "mnist_cnn", time_steps: int = 4, tau: float | None = None, reset: float | None = 0.0
+    ) -> None:
+        neuron = library("spikingjelly.activation_based.neuron")
         surrogate = library("spikingjelly.activation_based.surrogate").ATan()
-        blocks = Blocks(network, "SpikingJelly")
-        self.first = nn.Sequential(*blocks.hidden[0])
-        self.hidden = nn.ModuleList(layer.SeqToANNContainer(*block) for block in blocks.hidden[1:])
-        self.readout = layer.SeqToANNContainer(*blocks.readout)
         how: dict[str, Any] = {"surrogate_function": surrogate, "detach_reset": True, "step_mode": "m"}
-        self.neurons = nn.ModuleList(
-            neuron.IFNode(**how) if tau is None else neuron.LIFNode(tau=tau, **how) for _ in blocks.hidden
+        how["v_reset"] = reset
+        super().__init__(
+            network, time_steps, lambda: neuron.IFNode(**how) if tau is None else neuron.LIFNode(tau=tau, **how)
         )
-        self._reset = library("spikingjelly.activation_based.functional").reset_net
 
-    def forward(self, x: Tensor) -> Tensor:
-        self._reset(self)
-        self.samples += 0 if self.training else len(x)
-        current = self.first(x)
-        currents = current.expand(self.time_steps, *current.shape)
-        for neurons, block in zip(self.neurons, [*self.hidden, self.readout], strict=True):
-            spikes = neurons(currents)
-            self.count(spikes, block)
-            currents = block(spikes)
-        return currents.mean(0)
+    def fire(self, neurons: Any, currents: Tensor) -> Tensor:
+        neurons.reset()
+        return neurons(currents)
 
 
 class SnnTorch(SurrogateGradient):
-    """snnTorch's Leaky neurons in a loop over time, with the fast sigmoid as surrogate.
+    """snnTorch's Leaky neurons.
 
     Args:
         network: the name of a function of tandem_cuda.models.
         time_steps: T.
         beta: share of the membrane potential that a step keeps; 1 for integrate-and-fire.
+        surrogate: the name of a function of snntorch.surrogate, with its own slope.
     """
 
-    def __init__(self, network: str = "mnist_cnn", time_steps: int = 4, beta: float = 1.0) -> None:
-        super().__init__(time_steps)
-        gradient = library("snntorch.surrogate").fast_sigmoid(slope=25)
-        blocks = Blocks(network, "SnnTorch")
-        self.hidden = nn.ModuleList(nn.Sequential(*block) for block in blocks.hidden)
-        self.readout = nn.Sequential(*blocks.readout)
-        self.neurons = nn.ModuleList(library("snntorch").Leaky(beta=beta, spike_grad=gradient) for _ in blocks.hidden)
+    def __init__(
+        self, network: str = "mnist_cnn", time_steps: int = 4, beta: float = 1.0, surrogate: str = "atan"
+    ) -> None:
+        leaky, gradients = library("snntorch").Leaky, library("snntorch.surrogate")
+        if surrogate not in gradients.__dict__:
+            raise ValueError(f"SnnTorch: surrogate must be a function of snntorch.surrogate, got {surrogate!r}")
+        gradient = getattr(gradients, surrogate)()
+        super().__init__(network, time_steps, lambda: leaky(beta=beta, spike_grad=gradient))
 
-    def forward(self, x: Tensor) -> Tensor:
-        self.samples += 0 if self.training else len(x)
-        current = self.hidden[0](x)
-        readers = [*self.hidden[1:], self.readout]
-        potentials: list[Any] = [neurons.init_leaky() for neurons in self.neurons]
-        total = torch.zeros(())
-        for _ in range(self.time_steps):
-            currents = current
-            for i, (neurons, block) in enumerate(zip(self.neurons, readers, strict=True)):
-                spikes, potentials[i] = neurons(currents, potentials[i])
-                self.count(spikes.unsqueeze(0), block)
-                currents = block(spikes)
-            total = total + currents
-        return total / self.time_steps
+    def fire(self, neurons: Any, currents: Tensor) -> Tensor:
+        spikes, potential = [], neurons.init_leaky()
+        for current in currents:
+            spike, potential = neurons(current, potential)
+            spikes.append(spike)
+        return torch.stack(spikes)
 
 
 class QuantisationAware(nn.Module):

@@ -1262,6 +1262,11 @@ ARGUMENTS = [
         plain(weights="int8"),
     ),
     (
+        "ann must be an ANN, got a TandemNetwork, .* pass the network that it was made from",
+        lambda: convert(plain()(), 8),
+        lambda: convert(plain()().ann(), 8),
+    ),
+    (
         "ann must be a network of floats, .*from_quantised takes networks",
         lambda: convert(quantised(), 8),
         lambda: from_quantised(quantised(), IMAGES),

@@ -11,7 +11,17 @@ from torch.nn.utils import prune
 
 from anns import Functional, cnn, inputs, kinds
 from exact import same
-from tandem_cuda import LIF, Decode, SpikeTrain, SpikingMaxPool2d, TandemConv2d, TandemDropout, TandemLinear, convert
+from tandem_cuda import (
+    LIF,
+    Decode,
+    SpikeTrain,
+    SpikingMaxPool2d,
+    TandemConv2d,
+    TandemDropout,
+    TandemLinear,
+    convert,
+    freeze,
+)
 
 
 def test_recorded_spikes():
@@ -43,6 +53,19 @@ def test_recorded_spikes():
     assert (calibrated(x) - ann(x.count)).abs().max() < 0.5 * ann(x.count).abs().max()
     with pytest.raises(ValueError, match=r"convert: (.|\n)*0 \(Sigmoid\): use nn.Hardsigmoid"):
         convert(nn.Sequential(nn.Sigmoid(), nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)), 8, mode="spikes")
+
+
+def test_networks_that_spike_already():
+    ann, x = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)), torch.rand(6, 4)
+    snn = convert(ann, 4, calibrate=x)
+    for net, got in (
+        (snn, "a TandemNetwork"),
+        (snn.snn, r"encode \(Encode\)"),
+        (freeze(snn), r"layers.0.layer \(Encode\)"),
+        (nn.Sequential(nn.Flatten(), TandemLinear(4, 5)), r"1 \(TandemLinear\)"),
+    ):
+        with pytest.raises(ValueError, match=f"^convert: ann must be an ANN, got {got}, which belongs to a spiking"):
+            convert(net, 4, calibrate=x)
 
 
 class Unconvertible(nn.Module):

@@ -544,6 +544,15 @@ def test_what_changes_results_is_refused():
     freeze(net)
 
 
+class OwnForward(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.decode = TandemLinear(3, 4), Decode()
+
+    def forward(self, x):
+        return self.decode(self.layer(x))
+
+
 def test_what_cannot_be_frozen_is_named():
     net = nn.Sequential(
         OrderedDict(
@@ -558,6 +567,12 @@ def test_what_cannot_be_frozen_is_named():
         freeze(net)
     with pytest.raises(TypeError, match=r"freeze: model must be an nn.Module, got list"):
         freeze([net])
+    with pytest.raises(ValueError, match="freeze: model must be a network that trains, got a FrozenNetwork, which is"):
+        freeze(freeze(nn.Flatten()))
+    own = nn.Sequential(Encode(3), OwnForward())
+    with pytest.raises(ValueError, match=r"got 1 \(OwnForward: its forward is not read; put its layers into an nn.Seq"):
+        freeze(own)
+    freeze(nn.Sequential(own[0], nn.Sequential(*own[1].children())))
     graph = fx.symbolic_trace(nn.Sequential(nn.Flatten(), nn.Identity()))
     freeze(graph)
     graph = fx.symbolic_trace(lambda x, y: torch.trace(x) + torch.diag(y))

@@ -14,19 +14,13 @@ other_libraries = pytest.importorskip("other_libraries")
 
 
 class Thresholds(other_libraries.SurrogateGradient):
-    """Layers of a network whose neurons spike wherever their current is positive, in every step."""
+    """Neurons that spike wherever their current is positive, in every step."""
 
-    def __init__(self, layers, time_steps=3):
-        super().__init__(time_steps)
-        self.layers = nn.ModuleList(nn.Sequential(layer) for layer in layers)
+    def __init__(self, network="mnist_cnn", time_steps=3):
+        super().__init__(network, time_steps, nn.Identity)
 
-    def forward(self, x):
-        self.samples += 0 if self.training else len(x)
-        spikes = (x > 0).float().expand(self.time_steps, *x.shape)
-        for layer in self.layers:
-            self.count(spikes, layer)
-            spikes = (torch.stack([layer(s) for s in spikes]) > 0).float()
-        return spikes.mean(0)
+    def fire(self, neurons, currents):
+        return (currents > 0).float()
 
 
 @pytest.mark.parametrize(
@@ -53,20 +47,22 @@ def test_fan_out(block, shape):
 
 def test_activity():
     """Spikes per neuron and step; SynOps as the sum of the spikes' fan-out, per sample. Training does not count."""
-    net = Thresholds([nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 2, 1)])
-    x = torch.randn(4, 2, 5, 5, generator=generator(0))
+    torch.manual_seed(0)
+    net, x = Thresholds(), torch.randn(4, 1, 28, 28, generator=generator(0))
     net.train()(x)
     net.eval()
-    net(x[:1])
+    first = net(x[:1])
     net(x[1:])
-    first = (x > 0).float()
-    second = (net.layers[0](first) > 0).float()
-    reached = nn.functional.conv2d(torch.ones(1, 1, 5, 5), torch.ones(1, 1, 3, 3), padding=1)  # by a pixel
-    synops = 3 * ((first * reached).sum() * 3 + second.sum() * 2) / 4
+    with torch.no_grad():
+        spikes, number, neurons, synops = x, 0.0, 0, 0.0
+        for block, reader in zip(net.hidden, [*net.hidden[1:], net.readout], strict=True):
+            spikes = (block(spikes) > 0).float()
+            reached = other_libraries.fan_out(reader, spikes.shape[1:])
+            number, neurons, synops = number + spikes.sum(), neurons + spikes.numel(), synops + (spikes * reached).sum()
+        torch.testing.assert_close(first, net.readout(spikes[:1]))
     activity = net.activity()
-    assert activity["synops_per_sample"] == pytest.approx(float(synops))
-    rate = (first.sum() + second.sum()) / (first.numel() + second.numel())
-    assert activity["firing_rate"] == pytest.approx(float(rate))
+    assert activity["synops_per_sample"] == pytest.approx(float(3 * synops / 4))
+    assert activity["firing_rate"] == pytest.approx(float(number / neurons))
     net.forget()
     net(x[:1])
     assert net.activity()["synops_per_sample"] != activity["synops_per_sample"]
@@ -105,11 +101,14 @@ def test_refused(kind, monkeypatch):
     pytest.importorskip(MAKERS[kind][0])
     with pytest.raises(ValueError, match=f"{kind}: network must be a function of tandem_cuda.models, got '_cnn'"):
         make("_cnn")
+    if kind == "SnnTorch":
+        with pytest.raises(ValueError, match="SnnTorch: surrogate must be a function of snntorch.surrogate, got 'at"):
+            make(surrogate="atom")
 
 
 def test_time_steps():
     with pytest.raises(ValueError, match="Thresholds: time_steps must be at least 1, got 0"):
-        Thresholds([], time_steps=0)
+        Thresholds(time_steps=0)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from ..neuron import Neuron
 from ..neuron.radix_if import MOST_STEPS, check_radix_steps
 from ..nn.quantised import check_quantisable, quantise_layers, unquantise_layers, weight_layers
 from ..nn.quantiser import quantiser
+from ..nn.spiking import Spiking
 from ..nn.tandem import TandemLayer
 from ..nn.weights import stored
 from ..ops import checks
@@ -179,6 +180,7 @@ def convert(
         raise TypeError(f"convert: ann must be an nn.Module, got {type(ann).__name__}")
     refuse_compiled(ann)
     refuse_quantised(ann)
+    _refuse_spiking(ann)
     checks.check_time_steps("convert", time_steps)
     if names_inputs(ann, calibrate):
         calibrate = [calibrate]
@@ -415,6 +417,17 @@ def _quantised(ann: nn.Module, snn: nn.Module, weights: str | None) -> Iterator[
             if bits is not None:
                 quantise_layers([layer], bits)
         raise
+
+
+def _refuse_spiking(ann: nn.Module) -> None:
+    """Raise a ValueError for a network that spikes already."""
+    for name, module in ann.named_modules():
+        if isinstance(module, (Spiking, TandemNetwork)) and type(module) not in RULES:
+            where = f"{name} ({type(module).__name__})" if name else f"a {type(module).__name__}"
+            raise ValueError(
+                f"convert: ann must be an ANN, got {where}, which belongs to a spiking network: pass the network that "
+                "it was made from (set_time_steps gives a TandemNetwork another T)"
+            )
 
 
 def _check_dtypes(ann: nn.Module, weights: str | None) -> None:

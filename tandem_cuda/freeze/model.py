@@ -47,6 +47,8 @@ def freeze(model: nn.Module) -> FrozenNetwork:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"freeze: model must be an nn.Module, got {type(model).__name__}")
+    if isinstance(model, FrozenNetwork):
+        raise ValueError("freeze: model must be a network that trains, got a FrozenNetwork, which is frozen already")
     _check_hooks(model)
     if isinstance(model, TandemNetwork):
         model.check_twins()
@@ -55,7 +57,7 @@ def freeze(model: nn.Module) -> FrozenNetwork:
     refused = list(calls.refused)
     for name, module, _ in calls.layers:
         if not isinstance(module, FrozenLayer) and class_of(module) not in FORMS:
-            refused.append(f"{name or 'model'} ({type(module).__name__})")
+            refused.append(f"{name} ({_refusal(module)})")
     if refused:
         raise ValueError(
             "freeze: model must contain only tandem layers, the PyTorch modules and functions that freeze supports "
@@ -79,6 +81,14 @@ def freeze(model: nn.Module) -> FrozenNetwork:
         nodes.append(Node(name, form, sources))
         values[name] = output_value("freeze", nodes[-1], values)
     return FrozenNetwork(nodes, mapped(calls.output, renamed.__getitem__), calls.inputs)
+
+
+def _refusal(module: Any) -> str:
+    """Return the class of a module that cannot be frozen, and what to do about layers in it."""
+    kind = type(module).__name__
+    if not any(isinstance(part, FrozenLayer) or class_of(part) in FORMS for part in module.modules()):
+        return kind
+    return f"{kind}: its forward is not read; put its layers into an nn.Sequential, or convert its ANN"
 
 
 def _check_hooks(model: nn.Module) -> None:

@@ -79,7 +79,9 @@ class FrozenNetwork(nn.Module):
                 raise ValueError(f"FrozenNetwork: output must be the name of a node, got {name!r}")
         nodes = needed(nodes, outputs)
         if not steps and SPIKES not in self.kinds.values():
-            raise ValueError("FrozenNetwork: the network must take spikes or contain Encode, got neither")
+            raise ValueError(
+                "FrozenNetwork: the network must take spikes or contain Encode, got neither (convert makes ANNs spike)"
+            )
         self.names = [node.name for node in nodes]
         self.inputs = [node.inputs for node in nodes]
         self.output = output
