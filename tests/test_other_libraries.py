@@ -102,7 +102,7 @@ def test_refused(kind, monkeypatch):
     with pytest.raises(ValueError, match=f"{kind}: network must be a function of tandem_cuda.models, got '_cnn'"):
         make("_cnn")
     if kind == "SnnTorch":
-        with pytest.raises(ValueError, match="SnnTorch: surrogate must be a function of snntorch.surrogate, got 'at"):
+        with pytest.raises(ValueError, match=r"SnnTorch: surrogate must be a function of snntorch\.surrogate, got 'at"):
             make(surrogate="atom")
 
 
