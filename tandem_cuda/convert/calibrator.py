@@ -36,9 +36,9 @@ class CalibrationSettings:
     """The arguments of :func:`convert` that say how to calibrate."""
 
     calibrate: Any
-    percentile: Any = None
-    per_channel: Any = None
-    correct_bias: Any = None
+    percentile: float | None
+    per_channel: bool | None
+    correct_bias: bool | None
 
     def earlier(self, time_steps: int) -> Calibration | None:
         """Return the earlier calibration that is to be used again; None for new data or no calibration."""
@@ -91,8 +91,7 @@ class CalibrationSettings:
             return False
         if earlier is not None:
             return any(isinstance(level, Tensor) and level.dim() for level in earlier.levels.values())
-        value: bool | None = self.per_channel
-        return value
+        return self.per_channel
 
     def not_default(self, neuron: Neuron | None, time_steps: int, mode: str | None) -> list[str]:
         """Return the names of the arguments that make a network less accurate than the defaults.
@@ -190,7 +189,7 @@ class Calibrator:
         return weight_layer(self.snn.get_submodule(layer.name))
 
     def _has_level_of_channels(self, layer: SpikingLayer) -> bool:
-        return self.options.per_channel and self._holder(layer) is not None
+        return bool(self.options.per_channel) and self._holder(layer) is not None
 
     def _measured(self, layer: SpikingLayer, each_channel: bool) -> SpikingLayer:
         """Return a layer with the node whose values are measured, of each channel or of the whole layer."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -464,22 +463,19 @@ def _is_shareable(parametrizations: Any) -> bool:
     return parametrizations.is_tensor and not any(hasattr(x, "right_inverse") for x in parametrizations)
 
 
-def cut(whole: Conversion, count: int, again: Callable[[set[fx.Node]], Conversion]) -> Conversion:
-    """Convert only the first ``count`` layers.
-
-    Args:
-        whole: the conversion of all layers. It is returned if there are no more, or to report its problems.
-        count: the number of layers.
-        again: converts the layers up to these nodes.
-    """
+def converted(trace: Traced, options: Options) -> Conversion:
+    """Convert all layers, or only the first ones that are to spike; all of them, too, to report their problems."""
+    whole, count = Conversion(trace, options), options.spiking_layers
     total = len(whole.writer.layers)
+    if count is None:
+        return whole
     if count < total or (count == total and whole.problems):
-        if not whole.writer.options.calibrated:
+        if not options.calibrated:
             raise ValueError(
                 f"convert: calibrate must be given with spiking_layers={count} of {total} (the ANN after them expects "
                 "activations, not counts), got None"
             )
-        return again(leading_to(layer.node for layer in whole.writer.layers[:count]))
+        return Conversion(trace, options, leading_to(layer.node for layer in whole.writer.layers[:count]))
     if count > total and not whole.problems:
         raise ValueError(f"convert: spiking_layers must be at most {total}, all that the ANN has, got {count}")
     return whole

@@ -26,7 +26,7 @@ from .batches import calibration_batches, names_inputs
 from .calibrate import Calibration, Level
 from .calibrator import CalibrationSettings, Calibrator
 from .comparison import likeness
-from .conversion import Conversion, cut
+from .conversion import Conversion, converted
 from .effects import warn_of_stored
 from .guess import guessed_example
 from .means import replacing
@@ -200,27 +200,29 @@ def convert(
     calibrated, earlier = calibrate is not None, settings.earlier(time_steps)
     replace = {} if replace is None else replace
     check_replacements(replace, ann)
-    options = Options(time_steps, mode, neuron, engine, learn_thresholds, gates is not None, calibrated)
+    per_channel = settings.channels(earlier)
+    options = Options(
+        time_steps, mode, neuron, engine, learn_thresholds, gates is not None, calibrated, per_channel, spiking_layers
+    )
     with torch.inference_mode(False), ExitStack() as undone_on_error:  # calibration makes tensors that training needs
         corrects = correct_bias is not False
         names, effect = undone_on_error.enter_context(replacing(ann, replace, batches, corrects))
-        wanted = options, settings.channels(earlier), spiking_layers
         # Calibration compares the trace with the ANN once more, on up to two samples.
-        trace = _traced(ann, example, (3,) if batches else (2, 3), *wanted)
+        trace = _traced(ann, example, (3,) if batches else (2, 3), options)
         check_found(replace, ann, names, trace.replaced, trace.graph)
-        conversion, per_layer = _converted(trace, *wanted)
+        conversion, per_layer = _converted(trace, options)
         if conversion.problems and example is None:
-            conversion.problems = _with_guess(ann, conversion.problems, *wanted)
+            conversion.problems = _with_guess(ann, conversion.problems, options)
         snn = conversion.written()
-        repeated = () if wanted[1] is False else _repeated_integers(snn, weights)
+        repeated = () if per_channel is False else _repeated_integers(snn, weights)
         if repeated:
-            if wanted[1]:
+            if per_channel:
                 raise ValueError(
                     "convert: per_channel must be False with integer weights of a layer that is called several times: "
                     "they would contain the thresholds of one call, got thresholds of channels and calls of "
                     f"{repeated[0]}"
                 )
-            conversion, per_layer = _converted(trace, options, False, spiking_layers)[0], repeated
+            conversion, per_layer = _converted(trace, replaced_fields(options, per_channel=False))[0], repeated
             snn = conversion.written()
         record = conversion.record()
         record.replaced, record.per_layer = (*names, *trace.replaced), per_layer
@@ -246,14 +248,7 @@ def convert(
             return network
 
 
-def _traced(
-    ann: nn.Module,
-    example: Any,
-    samples: Collection[int],
-    options: Options,
-    per_channel: bool | None,
-    spiking_layers: int | None,
-) -> Traced:
+def _traced(ann: nn.Module, example: Any, samples: Collection[int], options: Options) -> Traced:
     """Trace the ANN.
 
     Raises:
@@ -263,7 +258,7 @@ def _traced(
         return traced(ann, RULES, example, samples=samples)
     except Untraceable as error:
         problem = _in_forward(ann, error)
-        found = _with_guess(ann, [problem], options, per_channel, spiking_layers)
+        found = _with_guess(ann, [problem], options)
         if found == [problem]:
             raise
         raise ValueError(refusal(found)) from error
@@ -274,9 +269,7 @@ def _in_forward(ann: nn.Module, error: Untraceable) -> Problem:
     return Problem(name, f"forward of {name}", name, error.why, error.why)
 
 
-def _with_guess(
-    ann: nn.Module, problems: list[Problem], options: Options, per_channel: bool | None, spiking_layers: int | None
-) -> list[Problem]:
+def _with_guess(ann: nn.Module, problems: list[Problem], options: Options) -> list[Problem]:
     """Return the problems that an example solves, and the problems that would remain, by a guessed example."""
     solved = [problem for problem in problems if problem.why.startswith("pass example=")]
     example = guessed_example(ann) if solved else None
@@ -288,7 +281,7 @@ def _with_guess(
         return [_in_forward(ann, error)]
     except ValueError:
         return problems
-    others = _tried(trace, options, per_channel, spiking_layers)[0].problems
+    others = _tried(trace, options)[0].problems
     left = {problem.name for problem in others}
     return [*(problem for problem in solved if problem.name not in left), *others]
 
@@ -301,38 +294,22 @@ def _repeated_integers(snn: nn.Module, weights: str | None) -> tuple[str, ...]:
     return tuple(name for x, name in first.items() if calls[x] > 1)
 
 
-def _converted(
-    trace: Traced, options: Options, per_channel: bool | None, spiking_layers: int | None
-) -> tuple[Conversion, tuple[str, ...]]:
+def _converted(trace: Traced, options: Options) -> tuple[Conversion, tuple[str, ...]]:
     """Convert for images of every size; if that is not possible and there is an example, for images of its size.
-
-    Thresholds are of channels or of layers; with None, of channels if that is possible.
 
     Returns:
         The conversion, and what in the ANN rules out thresholds of channels where ``per_channel`` is None.
     """
-    conversion, per_layer = _tried(trace, options, per_channel, spiking_layers)
-    if conversion.problems and trace.example is not None:
-        return _tried(trace.fix_sizes(), options, per_channel, spiking_layers)
-    return conversion, per_layer
+    found = _tried(trace, options)
+    return _tried(trace.fix_sizes(), options) if found[0].problems and trace.example is not None else found
 
 
-def _tried(
-    trace: Traced, options: Options, per_channel: bool | None, spiking_layers: int | None
-) -> tuple[Conversion, tuple[str, ...]]:
-    def convert_with(channels: bool) -> Conversion:
-        chosen = replaced_fields(options, per_channel=channels)
-        whole = Conversion(trace, chosen)
-        if spiking_layers is None:
-            return whole
-        return cut(whole, spiking_layers, lambda spiking: Conversion(trace, chosen, spiking))
-
-    if per_channel is not None:
-        return convert_with(per_channel), ()
-    channels = convert_with(True)
-    if not channels.problems:
-        return channels, ()
-    return convert_with(False), tuple(dict.fromkeys(problem.name for problem in channels.problems))
+def _tried(trace: Traced, options: Options) -> tuple[Conversion, tuple[str, ...]]:
+    conversion = converted(trace, replaced_fields(options, per_channel=options.per_channel is not False))
+    if options.per_channel is not None or not conversion.problems:
+        return conversion, ()
+    per_layer = tuple(dict.fromkeys(problem.name for problem in conversion.problems))
+    return converted(trace, replaced_fields(options, per_channel=False)), per_layer
 
 
 def _sizes(example: Tensor | Sequence[Tensor]) -> tuple[tuple[torch.Size, torch.dtype], ...]:

@@ -20,5 +20,7 @@ class Options:
     """Whether gates stay analogue."""
     calibrated: bool
     """Whether thresholds will be calibrated, so that spikes differ in weight."""
-    per_channel: bool = False
-    """Whether each channel will have a threshold."""
+    per_channel: bool | None
+    """Whether each channel will have a threshold; None: yes, unless a part of the ANN cannot take that."""
+    spiking_layers: int | None
+    """The number of spiking layers; None for all."""
