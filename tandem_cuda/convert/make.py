@@ -233,8 +233,7 @@ def convert(
                 calibration = calibrator.fitting(earlier)
             elif calibrated:
                 calibration = calibrator.calibration(batches)
-            users = conversion.writer.level_users()
-            network = TandemNetwork(snn, ann, time_steps, calibration, users, record, trace)
+            network = TandemNetwork(snn, ann, calibration, conversion.writer, record)
             if calibration is not None and batches and mode != "spikes":  # for counts do not tell when the spikes come
                 record.sample = Sample(batches[0])
                 if corrects:

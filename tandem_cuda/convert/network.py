@@ -18,11 +18,11 @@ from .corrections import set_correction, weight_layer
 from .nodes import owner_of, same_modules, unite
 from .record import Record
 from .report import ConversionReport, report_on
-from .trace import Traced
 from .training_outputs import split
 from .twins import Twins
-from .values import LevelUsers, SpikeSource
+from .values import SpikeSource
 from .watch import Watch
+from .writer import Writer
 
 
 class TandemNetwork(nn.Module):
@@ -70,24 +70,18 @@ class TandemNetwork(nn.Module):
     _in_training: tuple[fx.GraphModule] | None = None  # likewise
 
     def __init__(
-        self,
-        snn: fx.GraphModule,
-        ann: nn.Module,
-        time_steps: int,
-        calibration: Calibration | None,
-        level_users: LevelUsers,
-        record: Record,
-        traced: Traced,
+        self, snn: fx.GraphModule, ann: nn.Module, calibration: Calibration | None, writer: Writer, record: Record
     ) -> None:
         super().__init__()
         self.snn = snn
-        self.spiking_layers = level_users.layers
+        self.spiking_layers = tuple(layer.name for layer in writer.layers)
         self.calibration = calibration
-        self._signed, self._pools = level_users.signed, level_users.pools
-        self._readers, self._cats = level_users.readers, level_users.cats
+        self._signed = frozenset(layer.name for layer in writer.layers if layer.signed)
+        self._pools = tuple((pool.name, source) for pool, source in writer.pools)
+        self._readers, self._cats = tuple(writer.readers), tuple(writer.cats)
         self._record = record
         self._totals: dict[Encode, float] = {}  # of constant input: scale * T
-        self.set_time_steps(time_steps)
+        self.set_time_steps(writer.options.time_steps)
         self._twin = (ann,)  # in a tuple, so that it is not a submodule and its parameters are listed only once
         self.tie_names()
         self.register_load_state_dict_post_hook(_tie_again)  # type: ignore[no-untyped-call]  # torch's
@@ -98,7 +92,7 @@ class TandemNetwork(nn.Module):
         for name, module in snn.named_modules():
             if module not in shared:  # shared modules keep their mode: parts of a model may be frozen
                 module.training = modes.get(name, ann.training)
-        self._watch = Watch(ann, traced, record)
+        self._watch = Watch(ann, writer.trace, record)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's

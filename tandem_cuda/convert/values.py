@@ -225,22 +225,6 @@ class Pooled:
         return self.flat if isinstance(layer, nn.Linear) else layer.groups == 1
 
 
-@dataclass(frozen=True)
-class LevelUsers:
-    """The parts of a spiking twin that depend on the levels of its layers."""
-
-    layers: tuple[str, ...]
-    """The tandem layers and TandemAdds, in order of execution."""
-    signed: frozenset[str]
-    """The layers with neurons for both signs."""
-    pools: tuple[tuple[str, str | None], ...]
-    """Average poolings with neurons, in order of execution, each with the layer whose level its input has."""
-    readers: tuple[tuple[Any, tuple[SpikeSource, ...]], ...]
-    """Modules that multiply the channels that they read by different weights of a spike, and the channels' sources."""
-    cats: tuple[tuple[Any, list[str | None]], ...]
-    """Concatenations of trains whose spikes differ in weight, and the level of each input."""
-
-
 SPIKES = (Train, Pooled, Current)
 """Values that are spikes, or will be."""
 
@@ -299,9 +283,9 @@ class Shape:
     channels: int | None
     dims: int | None
     of: fx.Node | None = None
+    """The ANN's node for the value."""
     channel_dim: int = 1
     """The dimension whose size is ``channels``."""
-    """The ANN's node for the value."""
 
 
 def shape_of(x: Any, of: fx.Node | None = None) -> Shape:

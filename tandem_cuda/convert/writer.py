@@ -33,7 +33,7 @@ from .pixels import Pixels
 from .pools import spiking_pool
 from .record import Origin
 from .trace import Traced
-from .values import Branch, Broken, Current, LevelUsers, Pooled, Real, Slope, SpikeSource, SpikingLayer, Train
+from .values import Branch, Broken, Current, Pooled, Real, Slope, SpikeSource, SpikingLayer, Train
 from .weight_rules import Unconvertible
 
 
@@ -64,14 +64,16 @@ class Writer:
         self.real: dict[fx.Node, fx.Node] = {}
         """Spike trains, and their decoded counts."""
         self.layers: list[SpikingLayer] = []
+        """The tandem layers and TandemAdds, in order of execution."""
         self.pools: list[tuple[SpikingLayer, str | None]] = []
-        """As in :class:`LevelUsers`, but with all that is known about the pooling."""
+        """Average poolings with neurons, in order of execution, each with the layer whose level its input has."""
         self.origins: list[Origin] = []
         """What each module that replaces something of the ANN comes from."""
         self.readers: list[tuple[Any, tuple[SpikeSource, ...]]] = []
-        """As in :class:`LevelUsers`."""
+        """Modules that multiply the channels that they read by different weights of a spike, and the channels' sources.
+        """
         self.cats: list[tuple[Any, list[str | None]]] = []
-        """As in :class:`LevelUsers`."""
+        """Concatenations of trains whose spikes differ in weight, and the level of each input."""
         self.like = next(self.ann.parameters(), torch.empty(0))
         """For the device and dtype of constants."""
         self.joins: dict[tuple[fx.Node, ...], tuple[fx.Node, Train]] = {}
@@ -79,16 +81,6 @@ class Writer:
         """The names of the ANN's tensors whose values have become constants."""
         self.now: fx.Node | None = None
         """The ANN's node that is being converted."""
-
-    def level_users(self) -> LevelUsers:
-        """Return the modules written so far that depend on levels."""
-        return LevelUsers(
-            tuple(layer.name for layer in self.layers),
-            frozenset(layer.name for layer in self.layers if layer.signed),
-            tuple((pool.name, source) for pool, source in self.pools),
-            tuple(self.readers),
-            tuple(self.cats),
-        )
 
     @cached_property
     def pixels(self) -> Pixels:
