@@ -291,18 +291,18 @@ class Conversion:
         return full_name(type(owner))
 
     def _weight(self, node: fx.Node) -> Any:
-        module = module_of(self.ann, node)
-        argument = node.all_input_nodes[0]
-        if (len(node.args), len(node.kwargs)) not in ((1, 0), (0, 1)) and node not in self.last:
-            return self._problem(node, "call it with its input alone", self.writer.stand_in())
-        if (why := _bypassed(module)) and node not in self.last:
-            return self._problem(node, why, self._unknown_current(node))
-        x = self.value(argument)
         if node in self.last:
             return self._copied(node)
+        module = module_of(self.ann, node)
+        if (len(node.args), len(node.kwargs)) not in ((1, 0), (0, 1)):
+            return self._problem(node, "call it with its input alone", self.writer.stand_in())
+        if why := _bypassed(module):
+            return self._problem(node, why, self._unknown_current(node))
         if not all(_is_shareable(parametrizations) for _, parametrizations in parametrized(module)):
             why = "remove the parametrization of its weight: only that of quantise can be shared"
             return self._problem(node, why, self._unknown_current(node))
+        argument = node.all_input_nodes[0]
+        x = self.value(argument)
         if isinstance(x, Real):
             encoded = Train(self.writer.encoded_input(x.node), dims=self.writer.dims_of(argument))
             return Current([Branch(encoded, str(node.target), module, encoded=True)])
