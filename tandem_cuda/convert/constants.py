@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .nodes import leading_to, module_of, owner_of
+from .nodes import leading_to, owner_of
 
 
 def is_constant(node: fx.Node) -> bool:
@@ -21,29 +21,16 @@ def constant_of(node: fx.Node, ann: nn.Module) -> Tensor | None:
 
     Returns None for what depends on the input or on parameters that are trained: the spiking twin would not share them.
     """
-    values: dict[fx.Node, Any] = {}
     needed = leading_to([node])
     read = [operator.attrgetter(str(each.target))(ann) for each in needed if each.op == "get_attr"]
     if not is_constant(node) or any(isinstance(x, nn.Parameter) and x.requires_grad for x in read):
         return None
+    run = fx.Interpreter(ann, graph=node.graph)
     with torch.no_grad():
         for each in node.graph.nodes:
             if each in needed:
-                values[each] = _computed(each, ann, values)
-    return torch.as_tensor(values[node]).detach().to("cpu", torch.float64)
-
-
-def _computed(node: fx.Node, ann: nn.Module, values: dict[fx.Node, Any]) -> Any:
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
-    if node.op == "get_attr":
-        return operator.attrgetter(str(node.target))(ann)
-    if (module := module_of(ann, node)) is not None:
-        return module(*args, **kwargs)
-    if node.op == "call_method":
-        first, *rest = args
-        return getattr(first, str(node.target))(*rest, **kwargs)
-    target: Any = node.target
-    return target(*args, **kwargs)
+                run.env[each] = run.run_node(each)
+    return torch.as_tensor(run.env[node]).detach().to("cpu", torch.float64)
 
 
 def names_of(node: fx.Node) -> set[str]:
