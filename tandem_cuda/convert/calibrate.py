@@ -173,8 +173,7 @@ def _checked_level(name: str, level: Any, channels: int | None) -> Level:
         if level.shape != expected:
             raise ValueError(f"convert: calibrate[{name!r}] must be {list(expected)}, got {list(level.shape)}")
         level = level.detach().double().cpu()
-        worst = level.flatten()[level.flatten().nan_to_num(-1, math.inf).argmin()].item()
-        worst = worst if level.isfinite().all() else level[~level.isfinite()][0].item()
+        worst = level.min().item() if level.isfinite().all() else level[~level.isfinite()][0].item()
     else:
         checks.check_number("convert", f"calibrate[{name!r}]", level)
         worst = level = float(level)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -42,11 +43,18 @@ class Means:
 
     def __init__(self, layers: Sequence[SpikingLayer]) -> None:
         self.layers = layers
-        self.of: dict[str, _Mean] = {}
+        self.totals: dict[str, Any] = defaultdict(int)
+        self.numbers: dict[str, int] = defaultdict(int)
 
     def add(self, layer: SpikingLayer, values: Tensor, share: float) -> None:
         """Add the activations of a batch, [C, M]."""
-        self.of.setdefault(layer.name, _Mean()).add(values)
+        self.totals[layer.name] += values.sum(1, dtype=torch.float64).cpu()
+        self.numbers[layer.name] += values.shape[1]
+
+    def of(self, name: str) -> Tensor:
+        """Return the means of a layer, [C]."""
+        mean: Tensor = self.totals[name] / self.numbers[name]
+        return mean
 
 
 def find_corrections(means: Means, batches: Sequence[Batch], snn: fx.GraphModule) -> dict[str, Tensor]:
@@ -56,7 +64,7 @@ def find_corrections(means: Means, batches: Sequence[Batch], snn: fx.GraphModule
     activation, given the corrected layers before it (Li et al., "A Free Lunch From ANN: Towards Efficient, Accurate
     Spiking Neural Networks Calibration", 2021, arXiv:2106.06984).
     """
-    uncorrected = {layer.name: layer for layer in means.layers if layer.name in means.of}
+    uncorrected = {layer.name: layer for layer in means.layers if layer.name in means.totals}
     corrections: dict[str, Tensor] = {}
     runs = [_started(snn, batch) for batch in batches]
     with evaluating(snn), torch.no_grad():
@@ -69,31 +77,12 @@ def find_corrections(means: Means, batches: Sequence[Batch], snn: fx.GraphModule
                 assert holder is not None
                 module, most = snn.get_submodule(layer.name), _MOST_KEPT // len(runs)
                 results = [_result(module, holder, run, node, most) for run in runs]
-                corrections[layer.name] = _correct(holder, layer, means.of[layer.name].value, results)
+                corrections[layer.name] = _correct(holder, layer, means.of(layer.name), results)
             for i, run in enumerate(runs):
                 run.env[node] = run.run_node(node) if layer is None else results[i]()
                 for dead in run.user_to_last_uses.get(node, []):
                     del run.env[dead]
     return corrections
-
-
-class _Mean:
-    """The mean over the values of each channel."""
-
-    def __init__(self) -> None:
-        self.total: Any = 0
-        self.number = 0
-
-    def add(self, values: Tensor) -> None:
-        """Add values [C, M]."""
-        self.total = self.total + values.sum(1, dtype=torch.float64).cpu()
-        self.number += values.shape[1]
-
-    @property
-    def value(self) -> Tensor:
-        """The mean, [C]."""
-        mean: Tensor = self.total / self.number
-        return mean
 
 
 def _started(snn: fx.GraphModule, batch: Batch) -> fx.Interpreter:

@@ -77,15 +77,15 @@ class Effects:
                 self._states[i] = _state(x)
         for path, buffers, held in self._held:
             for name in [name for name, x in held.items() if buffers.get(name) is not x]:
-                self.written.append(_joined(path, name))
+                self.written.append(f"{path}.{name}".lstrip("."))
                 buffers[name] = held[name]
         for path, module, attributes, contents in self._attributes:
             for name, x in [*vars(module).items()]:
                 if name in _INTERNAL or name == "training":
                     continue
                 proxies = _proxies(x)
-                if any(map(_is_tensor, proxies)):
-                    self.stored.add(_joined(path, name))
+                if not all(_is_size(proxy.node) for proxy in proxies):
+                    self.stored.add(f"{path}.{name}".lstrip("."))
                 if not proxies and not isinstance(attributes.get(name), _PLAIN):
                     continue
                 if name not in attributes:
@@ -109,24 +109,15 @@ def _contents(module: nn.Module) -> dict[str, Any]:
 
 
 def _proxies(x: Any) -> list[fx.Proxy]:
-    if isinstance(x, fx.Proxy):
-        return [x]
-    return [leaf for leaf in tree_leaves(x) if isinstance(leaf, fx.Proxy)] if type(x) in (list, tuple, dict) else []
-
-
-def _is_tensor(proxy: fx.Proxy) -> bool:
-    """Whether a proxy stands for a tensor, and not for sizes."""
-    return not _is_size(proxy.node)
+    leaves = tree_leaves(x) if type(x) in (list, tuple, dict) else [x]
+    return [leaf for leaf in leaves if isinstance(leaf, fx.Proxy)]
 
 
 def _is_size(node: fx.Node) -> bool:
+    """Whether a node computes sizes, and no tensor."""
     if asks_for_size(node):
         return True
     return bool(node.all_input_nodes) and node.op == "call_function" and all(map(_is_size, node.all_input_nodes))
-
-
-def _joined(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
 
 
 def _tensors(ann: nn.Module) -> list[tuple[str, Tensor]]:

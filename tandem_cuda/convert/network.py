@@ -215,19 +215,14 @@ class TandemNetwork(nn.Module):
         # Deep networks have many sources, and reading an element of a tensor takes long.
         names = {name for name, _ in sources if name is not None}
         levels = {name: torch.as_tensor(self.levels[name], dtype=torch.float64).tolist() for name in names}
-        shares = self._shares()
+        layer: Any = self.snn.get_submodule(self.spiking_layers[0])
+        shares: int = layer.neuron.shares(self.time_steps)
 
         def weight(name: str, channel: int) -> float:
             level = levels[name]
             return (level[channel] if isinstance(level, list) else level) / shares
 
         return [1.0 if name is None else weight(name, channel) for name, channel in sources]
-
-    def _shares(self) -> int:
-        """Return into how many parts the time steps divide a level."""
-        layer: Any = self.snn.get_submodule(self.spiking_layers[0])
-        shares: int = layer.neuron.shares(self.time_steps)
-        return shares
 
     def _set_scale(self, module: Any, scale: Tensor) -> None:
         """Make a tandem layer or Decode multiply each channel that it reads."""
@@ -323,7 +318,7 @@ class TandemNetwork(nn.Module):
         if problem := self._load_calibration(state, local_metadata):  # as a key, which strict=False ignores
             (missing if state is None else unexpected).append(f"{prefix}{EXTRA_STATE} ({problem})")
         # The spiking twin's modules load themselves next, so they need the names they have in the spiking twin.
-        shared = [theirs for theirs in self._twins.of_ann() if prefix + theirs in state_dict]
+        shared = {theirs for theirs in self._twins.names.values() if prefix + theirs in state_dict}
         renamed = {theirs: state_dict.pop(prefix + theirs) for theirs in shared}
         for name, theirs in self._twins.names.items():
             if theirs in renamed:

@@ -45,10 +45,6 @@ class Twins:
         """The ANN's quantisers, and the scale of inputs that each must have."""
         self._note()
 
-    def of_ann(self) -> list[str]:
-        """Return the ANN's names for what both have."""
-        return list(dict.fromkeys(self.names.values()))
-
     def _note(self) -> None:
         """Note what is shared, to notice later if the ANN has replaced it."""
         ann, network = self.ann, self.network
