@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_map
 
 from ..freeze import LOADERS, FrozenNetwork, freeze
 from ..neuron import RadixIF
@@ -75,7 +76,7 @@ class _Builder:
 
     def finished(self) -> FrozenNetwork:
         """Return the network."""
-        self.graph.output(_named(self.network.output, self.nodes))
+        self.graph.output(tree_map(self.nodes.__getitem__, self.network.output))
         return freeze(fx.GraphModule(self.root, self.graph))
 
     def _module(self, name: str, module: nn.Module, *inputs: fx.Node) -> fx.Node:
@@ -176,9 +177,9 @@ class _Builder:
         of_features = len(shape) > 2 and not self.convolves
         channels = shape[-1 if of_features else 1]
         settings = {"in_channels": channels, "out_channels": channels, "groups": channels}
-        weight = torch.ones(channels, 1, 1, 1, dtype=torch.int8)
-        flags = {"of_features": True} if of_features else {}
-        return {**settings, **flags}, {"weight": weight, "scale": torch.ones(channels)}
+        if of_features:
+            settings["of_features"] = True
+        return settings, {"weight": torch.ones(channels, 1, 1, 1, dtype=torch.int8), "scale": torch.ones(channels)}
 
     def _padded(self, spikes: Spikes, product: Product | None) -> tuple[str, Product | None]:
         """Return the source and the weights of a branch; padding by integers that are not 0 goes into the input."""
@@ -216,12 +217,3 @@ def _float_layer(product: Product) -> nn.Module:
         values["bias"] = product.bias
     layer.load_state_dict(values)
     return layer.eval()
-
-
-def _named(output: Any, nodes: dict[str, fx.Node]) -> Any:
-    """Return the structure of an output with nodes for names."""
-    if isinstance(output, str):
-        return nodes[output]
-    if isinstance(output, dict):
-        return {key: _named(x, nodes) for key, x in output.items()}
-    return type(output)(_named(x, nodes) for x in output)

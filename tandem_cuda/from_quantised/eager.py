@@ -35,16 +35,8 @@ _RELUS: dict[Any, float | None] = {
 }
 """The bound of each ReLU."""
 _SAME: set[Any] = {
-    quantised.Dropout,
-    nn.Identity,
-    QuantStub,
-    DeQuantStub,
-    nn.Dropout,
-    nn.Dropout1d,
-    nn.Dropout2d,
-    F.dropout,
-    "contiguous",
-    "clone",
+    *(quantised.Dropout, nn.Dropout, nn.Dropout1d, nn.Dropout2d, F.dropout),
+    *(nn.Identity, QuantStub, DeQuantStub, "contiguous", "clone"),
 }
 _FLATTEN: set[Any] = {nn.Flatten, torch.flatten, torch.reshape, "flatten", "view", "reshape"}
 _ADD = {"quantized::add": False, "quantized::add_relu": True}

@@ -22,18 +22,7 @@ _POOLS = {f"aten::{name}": name for name in POOLS}
 _RELUS = {"aten::relu": None, "aten::relu_": None, "aten::relu6": 6.0}
 _SAME = {"aten::dropout", "aten::contiguous", "aten::clone", "aten::alias", "aten::detach"}
 _FLATTEN = {"aten::flatten", "aten::view", "aten::reshape", "aten::_unsafe_view"}
-_LIKE_OPERATORS = {
-    "conv1d",
-    "conv2d",
-    "linear",
-    "hardsigmoid",
-    "hardtanh",
-    "leaky_relu",
-    "pad",
-    "relu6",
-    "silu",
-    *POOLS,
-}
+_LIKE_ATEN = {"conv1d", "conv2d", "linear", "hardsigmoid", "hardtanh", "leaky_relu", "pad", "relu6", "silu", *POOLS}
 """Functions of torch.nn.functional that take the arguments of the operators with their names."""
 
 
@@ -117,7 +106,7 @@ class ExportedReader(Reader):
         if node.target is operator.getitem:
             return None
         name = operator_name(node).removeprefix("aten::")
-        names = [f"torch.{name}", f"torch.nn.functional.{name}" if name in _LIKE_OPERATORS else "", f"Tensor.{name}"]
+        names = [f"torch.{name}", f"torch.nn.functional.{name}" if name in _LIKE_ATEN else "", f"Tensor.{name}"]
         known = next((FUNCTIONS[x] for x in names if x in FUNCTIONS), None)
         args: Any = fx.map_arg(node.args, self.results.__getitem__)
         kwargs: Any = fx.map_arg(node.kwargs, self.results.__getitem__)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
+from ..convert.nodes import word_of
+from ..convert.run_graph import Showing
 from .steps import (
     Branch,
     Code,
@@ -29,34 +31,19 @@ from .steps import (
     Unreadable,
 )
 
-POOLS = {
-    "max_pool2d": ("SpikingMaxPool2d", ("kernel_size", "stride", "padding", "dilation", "ceil_mode")),
+_WINDOWS = {"kernel_size": None, "stride": None, "padding": 0}
+_ROUNDING = {"threshold": 1.0, "amplitude": 1.0, "initial": 0.5, "two_phase": True, "engine": "auto"}
+POOLS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "max_pool2d": ("SpikingMaxPool2d", {**_WINDOWS, "dilation": 1, "ceil_mode": False}, {"gate": "count"}),
     "avg_pool2d": (
         "SpikingAvgPool2d",
-        ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
+        {**_WINDOWS, "ceil_mode": False, "count_include_pad": True, "divisor_override": None},
+        _ROUNDING,
     ),
-    "adaptive_avg_pool2d": ("SpikingAdaptiveAvgPool2d", ("output_size",)),
+    "adaptive_avg_pool2d": ("SpikingAdaptiveAvgPool2d", {"output_size": None}, _ROUNDING),
 }
-"""The spiking layers of pooling functions, and the functions' arguments behind the input, in their order."""
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "SpikingMaxPool2d": {"stride": None, "padding": 0, "dilation": 1, "ceil_mode": False},
-    "SpikingAvgPool2d": {
-        "stride": None,
-        "padding": 0,
-        "ceil_mode": False,
-        "count_include_pad": True,
-        "divisor_override": None,
-    },
-    "SpikingAdaptiveAvgPool2d": {},
-}
-"""The values of arguments that are left out."""
-_ROUNDING = {"threshold": 1.0, "amplitude": 1.0, "initial": 0.5, "two_phase": True, "engine": "auto"}
-_CONSTANT: dict[str, dict[str, Any]] = {
-    "SpikingMaxPool2d": {"gate": "count"},
-    "SpikingAvgPool2d": _ROUNDING,
-    "SpikingAdaptiveAvgPool2d": _ROUNDING,
-}
-"""The settings of spiking layers that the pooling does not change."""
+"""For each pooling function the spiking layer; the function's arguments behind the input, in their order, with their
+defaults; and the settings of the spiking layer that the pooling does not change."""
 BROKEN = object()
 """The value of a node that has no stand-in."""
 
@@ -85,13 +72,13 @@ class Reader(ABC):
         self.steps: list[Step] = []
         self.integers: dict[str, Tensor] = {}
         self.problems: list[str] = []
-        run = _Recorder(model)
+        self.results: dict[fx.Node, Any] = {}
+        run = Showing(model, model.graph, self.results.__setitem__)
         try:
             with torch.no_grad():
                 run.run(*example)
         except Exception as error:
             raise ValueError(f"from_quantised: model must take example, got an error: {error}") from error
-        self.results = run.results
 
     def read(self) -> Network:
         """Return the network; raise a ValueError that names everything that has no spiking form."""
@@ -106,7 +93,7 @@ class Reader(ABC):
                     inputs.append(node.name)
                     self.values[node] = Real(node.name)
                 elif node.op == "output":
-                    named: Any = fx.map_arg(node.args[0], lambda x: self._returned(x))
+                    named: Any = fx.map_arg(node.args[0], self._returned)
                     output = self.model.graph.process_outputs(named)
                 else:
                     self.values[node] = self._node(node)
@@ -144,9 +131,7 @@ class Reader(ABC):
         """Return how messages name a node."""
         if node.op == "call_module":
             return f"{node.target} ({type(self.model.get_submodule(str(node.target))).__name__})"
-        target: Any = node.target
-        word = target if isinstance(target, str) else getattr(target, "__name__", str(target))
-        return f"{node.name} ({word})"
+        return f"{node.name} ({word_of(node.target)})"
 
     def _node(self, node: fx.Node) -> Any:
         result = self.results.get(node)
@@ -241,15 +226,15 @@ class Reader(ABC):
 
     def pooled(self, node: fx.Node, x: Any, how: str, args: Iterable[Any], kwargs: Any) -> Sums:
         """Return the result of a pooling function. ``args``: its arguments behind the input."""
-        kind, names = POOLS[how]
-        given = {**_DEFAULTS[kind], **dict(zip(names, args, strict=False)), **kwargs}
+        kind, defaults, constant = POOLS[how]
+        given = {**defaults, **dict(zip(defaults, args, strict=False)), **kwargs}
         if given.pop("return_indices", False):
             raise Unreadable("return_indices must be False, got True")
         if "stride" in given:
             given["stride"] = given["stride"] or given["kernel_size"]
-        if unknown := given.keys() - {*names}:
-            raise Unreadable(f"its arguments must be {', '.join(names)}, got {', '.join(sorted(unknown))}")
-        given |= _CONSTANT[kind]
+        if unknown := given.keys() - defaults.keys():
+            raise Unreadable(f"its arguments must be {', '.join(defaults)}, got {', '.join(sorted(unknown))}")
+        given |= constant
         settings = {name: list(x) if isinstance(x, (tuple, list)) else x for name, x in given.items()}
         return self._moving(node, x, Move(node.name, kind, settings))
 
@@ -351,16 +336,3 @@ class Reader(ABC):
             if node.name not in done:
                 self._keep(node)
         return Real(x.nodes[-1].name, True)
-
-
-class _Recorder(fx.Interpreter):
-    """Runs a graph and keeps what its nodes return."""
-
-    def __init__(self, model: fx.GraphModule) -> None:
-        super().__init__(model)
-        self.results: dict[fx.Node, Any] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        self.results[n] = result
-        return result
