@@ -132,12 +132,8 @@ class Call:
             Unconvertible: the first argument is neither spikes nor currents.
         """
         x, first = self.value, self._first()
-        if self._other_input is not None:
-            return x
-        assert first is not None
-        if isinstance(x, Current) and len([user for user in first.users if not asks_for_size(user)]) > 1:
-            return self._writer.train(first)
-        return x
+        is_shared = self._other_input is None and sum(not asks_for_size(user) for user in first.users) > 1
+        return self._writer.train(first) if is_shared and isinstance(x, Current) else x
 
     def fire(
         self, bound: Any = None, slope: Slope | None = None, both: bool = False, of: Any = None, level: Any = None
@@ -270,9 +266,8 @@ class Call:
                 branches += x.branches
             else:
                 branches.append(Branch(self._writer.train(node), factor=factor))
-        if (
-            len({branch.features for branch in branches if branch.dims != 2}) > 1
-        ):  # pairs would lie along two dimensions
+        if len({branch.features for branch in branches if branch.dims != 2}) > 1:
+            # Pairs would lie along two dimensions.
             nodes = [self._spiking(argument, "add") for argument in summands]
             trains = [self._writer.by_channel(self._writer.train(node)) for node in nodes]
             branches = [
@@ -320,9 +315,8 @@ class Call:
         if norm.running_mean is None:
             raise Unconvertible("set track_running_stats=True: the spiking twin folds them")
         branch = x.branches[0] if isinstance(x, Current) and len(x.branches) == 1 and not x.deferred else None
-        if branch is not None and branch.features and branch.dims is not None:  # the norm is of rows, not of features
-            return Current([Branch(self._writer.by_channel(self.spikes()), self._name(), norm=norm)])
-        if branch is not None and branch.norm is None:
+        of_rows = branch is not None and branch.features and branch.dims is not None  # the norm is of rows
+        if branch is not None and branch.norm is None and not of_rows:
             if branch.layer is not None:
                 fitting = weights_of(branch.layer).norm
                 if kind_of(norm) not in (fitting, nn.SyncBatchNorm, FrozenBatchNorm2d):
@@ -353,9 +347,7 @@ class Call:
     def mapped(self, layer: nn.Module) -> Current:
         """Apply a layer of torch whose weights are constants, made by :func:`.constants.constant_layer`."""
         if isinstance(layer, nn.Linear):
-            first = self._first()
-            assert first is not None
-            train = self._writer.by_feature(first, self.spikes())
+            train = self._writer.by_feature(self._first(), self.spikes())
         else:
             train = self._writer.by_channel(self.spikes(), True)
         return Current([Branch(train, self._name(), layer)], origin=self.node)
@@ -479,18 +471,15 @@ class Call:
             raise TypeError(f"like: module must be of a class with a rule and without weights, got {module}")
         return rule(self._on(self._other_input, module))
 
-    def _first(self) -> fx.Node | None:
+    def _first(self) -> Any:
+        """Return the node of the first argument; None if that is no node."""
         inputs = self.node.all_input_nodes if self.node.op == "call_module" else self._inputs[:1]
         return inputs[0] if inputs and isinstance(inputs[0], fx.Node) else None
 
     def spikes(self) -> Train:
         """Return the input as spikes. Currents without a ReLU get neurons for both signs; averages get neurons, too."""
         x = self.input
-        if self._other_input is not None:
-            return self._writer.spikes(x)
-        first = self._first()
-        assert first is not None
-        return self._writer.train(first)
+        return self._writer.train(self._first()) if self._other_input is None else self._writer.spikes(x)
 
     def _on(self, x: Train | Pooled | None, module: nn.Module | None = None) -> Call:
         """Return a copy of the call, with another input and optionally another module."""
