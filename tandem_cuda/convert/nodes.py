@@ -147,12 +147,6 @@ def overridden_methods(module: nn.Module) -> list[str]:
     return [name for name in names if name in ("forward", "_call_impl") or not hasattr(nn.Module, name)]
 
 
-def overridden(module: nn.Module) -> str:
-    """Return in words which methods an instance overrides; "" if there are none."""
-    names = overridden_methods(module)
-    return f"{' and '.join(names)} of its own, set on the instance (by a wrapper of layers?)" if names else ""
-
-
 def as_dropout(node: fx.Node) -> tuple[float, bool]:
     """Return the probability of a dropout function's call, and whether it drops."""
     arguments = _bound_dropout(node).arguments

@@ -33,7 +33,7 @@ from .nodes import (
     kept,
     kind_of,
     module_of,
-    overridden,
+    overridden_methods,
     owner_of,
     parametrized,
     scope_of,
@@ -309,7 +309,10 @@ def traced(
     """
     refuse_compiled(ann)
     if "forward" in vars(ann):
-        raise ValueError(f"convert: ann must have the forward of its class, got a {overridden(ann)}")
+        raise ValueError(
+            f"convert: ann must have the forward of its class, got a {' and '.join(overridden_methods(ann))} of its "
+            "own, set on the instance (by a wrapper of layers?)"
+        )
     inputs = None if example is None else tuple(example) if isinstance(example, (tuple, list)) else (example,)
     if inputs is not None:
         _check_example(ann, inputs)
@@ -328,21 +331,19 @@ def _traced(
 ) -> Traced:
     before = all_settings(ann)
     with evaluating(ann), refusing_random_numbers(ann) if samples else nullcontext(), torch.enable_grad():
-        tracers = [_Tracer(known, ann, inputs) for _ in range(3)]
-        graphs = _graphs(ann, tracers, effects)
-        if not graphs:
+        tracers = _tracers(known, ann, inputs, effects)
+        if not tracers:
             importlib.import_module("torch._dynamo")
-            tracers = [_Tracer(known, ann, inputs) for _ in range(3)]
-            graphs = _graphs(ann, tracers, effects)
+            tracers = _tracers(known, ann, inputs, effects)
     volatile = frozenset(key for key, x in all_settings(ann).items() if key not in before or before[key] != x)
     effects.undo()
     for tracer in tracers:
         if tracer.example is not None:
             tracer.example.dropped(tracer.graph)
-    tracer = tracers[_check_repeats(ann, *graphs)]
+    tracer = tracers[_check_repeats(ann, *(tracer.graph for tracer in tracers))]
     graph = tracer.graph
     in_training, root = (_with_parts(ann, x.parts) if x.parts else ann for x in (tracers[1], tracer))
-    refuse_effects(graphs[1], ann, in_training, effects.functions)
+    refuse_effects(tracers[1].graph, ann, in_training, effects.functions)
     replaced = swap(graph, root, inputs is not None or not samples)
     description, sizes = described(graph, ann), {}
     if inputs is not None and tracer.example is not None:
@@ -355,14 +356,16 @@ def _traced(
     return Traced(graph, root, sizes, description, *facts)
 
 
-def _graphs(ann: nn.Module, tracers: Sequence[_Tracer], effects: Effects) -> list[fx.Graph]:
+def _tracers(
+    known: Collection[Any], ann: nn.Module, inputs: tuple[Tensor, ...] | None, effects: Effects
+) -> list[_Tracer]:
     """Trace forward in eval mode, in training, and in eval mode again; return [] if that needs torch._dynamo first."""
-    graphs = []
+    tracers = [_Tracer(known, ann, inputs) for _ in range(3)]
     examples = [tracer.example for tracer in tracers if tracer.example is not None]
     try:
         with answering_for_types(ann), noting_functions(effects):
             for tracer, mode in zip(tracers, (False, True, False), strict=True):
-                graphs.append(tracer.trace(ann.train(mode)))
+                tracer.trace(ann.train(mode))
     except Exception as error:  # a user's forward may raise anything when it meets a proxy
         if not any(x.unprepared for x in examples):
             if examples:
@@ -371,7 +374,7 @@ def _graphs(ann: nn.Module, tracers: Sequence[_Tracer], effects: Effects) -> lis
             raise Untraceable(ann, error) from error
     for x in examples:
         x.tracing = False
-    return [] if any(x.unprepared for x in examples) else graphs  # forward may have caught the error
+    return [] if any(x.unprepared for x in examples) else tracers  # forward may have caught the error
 
 
 def refuse_compiled(ann: nn.Module) -> None:
