@@ -66,15 +66,13 @@ def _mean(call: Call, dim: Any = None, keepdim: bool = False, dtype: Any = None)
         return mean_of_channels(call, keepdim)
     if dtype is not None or not axes:
         others = {2: "nn.Linear", 3: "nn.AdaptiveAvgPool1d(1)", 5: "nn.AdaptiveAvgPool3d"}
-        other = others.get(call.value.dims, "nn.AdaptiveAvgPool2d(1)")
+        other = others.get(dims, "nn.AdaptiveAvgPool2d(1)")
         raise Unconvertible(f"use {other}: spikes can only be averaged over rows, columns or both")
-    if call.value.dims == 3:
+    if dims == 3:
         average = call.of_line(lambda image: image.average(nn.AdaptiveAvgPool2d(1)))
         return average if keepdim else call.flattened(average)
-    if len(axes) == 3:
-        return call.average(nn.AdaptiveAvgPool3d(1), keepdim=keepdim)
-    if len(axes) == 2:
-        return call.average(nn.AdaptiveAvgPool2d(1), keepdim=keepdim)
+    if len(axes) > 1:
+        return call.average(nn.AdaptiveAvgPool3d(1) if len(axes) == 3 else nn.AdaptiveAvgPool2d(1), keepdim=keepdim)
     average = call.average(nn.AdaptiveAvgPool2d((1, None) if axes == [2] else (None, 1)))
     return average if keepdim else call.flattened(average, 2, 3)
 

@@ -134,7 +134,7 @@ class Calibrator:
         """
         root, graph = self.trace.root, self.trace.graph
         with evaluating(root), torch.no_grad():
-            check_traced(root, graph, *(x[:_CHECKED] for x in batches[0]), root=root)
+            check_traced(root, graph, *(x[:_CHECKED] for x in batches[0]))
         unknown = [layer for layer in self.writer.layers if layer.level is None]
         layers = [self._measured(layer, self._has_level_of_channels(layer)) for layer in unknown]
         # Signed poolings cannot be measured: the ANN never computes the average of the positive part alone.

@@ -207,15 +207,10 @@ class SpikingRun(fx.Interpreter):
             self.trains.setdefault(origin.node, []).append((out, weights, origin, sums))
         return out
 
-
-def _comparing(root: nn.Module, graph: fx.Graph, spiking: SpikingRun) -> Showing:
-    """Return the ANN, which compares its activations with the spikes of its spiking twin when it runs."""
-
-    def compare(node: fx.Node, activation: Any) -> None:
-        for train, weights, origin, sums in spiking.trains.get(node.name, []):
+    def compare(self, node: fx.Node, activation: Any) -> None:
+        """Compare the value of a node of the ANN with the spikes that stand for it."""
+        for train, weights, origin, sums in self.trains.get(node.name, []):
             sums.compare(train, origin, weights, activation)
-
-    return Showing(root, graph, compare)
 
 
 @dataclass(frozen=True)
@@ -317,7 +312,7 @@ def run_both(
         for chunk in _chunks(batches):
             spiking = SpikingRun(network, {nodes[name]: (origins[name], of_layer) for name, of_layer in sums.items()})
             outputs = spiking.run(*copied(chunk))
-            run: Any = ann if graph is None else _comparing(*graph, spiking).run
+            run: Any = ann if graph is None else Showing(*graph, spiking.compare).run
             answers.add(outputs, run(*(_numbers_of(x) for x in copied(chunk))))
             answers.samples += len(chunk[0])
     return answers

@@ -407,11 +407,6 @@ class Conversion:
 
     # -- reporting problems
 
-    def _name(self, node: fx.Node) -> str:
-        if node.op == "call_module":
-            return str(node.target)
-        return f"{node.name} ({word_of(node.target)} in forward of {scope_of(node, self.ann)})"
-
     def _problem(self, node: fx.Node, why: str, instead: Any = None, why_all: str | None = None) -> Broken:
         """Record a problem, and return ``instead`` to go on with: by default the first input that is not real."""
         where = node
@@ -426,10 +421,11 @@ class Conversion:
         elif why == COUNTED and self.trace.example is None:
             why = UNCOUNTED
         if where not in self.reported_products:
-            name, kind, place = self._name(where), word_of(where.target), f"{where.name} in {scope_of(where, self.ann)}"
+            kind, scope = word_of(where.target), scope_of(where, self.ann)
+            name, place = f"{where.name} ({kind} in forward of {scope})", f"{where.name} in {scope}"
             if (module := module_of(self.ann, where)) is not None:
-                kind, place = type(module).__name__, name
-                name += f" ({kind})"
+                kind, place = type(module).__name__, str(where.target)
+                name = f"{place} ({kind})"
             self.problems.append(Problem(kind, name, place, why, why_all or why))
         self.tainted.update((node, where))
         if product is not None:

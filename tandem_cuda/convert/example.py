@@ -177,7 +177,8 @@ class Example:
         for node in graph.nodes:
             node.args, node.kwargs = fx.node.map_arg((node.args, node.kwargs), lambda x: numbers.get(x, x))
             if self._is_fixed(node):
-                numbers[node] = _plain(self.values[node][0])
+                number = self.values[node][0]
+                numbers[node] = tuple(number) if isinstance(number, tuple) else number  # not a torch.Size
         for node in reversed(graph.nodes):
             is_read = node.op == "get_attr" or (node.op != "output" and _is_number(self.values[node][0]))
             if is_read and not node.users:
@@ -242,10 +243,6 @@ _BATCHES = 2, 11
 
 def _is_number(x: Any) -> bool:
     return isinstance(x, (int, float)) or (isinstance(x, tuple) and all(map(_is_number, x)))
-
-
-def _plain(x: Any) -> Any:
-    return tuple(x) if isinstance(x, tuple) else x
 
 
 def _dims_read(node: fx.Node, rank: int, nodes: Collection[fx.Node]) -> Iterable[int]:

@@ -246,8 +246,7 @@ def check_found(
     kind: Any = type(ann)
     if not calls and issubclass(kind, WithFunctions):
         ann.__class__ = kind.original
-    found = {plain(x.rpartition(" (")[2].partition(" ->")[0]) for x in modules}
-    found |= {plain(x.partition(" in ")[0]) for x in calls}
+    found = {*map(plain, _words(modules, calls))}
     for old in replace:
         if not _is_module_class(old) and plain(_word(old)) not in found:
             nodes = [x for x in graph.nodes if x.op in ("call_function", "call_method")]
@@ -262,12 +261,16 @@ def warn_of(modules: Sequence[str], calls: Sequence[str], effect: str) -> None:
     """Warn that the ANN computes something else; ``effect`` says how far it is from what it did."""
     if not modules and not calls:
         return
-    words = [x.rpartition(" (")[2].partition(" ->")[0] for x in modules] + [x.partition(" in ")[0] for x in calls]
-    what = ", ".join(f"{number} {word}" for word, number in Counter(words).items())
+    what = ", ".join(f"{number} {word}" for word, number in Counter(_words(modules, calls)).items())
     warnings.warn(
         f"convert: {what} of the ANN were replaced. It now computes something else and wants fine-tuning{effect}",
         stacklevel=3,
     )
+
+
+def _words(modules: Sequence[str], calls: Sequence[str]) -> list[str]:
+    """Return the names of the classes and functions that were replaced, from what names them with their places."""
+    return [x.rpartition(" (")[2].partition(" ->")[0] for x in modules] + [x.partition(" in ")[0] for x in calls]
 
 
 def _is_module_class(x: Any) -> bool:
