@@ -26,9 +26,8 @@ def _convolved(kind: type[nn.Module], dims: int) -> Rule:
         tensors = [call.constant(i + 1) if len(call.args) > i + 1 else call.constant(names[i]) for i in range(2)]
         given.pop("weight", None)
         bias_given = given.pop("bias", None) is not None
-        if call.value.dims not in (None, dims) or tensors[0] is None or (bias_given and tensors[1] is None):
-            raise Unconvertible(_FIXED)
-        if not all(_is_number(x) for x in given.values()):
+        fits = call.value.dims in (None, dims) and all(map(_is_number, given.values()))
+        if not fits or tensors[0] is None or (bias_given and tensors[1] is None):
             raise Unconvertible(_FIXED)
         settings = {name: tuple(x) if isinstance(x, list) else x for name, x in given.items()}
         return call.mapped(constant_layer(kind, tensors[0], tensors[1], **settings))

@@ -303,12 +303,7 @@ def run_both(
     origins = {origin.name: origin for origin in record.origins}
     nodes = {str(node.target): node for node in snn.graph.nodes if node.op == "call_module"}
     compared = {origins[name].node for name in sums} if network.levels is not None and batches else None
-    with (
-        _traced_again(ann, record, compared, trace) as graph,
-        evaluating(ann),
-        evaluating(snn),
-        torch.no_grad(),
-    ):
+    with _traced_again(ann, record, compared, trace) as graph, evaluating(ann), evaluating(snn), torch.no_grad():
         for chunk in _chunks(batches):
             spiking = SpikingRun(network, {nodes[name]: (origins[name], of_layer) for name, of_layer in sums.items()})
             outputs = spiking.run(*copied(chunk))

@@ -67,12 +67,7 @@ _PARTS = {operator.getitem, getattr, torch._assert, torch.cat, torch.concat, tor
 class Conversion:
     """One pass over the ANN's graph that writes the SNN's graph."""
 
-    def __init__(
-        self,
-        trace: Traced,
-        options: Options,
-        spiking: set[fx.Node] | None = None,
-    ) -> None:
+    def __init__(self, trace: Traced, options: Options, spiking: set[fx.Node] | None = None) -> None:
         self.trace, self.ann = trace, trace.root
         self.spiking = spiking
         """The nodes up to and including the activations of the layers that are to spike; None for all that can."""

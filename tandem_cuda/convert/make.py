@@ -382,7 +382,7 @@ def _check_choices(
 def _quantised(ann: nn.Module, snn: nn.Module, weights: str | None) -> Iterator[None]:
     """Quantise the weights of both twins; undo it if the body of the context fails."""
     layers = [layer for _, layer in weight_layers(ann, snn)] if weights else []
-    before = [(layer, None if (rounding := quantiser(layer)) is None else rounding.bits) for layer in layers]
+    before = [(layer, getattr(quantiser(layer), "bits", None)) for layer in layers]
     if weights:
         quantise_layers(layers, _BITS[weights])
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 
@@ -17,7 +17,7 @@ _POOLS: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
-def spiking_pool(pool: Any, options: Options) -> nn.Module:
+def spiking_pool(pool: Any, options: Options) -> Any:
     """Make the spiking layer for average pooling. Its neurons start and wait as the neurons of all layers do.
 
     Where the divisor is smaller than the window, a spike stands for more than one spike of the window.
@@ -26,7 +26,7 @@ def spiking_pool(pool: Any, options: Options) -> nn.Module:
     neurons: dict[str, Any] = {"initial": initial, "two_phase": two_phase, "engine": options.engine}
     kind: Any = next(spiking for of_ann, spiking in _POOLS.items() if isinstance(pool, of_ann))
     if hasattr(pool, "output_size"):
-        return cast(nn.Module, kind(pool.output_size, **neurons))
+        return kind(pool.output_size, **neurons)
     windows = pool.kernel_size, pool.stride, pool.padding
     settings = pool.ceil_mode, pool.count_include_pad, pool.divisor_override
     spiking = kind(*windows, *settings, **neurons)

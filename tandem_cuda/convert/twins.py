@@ -125,7 +125,7 @@ class Twins:
                 "snn.load_state_dict"
             )
         for mine, name, other in self._weights:
-            bits = [None if (rounding := quantiser(layer)) is None else rounding.bits for layer in (mine, other)]
+            bits = [getattr(quantiser(layer), "bits", None) for layer in (mine, other)]
             if bits[0] != bits[1]:
                 raise RuntimeError(
                     f"TandemNetwork: the ANN must round its weights as its spiking twin does, but {name} has "

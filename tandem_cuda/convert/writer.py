@@ -13,15 +13,7 @@ import torch
 from torch import fx, nn
 
 from ..neuron import IF, Neuron
-from ..nn import (
-    Decode,
-    Encode,
-    SpikeCat,
-    SpikeRearrange,
-    SpikeWindows,
-    TandemAdd,
-    TandemGate,
-)
+from ..nn import Decode, Encode, SpikeCat, SpikeRearrange, SpikeWindows, TandemAdd, TandemGate
 from ..nn.learned_threshold import new_log_threshold
 from ..spike_train import SpikeTrain
 from .advice import COUNTED, NEGATIVE, SIZES
