@@ -34,10 +34,13 @@ def running(mode: FakeTensorMode) -> Iterator[None]:
 
 
 class Example:
-    """Answers questions about nodes of a graph by running it on fake tensors, of two batch sizes."""
+    """Answers questions about nodes of a graph by running it on fake tensors, of two batch sizes.
 
-    def __init__(self, root: nn.Module, inputs: Sequence[Tensor]) -> None:
-        self.root, self.inputs = root, inputs
+    ``parts``: modules that the graph calls and that ``root`` does not have, by target. More may follow.
+    """
+
+    def __init__(self, root: nn.Module, parts: Mapping[str, nn.Module], inputs: Sequence[Tensor]) -> None:
+        self.root, self.parts, self.inputs = root, parts, inputs
         self.tracing, self.unprepared = True, False
         """Whether forward is being traced, and whether it has asked before torch._dynamo was there."""
         self.fakes: dict[int, tuple[Any, Any]] = {}
@@ -66,7 +69,7 @@ class Example:
         """Take the inputs as the values of these nodes."""
         self.placeholders = [node for node, _ in zip(placeholders, self.inputs, strict=True)]
 
-    def answer(self, node: fx.Node, parts: Mapping[str, nn.Module], length: bool = False) -> Any:
+    def answer(self, node: fx.Node, length: bool = False) -> Any:
         """Return the value of a node, or its length.
 
         Raises:
@@ -76,7 +79,7 @@ class Example:
         with running(self.mode):
             for x in node.graph.nodes:
                 if x in before and x not in self.values:
-                    self.values[x] = tuple(self._run(x, parts, i) for i in range(len(_BATCHES)))
+                    self.values[x] = tuple(self._run(x, i) for i in range(len(_BATCHES)))
         numbers = [self.values[x] for x in self._computed_from(node)]
         if length:
             numbers.append(tuple(map(len, self.values[node])))
@@ -103,7 +106,7 @@ class Example:
 
         return closure(numbers([node]), lambda x: numbers(x.all_input_nodes))
 
-    def _run(self, node: fx.Node, parts: Mapping[str, nn.Module], i: int) -> Any:
+    def _run(self, node: fx.Node, i: int) -> Any:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda x: self.values[x][i])
         target: Any = node.target
         if node.op == "placeholder":
@@ -112,7 +115,7 @@ class Example:
         if node.op == "get_attr":
             return getattr(*owner_of(self.root, target))
         if node.op == "call_module":
-            module = parts[target] if target in parts else self.root.get_submodule(target)
+            module = self.parts[target] if target in self.parts else self.root.get_submodule(target)
             with evaluating(module), self._faked(module):
                 return module.forward(*args, **kwargs)
         return target(*args, **kwargs) if node.op == "call_function" else getattr(args[0], target)(*args[1:], **kwargs)
@@ -164,13 +167,13 @@ class Example:
         for x, dims in zip(self.inputs, self.sizes, strict=True):
             dims.update(range(1, x.dim()))
 
-    def fix_sizes(self, graph: fx.Graph, root: nn.Module, parts: Mapping[str, nn.Module]) -> None:
+    def fix_sizes(self, graph: fx.Graph, root: nn.Module) -> None:
         """Write sizes into the graph as numbers, except for the batch size, and let it refuse inputs of other sizes."""
         with running(self.mode):
             for node in graph.nodes:
                 if node.op != "output" and node not in self.values:
                     try:
-                        self.values[node] = tuple(self._run(node, parts, i) for i in range(len(_BATCHES)))
+                        self.values[node] = tuple(self._run(node, i) for i in range(len(_BATCHES)))
                     except Exception:  # without data, a call may raise anything
                         self.values[node] = (None,) * len(_BATCHES)
         numbers: dict[fx.Node, Any] = {}

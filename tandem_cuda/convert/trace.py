@@ -108,7 +108,7 @@ class _Tracer(fx.Tracer):
         self.failures: dict[str, str] = {}
         """The modules that cannot be traced and become one call, and why."""
         self.names = {id(x): name for name, x in ann.named_parameters()}
-        self.example = None if example is None else Example(ann, example)
+        self.example = None if example is None else Example(ann, self.parts, example)
         self.answering = False
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -227,7 +227,7 @@ class _Tracer(fx.Tracer):
             raise Unanswered(ON_VALUES if is_value else ON_SIZES)
         self.answering = True
         try:
-            return self.example.answer(proxy.node, self.parts, length)
+            return self.example.answer(proxy.node, length)
         finally:
             self.answering = False
 
@@ -267,8 +267,6 @@ class Traced:
     example: Example | None = None
     failures: Mapping[str, str] = field(default_factory=dict)
     """The modules that cannot be traced, so that the graph calls them, and why."""
-    parts: Mapping[str, nn.Module] = field(default_factory=dict)
-    """The torch.nn layers that timm's layers contain, by target."""
     replaced: tuple[str, ...] = ()
     """The calls of functions that the ANN's class replaces, in words."""
     stored: tuple[str, ...] = ()
@@ -279,7 +277,7 @@ class Traced:
     def fix_sizes(self) -> Traced:
         """Return the same graph, in which all sizes but the batch size are numbers. The graph itself is changed."""
         assert self.example is not None
-        self.example.fix_sizes(self.graph, self.root, self.parts)
+        self.example.fix_sizes(self.graph, self.root)
         return replace(self, fixed=True, sizes={**self.example.shapes(), **self.sizes})
 
     def fixed_sizes(self, node: fx.Node) -> torch.Size | None:
@@ -352,8 +350,7 @@ def _traced(
             for n in () if tracer.failures else samples:  # the graph must not depend on it
                 batch = [x[torch.arange(n, device=x.device) % len(x)] for x in inputs]
                 sizes = check_traced(ann, graph, *batch, root=root)
-    facts = volatile, tracer.example, tracer.failures, tracer.parts, replaced
-    return Traced(graph, root, sizes, description, *facts)
+    return Traced(graph, root, sizes, description, volatile, tracer.example, tracer.failures, replaced)
 
 
 def _tracers(

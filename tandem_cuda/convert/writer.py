@@ -207,13 +207,12 @@ class Writer:
         channels, dims = x.of_neurons
         largest, values = math.inf if bound is None else bound, self._before_deferred(node, x)
         self.layers.append(SpikingLayer(name, node, signed, largest, values, channels, level=level))
-        source: str | None = name
         sources: tuple[SpikeSource, ...] | None = None
         if self.options.per_channel:
             assert channels is not None  # or else there would be no layer
-            source, sources = None, tuple((name, i) for i in range(channels))
+            sources = tuple((name, i) for i in range(channels))
         neurons = self.graph.call_module(name, tuple(branch.train.node for branch in x.branches))
-        train = Train(neurons, source, 1, signed, channels, sources, dims, x.features)
+        train = Train(neurons, name if sources is None else None, 1, signed, channels, sources, dims, x.features)
         for step in x.deferred:
             train = step(train)
         ann, names = self._parts(node, x, signed and slope is None and bound is None)
@@ -406,11 +405,12 @@ class Writer:
 
     def apply_or_defer(self, x: Any, step: Callable[[Any], Any], flat: bool = False) -> Any:
         """Apply a step to a spike train, or defer it: until after the neurons, or until the average has its form."""
-        if not isinstance(x, Train):
-            step = _blaming(self.now, step)
+        if isinstance(x, Train):
+            return step(x)
+        deferred = [*x.deferred, _blaming(self.now, step)]
         if isinstance(x, Pooled):  # copies share the forms made so far, but not the steps applied to them
-            return replace(x, deferred=[*x.deferred, step], flat=x.flat or flat, results={})
-        return step(x) if isinstance(x, Train) else replace(x, deferred=[*x.deferred, step])
+            return replace(x, deferred=deferred, flat=x.flat or flat, results={})
+        return replace(x, deferred=deferred)
 
     def reads(self, module: Any, train: Train) -> None:
         """Note that a module weighs the spikes of each channel of a train, if they differ in weight."""
