@@ -455,7 +455,7 @@ def _is_shareable(parametrizations: Any) -> bool:
 
 
 def converted(trace: Traced, options: Options) -> Conversion:
-    """Convert all layers, or only the first ones that are to spike; all of them, too, to report their problems."""
+    """Convert all layers, or only the first ``options.spiking_layers``; where problems leave fewer, report these."""
     whole, count = Conversion(trace, options), options.spiking_layers
     total = len(whole.writer.layers)
     if count is None:

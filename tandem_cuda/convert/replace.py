@@ -221,9 +221,8 @@ def swap(graph: fx.Graph, ann: nn.Module, checked: bool) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _is_opaque(module: nn.Module | None) -> bool:
+def _is_opaque(module: nn.Module) -> bool:
     """Whether torch.fx sees one call in place of the functions that a module may call."""
-    assert module is not None
     kind = kind_of(module)
     own = not kind.__module__.startswith(("torch.", "tandem_cuda."))
     return own or isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer))
