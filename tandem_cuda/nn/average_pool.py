@@ -25,7 +25,7 @@ from .constants import constants
 from .coupling import carrying, needs_gradient
 from .frozen import Span, State
 from .geometry import check_image, pad, per_axis
-from .max_pool import Pooling, fixed
+from .max_pool import Pooling
 from .nir import NirWriter, Signal
 from .schema import Check, Settings, Tensors
 from .sizes import Size
@@ -342,7 +342,7 @@ class AdaptiveAverage(SpikingAverage):
 
     def image_size(self, image: Sequence[Size]) -> Sequence[Size]:
         outputs = per_axis(self.output_size, self.axes)
-        return [size if n is None else fixed(size, n) for size, n in zip(image, outputs, strict=True)]
+        return [size if n is None else size.fixed(n) for size, n in zip(image, outputs, strict=True)]
 
 
 def window_settings(axes: int) -> dict[str, Check]:

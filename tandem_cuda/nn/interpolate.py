@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +17,6 @@ from ..spike_train import SpikeTrain, signs
 from . import schema
 from .elementwise import ElementwiseSynapses, TandemElementwise, as_currents
 from .firing import Fired, Firing
-from .max_pool import fixed
 from .sizes import SPIKES, Size, Value
 from .weight_cache import SpikingWeights
 from .wiring import Wiring
@@ -156,11 +154,11 @@ class InterpolatingSynapses(ElementwiseSynapses):
 
     def _out_length(self, size: Size, axis: int) -> Size:
         if self.factor is None:
-            return fixed(size, self._length(size.least, axis))
+            return size.fixed(self._length(size.least, axis))
         length = self._length(size.least, axis)
         if size.exact and not length:
             raise ValueError(f"the interpolated image must have pixels, got {size} times {self.factor[axis]}")
-        return Size(max(length, 1), size.exact, 1, Fraction(0), Fraction(size.needs), False)
+        return size.fixed(max(length, 1), size.exact, regular=False)
 
     def fan_out(self, shape: Sequence[int], device: torch.device) -> Tensor:
         """Return the number of neurons that depend on each input, float64 in the shape [C, H, W] of a sample."""

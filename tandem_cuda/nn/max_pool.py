@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fractions import Fraction
 from functools import partial, reduce
 from typing import Any, ClassVar, cast
 
@@ -19,7 +18,7 @@ from . import schema
 from .ann_twin import without_spikes
 from .coupling import carrying, needs_gradient
 from .frozen import Span, State, single
-from .geometry import PAIRS_OF_COLUMNS, check_image, pair, per_axis
+from .geometry import PAIRS_OF_COLUMNS, check_image, per_axis
 from .nir import MaxAxis, NirWriter, Signal
 from .schema import Check, Settings, Tensors
 from .sizes import SPIKES, Size, Value, check_count
@@ -71,11 +70,6 @@ class Pooling(Spiking):
             sizes.append(size.at_least(fits).through(windows, stride, fits - stride, regular=not ceil_mode))
         check_count("input", [size.needs for size in sizes])
         return sizes
-
-
-def fixed(size: Size, n: int) -> Size:
-    """Return an output size that is n, whatever the size of the input."""
-    return Size(n, True, 1, Fraction(0), Fraction(size.needs))
 
 
 class MaxPooling(Pooling):
@@ -343,7 +337,7 @@ class SpikingGlobalMaxPool2d(MaxPooling):
         return pooled(x, x.bits, (window,), state, want_state)
 
     def image_size(self, image: Sequence[Size]) -> Sequence[Size]:
-        return [fixed(size, 1) if dim in self.dims else size for dim, size in enumerate(image, 2)]
+        return [size.fixed(1) if dim in self.dims else size for dim, size in enumerate(image, 2)]
 
     def settings(self) -> Settings:
         return {} if tuple(self.dims) == (2, 3) else super().settings()  # so that version 0.2 reads the file
@@ -374,8 +368,7 @@ def pooled(
 def _any_spikes(pool: Any, x: SpikeTrain) -> Tensor:
     """Return the output of a max pooling that spikes whenever any neuron of its window spikes."""
     bits = x.bits.movedim(2, -1)
-    settings = map(pair, (pool.kernel_size, pool.stride, pool.padding, pool.dilation))
-    for dim, (kernel, stride, padding, dilation) in zip((2, 3), zip(*settings, strict=True), strict=True):
+    for dim, (kernel, stride, padding, dilation) in enumerate(pool.windows(x.shape[2:]), 2):
         size = bits.shape[dim]
         n = windows_along("SpikingMaxPool2d", size, kernel, stride, padding, dilation, pool.ceil_mode)
         behind = max((n - 1) * stride + dilation * (kernel - 1) + 1 - padding - size, 0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 from functools import partial
 from typing import NamedTuple
 
@@ -43,16 +42,6 @@ def _check_multiple(name: str, size: int, factor: int) -> None:
         raise ValueError(f"SpikeRearrange: {name} must be a multiple of {factor}, got {size}")
 
 
-def _times(size: Size, factor: int) -> Size:
-    return Size(size.least * factor, size.exact, factor)
-
-
-def _over(what: str, size: Size, factor: int) -> Size:
-    if size.exact and size.least % factor:
-        raise ValueError(f"{what} must be a multiple of {factor}, got {size}")
-    return Size(-(-size.least // factor), size.exact)
-
-
 # -- images
 
 
@@ -86,7 +75,7 @@ def _upsample(x: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def _upsampled(sizes: Sizes, numbers: Sequence[int]) -> Sizes:
-    return (sizes[0], *(_times(size, factor) for size, factor in zip(sizes[1:], numbers, strict=True)))
+    return (sizes[0], *(size.times(factor) for size, factor in zip(sizes[1:], numbers, strict=True)))
 
 
 def _resize(x: Tensor, height: int, width: int) -> Tensor:
@@ -102,8 +91,7 @@ def _nearest(before: int, after: int, x: Tensor) -> Tensor:
 
 
 def _resized(sizes: Sizes, numbers: Sequence[int]) -> Sizes:
-    rest = (Size(n, True, 1, Fraction(0), Fraction(size.needs)) for size, n in zip(sizes[1:], numbers, strict=True))
-    return (sizes[0], *rest)
+    return (sizes[0], *(size.fixed(n) for size, n in zip(sizes[1:], numbers, strict=True)))
 
 
 def _pixel_shuffle(x: Tensor, factor: int) -> Tensor:
@@ -114,7 +102,7 @@ def _pixel_shuffle(x: Tensor, factor: int) -> Tensor:
 
 def _shuffled(sizes: Sizes, numbers: Sequence[int]) -> Sizes:
     (factor,) = numbers
-    return (_over("channels", sizes[0], factor**2), *(_times(size, factor) for size in sizes[1:]))
+    return (sizes[0].over(factor**2, "channels"), *(size.times(factor) for size in sizes[1:]))
 
 
 def _pixel_unshuffle(x: Tensor, factor: int) -> Tensor:
@@ -126,7 +114,7 @@ def _pixel_unshuffle(x: Tensor, factor: int) -> Tensor:
 
 def _unshuffled(sizes: Sizes, numbers: Sequence[int]) -> Sizes:
     (factor,) = numbers
-    return (_times(sizes[0], factor**2), *(_over("an image side", size, factor) for size in sizes[1:]))
+    return (sizes[0].times(factor**2), *(size.over(factor, "an image side") for size in sizes[1:]))
 
 
 # -- channels
@@ -139,7 +127,7 @@ def _channel_shuffle(x: Tensor, groups: int) -> Tensor:
 
 
 def _in_groups(sizes: Sizes, numbers: Sequence[int]) -> Sizes:
-    _over("channels", sizes[0], numbers[0])
+    sizes[0].over(numbers[0], "channels")
     return sizes
 
 
@@ -199,7 +187,7 @@ def _sliced(sizes: Sizes, numbers: Sequence[int]) -> Sizes:
         cut = start - (0 if stop == END else stop)
         part = size.at_least(cut + 1).through(length, step, cut - step + 1)
     else:  # the result grows no further where the image does
-        part = Size(max(length(size.least), 1), size.exact, 1, Fraction(0), Fraction(size.needs), False)
+        part = size.fixed(max(length(size.least), 1), size.exact, regular=False)
     return (*sizes[: dim - 1], part, *sizes[dim:])
 
 

@@ -61,15 +61,22 @@ class Size(NamedTuple):
             regular=self.regular and regular,
         )
 
+    def fixed(self, least: int, exact: bool = True, *, regular: bool = True) -> Size:
+        """Return an output size that does not grow with this size, its input: ``least`` or, if not exact, more."""
+        return Size(least, exact, 1, Fraction(0), Fraction(self.needs), regular)
+
+    def times(self, factor: int) -> Size:
+        """Return the size times ``factor``."""
+        return Size(self.least * factor, self.exact, factor)
+
+    def over(self, factor: int, what: str) -> Size:
+        """Return the size over ``factor``; raise a ValueError that names ``what`` if there is a remainder."""
+        if self.exact and self.least % factor:
+            raise ValueError(f"{what} must be a multiple of {factor}, got {self}")
+        return Size(-(-self.least // factor), self.exact)
+
     def __str__(self) -> str:
         return str(self.least) if self.exact else f">={self.least}"
-
-
-def halved(size: Size) -> Size:
-    """Return the number of channels of which ``size`` are the positive and negative parts."""
-    if size.exact and size.least % 2:
-        raise ValueError(f"signed channels must be a multiple of 2, got {size}")
-    return Size((size.least + 1) // 2, size.exact)
 
 
 class Value(NamedTuple):
@@ -108,14 +115,16 @@ class Value(NamedTuple):
 
 def without_pairs(x: Value, pair_dim: int | None) -> Value:
     """Return the value with one element for each pair along ``pair_dim``, or as it is for None."""
-    return x if pair_dim is None else _resized(x, pair_dim, halved)._replace(pair_dim=None)
+    if pair_dim is None:
+        return x
+    return _resized(x, pair_dim, lambda size: size.over(2, "signed channels"))._replace(pair_dim=None)
 
 
 def with_pairs(x: Value, pair_dim: int | None) -> Value:
     """Return the value with two elements along ``pair_dim`` in place of each one, or as it is for None."""
     if pair_dim is None:
         return x
-    return _resized(x, pair_dim, lambda size: Size(2 * size.least, size.exact, 2))._replace(pair_dim=pair_dim)
+    return _resized(x, pair_dim, lambda size: size.times(2))._replace(pair_dim=pair_dim)
 
 
 def _resized(x: Value, dim: int, resize: Callable[[Size], Size]) -> Value:
