@@ -44,7 +44,7 @@ def test_neurons_read_interpolated_values(name, neuron, time_steps, signed):
     assert got.pair_dim == (1 if signed else None)
     if of.two_phase:
         both = torch.stack([v, -v], 2).flatten(1, 2) if signed else v
-        bits, _, _ = discharge(both, time_steps, of, False, False)
+        bits, _ = discharge(both, time_steps, of)
         assert torch.equal(got.bits, bits)
         return
     spikes = x.to_dense()

@@ -36,7 +36,7 @@ def pairs(values, time_steps, radix):
     """The spikes of two-phase or radix neurons for v and -v, whose thresholds are 1."""
     both = interleaved(values.clamp(min=0), (-values).clamp(min=0), 1)
     neuron = RadixIF(2**time_steps) if radix else IF(two_phase=True)
-    bits, _, _ = discharge(both, time_steps, neuron, False, False)
+    bits, _ = discharge(both, time_steps, neuron)
     return SpikeTrain(bits, time_steps, pair_dim=1, radix=radix)
 
 

@@ -17,7 +17,7 @@ from ..spike_train import SpikeTrain
 from . import learned_threshold, schema
 from .ann_twin import activated, value_of
 from .coupling import coupled, fired_train, needs_gradient
-from .drive import Drive, spike_scale
+from .drive import spike_scale
 from .firing import check_reads_radix
 from .frozen import Span, State, class_of
 from .leak import check_two_phase, folded, negative
@@ -26,7 +26,7 @@ from .repeated import Repeated
 from .schema import Settings, Tensors
 from .sizes import SPIKES, Value, agreed
 from .spiking import KINDS, Spiking
-from .summands import Summands, first_two
+from .summands import Summands
 from .synapses import Synapses
 from .tandem import TandemLayer
 from .weight_cache import Kernel, SpikingWeights
@@ -123,10 +123,8 @@ class TandemAdd(Spiking):
         self._buffers.setdefault("scale", None)
 
     def forward(self, *inputs: SpikeTrain) -> SpikeTrain:
-        self.check_inputs(inputs)
+        pairs = self._checked(inputs)
         steps = inputs[0].time_steps
-        pairs = list(zip(self.branches, inputs, strict=True))
-        self._check_shapes(pairs)
         v, kernels = None, None
         if self._needs_pre_activation(inputs):
             kernels = self._kernels()
@@ -136,7 +134,7 @@ class TandemAdd(Spiking):
                 v = v * learned_threshold.learning_inverse(self.log_threshold, v.shape, levels).to(v.dtype)
         with torch.no_grad():
             if v is not None and self.neuron.two_phase and self._uses_batch_statistics():
-                bits, _ = first_two(discharge(v, steps, self.neuron, False, False))
+                bits, _ = discharge(v, steps, self.neuron)
             else:
                 bits, _ = self._summands(pairs, steps, kernels).fire(None, False)
         return self._coupled(inputs, bits, v)
@@ -149,7 +147,7 @@ class TandemAdd(Spiking):
 
     def discharged(self, v: Tensor, *inputs: SpikeTrain) -> SpikeTrain:
         """Return the spikes of two-phase neurons that have integrated v from these inputs, without a gradient."""
-        bits, _ = first_two(discharge(v, inputs[0].time_steps, self.neuron, False, False))
+        bits, _ = discharge(v, inputs[0].time_steps, self.neuron)
         return self._coupled(inputs, bits, None)
 
     def _coupled(self, inputs: Sequence[SpikeTrain], bits: Tensor, v: Tensor | None) -> SpikeTrain:
@@ -185,7 +183,8 @@ class TandemAdd(Spiking):
             raise ValueError(f"TandemAdd: pairs of all inputs must lie along the same dimension, got pair_dim = {dims}")
         return None if None in dims else dims.pop()
 
-    def check_inputs(self, inputs: Sequence[Any]) -> None:
+    def _checked(self, inputs: Sequence[Any]) -> list[BranchInput]:
+        """Return the branches with their inputs; raise a TypeError or ValueError if these do not fit."""
         if len(inputs) != len(self.branches):
             raise ValueError(f"TandemAdd: inputs must be {len(self.branches)}, one per branch, got {len(inputs)}")
         for x in inputs:
@@ -197,17 +196,10 @@ class TandemAdd(Spiking):
             raise ValueError(
                 f"TandemAdd: inputs must have the same number of time steps, got {[x.time_steps for x in inputs]}"
             )
-        for branch, x in zip(self.branches, inputs, strict=True):
+        pairs = list(zip(self.branches, inputs, strict=True))
+        for branch, x in pairs:
             if isinstance(branch, TandemLayer):
                 branch.synapses.check_pairs(x)
-
-    def dtype_of(self, inputs: Sequence[SpikeTrain]) -> torch.dtype:
-        for branch in self.branches:
-            if isinstance(branch, TandemLayer):
-                return branch.weights.dtype
-        return inputs[0].dtype
-
-    def _check_shapes(self, pairs: list[BranchInput]) -> None:
         shapes = []
         for branch, x in pairs:
             dims = len(x.shape) - 1
@@ -217,6 +209,13 @@ class TandemAdd(Spiking):
             shapes.append(list(branch.synapses.output_shape(x.shape) if isinstance(branch, TandemLayer) else x.shape))
         if any(shape != shapes[0] for shape in shapes):  # not a set: hashing would specialise symbolic sizes
             raise ValueError(f"TandemAdd: branches must agree in shape, got {', '.join(map(str, shapes))}")
+        return pairs
+
+    def dtype_of(self, inputs: Sequence[SpikeTrain]) -> torch.dtype:
+        for branch in self.branches:
+            if isinstance(branch, TandemLayer):
+                return branch.weights.dtype
+        return inputs[0].dtype
 
     # -- ANN twin, branch by branch
 
@@ -235,7 +234,7 @@ class TandemAdd(Spiking):
         parts = []
         for (branch, x), kernel in zip(pairs, kernels, strict=True):
             if kernel is None:
-                parts.append(x.value if x.amplitude == 1 else x.value * x.amplitude)
+                parts.append(value_of(x))
             else:
                 scale = spike_scale(kernel.weight, x.amplitude, kernel.unit)
                 drive = branch.drive
@@ -263,7 +262,7 @@ class TandemAdd(Spiking):
         pairs: list[BranchInput],
         steps: int,
         kernels: Sequence[Kernel | None] | None = None,
-        drives: Sequence[Drive | TandemLayer | None] | None = None,
+        frozen: bool = False,
     ) -> Summands:
         """Return what drives the neurons.
 
@@ -271,7 +270,7 @@ class TandemAdd(Spiking):
             pairs: the branches with their inputs.
             steps: T, by which biases are divided.
             kernels: the branches' weights, if they are at hand; None for an identity.
-            drives: the branches' drives, if not their own; with ``kernels``.
+            frozen: whether the branches are frozen, whose weights are constants.
         """
         now, dtype, scale = pairs[0][1].time_steps, self.dtype_of([x for _, x in pairs]), self.current_scale()
         total = 1 if self.neuron.two_phase else steps  # two-phase neurons take the whole bias at once
@@ -279,11 +278,16 @@ class TandemAdd(Spiking):
         for i, (branch, x) in enumerate(pairs):
             x = x.detach()
             if isinstance(branch, TandemLayer):
-                kernel, drive = kernels[i] if kernels else None, drives[i] if drives else branch.drive
-                if kernel is None or drive is None:
+                kernel = kernels[i] if kernels else None
+                if frozen:
+                    # Compiled code cannot see that weights have changed.
+                    compiling = torch.compiler.is_compiling()
+                    kernel = branch.weights.kernel() if compiling else branch.constant_kernel()
+                    weights = branch.of_spikes(kernel, total, x.amplitude)
+                elif kernel is None:
                     weights = branch.drive.spiking_weights(branch.weights, total, x.amplitude)
                 else:
-                    weights = drive.of_spikes(kernel, total, x.amplitude)
+                    weights = branch.drive.of_spikes(kernel, total, x.amplitude)
                 summands.products.append((branch.synapses, x, _scaled(weights, scale)))
             else:
                 amplitude = None if x.amplitude == 1 else torch.full([1], x.amplitude, dtype=dtype, device=x.device)
@@ -385,20 +389,8 @@ class TandemAdd(Spiking):
             fired = repeated.run(inputs, span.now)
             if fired is not None:
                 return fired, None
-        self.check_inputs(inputs)
-        pairs = list(zip(self.branches, inputs, strict=True))
-        self._check_shapes(pairs)
-        kernels: list[Kernel | None] = [None] * len(pairs)
-        drives: list[TandemLayer | None] = [None] * len(pairs)
-        for i, (branch, _) in enumerate(pairs):
-            if isinstance(branch, TandemLayer):
-                # Compiled code cannot see that weights have changed.
-                compiling = torch.compiler.is_compiling()
-                kernels[i] = branch.weights.kernel() if compiling else branch.constant_kernel()
-                drives[i] = branch
-        before = None if state is None else stacked(state)
-        summands = self._summands(pairs, span.total, kernels, drives)
-        bits, carried = summands.fire(before, not span.ends)
+        summands = self._summands(self._checked(inputs), span.total, frozen=True)
+        bits, carried = summands.fire(None if state is None else stacked(state), not span.ends)
         train = fired_train(self.neuron, bits, span.now, None, self.dtype_of(inputs), self._sum_pair_dim(inputs))
         fired = self.with_pairs(train)
         if repeats:

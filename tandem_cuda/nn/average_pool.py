@@ -118,7 +118,7 @@ class SpikingAverage(Pooling):
         *depth, rows, columns = self.windows(*sizes)
         if depth:
             return self._pooled_volumes(x, (depth[0], rows, columns), state, want_state)
-        return self._pooled_images(x, rows, columns, state, want_state)
+        return self._pooled(x, rows, columns, state, want_state)
 
     def _pooled_volumes(
         self, x: SpikeTrain, axes: tuple[Axis, Axis, Axis], state: Tensor | None, want_state: bool
@@ -135,17 +135,11 @@ class SpikingAverage(Pooling):
             first, last = max(start, 0), min(stop, depth.size)
             image = x.bits[:, :, :, first:last].movedim(3, 4).flatten(3, 4)
             taller = rows.repeated(last - first, divisor)
-            bits, after = self._pooled_images(x.replace_unchecked(bits=image), taller, columns, before, want_state)
+            bits, after = self._pooled(x.replace_unchecked(bits=image), taller, columns, before, want_state)
             parts.append(bits.movedim(2, -1))
             states.append(after)
         bits = torch.stack(parts, 2).movedim(-1, 2)  # channels are innermost in memory
         return bits, torch.stack(states, 3) if want_state else states[0]
-
-    def _pooled_images(
-        self, x: SpikeTrain, rows: Axis, columns: Axis, state: Tensor | None, want_state: bool
-    ) -> tuple[Tensor, Tensor]:
-        pooled = self._pooled_alike if rows.uniform() and columns.uniform() else self._pooled
-        return pooled(x, rows, columns, state, want_state)
 
     def _pooled_alike(
         self, x: SpikeTrain, rows: Axis, columns: Axis, state: Tensor | None, want_state: bool
@@ -163,15 +157,14 @@ class SpikingAverage(Pooling):
         )
         windows: dict[str, Any] = {"stride": (rows.stride, columns.stride), "padding": padding, "groups": channels}
         divisor = self.divisors(rows, columns)[0]
-        if x.code.radix:
-            v = ops.count_conv2d.trusted(bits, ones, **windows, radix=x.time_steps, engine=self.engine)
-            return self._radix_spikes(v, x.time_steps, divisor, want_state)
-        return self._spikes(ops.spiking_conv2d, bits, ones, x.time_steps, divisor, state, want_state, windows)
+        return self._spikes(x, bits, ones, divisor, state, want_state, windows)
 
     def _pooled(
         self, x: SpikeTrain, rows: Axis, columns: Axis, state: Tensor | None, want_state: bool
     ) -> tuple[Tensor, Tensor]:
-        """Pool with a linear map of each channel's image, as a matrix."""
+        """Pool images: with a linear map of each channel's image, as a matrix, if windows differ in size."""
+        if rows.uniform() and columns.uniform():
+            return self._pooled_alike(x, rows, columns, state, want_state)
         divisors = self.divisors(rows, columns)
         common = math.lcm(*divisors)
 
@@ -182,36 +175,33 @@ class SpikingAverage(Pooling):
             return weight, ops.pack_weight.trusted(weight)
 
         weight, packed = constants(x.bits, ("windows", rows.key(), columns.key(), *divisors, x.dtype), make)
-        bits, steps = x.bits.flatten(3), x.time_steps
-        packing: dict[str, Any] = {"packed": packed}
-        if x.code.radix:
-            v = ops.count_linear.trusted(bits, weight, **packing, radix=steps, engine=self.engine)
-            pooled, state = self._radix_spikes(v, steps, common, want_state)
-        else:
-            pooled, state = self._spikes(ops.spiking_linear, bits, weight, steps, common, state, want_state, packing)
+        pooled, state = self._spikes(x, x.bits.flatten(3), weight, common, state, want_state, {"packed": packed})
         return pooled.reshape(*pooled.shape[:3], len(rows.starts), len(columns.starts)), state
 
     def _spikes(
         self,
-        product: Any,
+        x: SpikeTrain,
         bits: Tensor,
         weight: Tensor,
-        steps: int,
         divisor: int,
         state: Tensor | None,
         want_state: bool,
         options: dict[str, Any],
     ) -> tuple[Tensor, Tensor]:
-        """Return the bits of neurons that a product drives, and their final state."""
-        wants = {"want_sum": False, "want_state": want_state, "engine": self.engine}
-        neuron = self.neurons(divisor)
-        bits, _, state = product.trusted(bits, weight, state=state, time_steps=steps, neuron=neuron, **wants, **options)
-        return bits, state
+        """Return the bits of neurons for ``divisor`` times the windows' means, and their final state.
 
-    def _radix_spikes(self, v: Tensor, steps: int, divisor: int, want_state: bool) -> tuple[Tensor, Tensor]:
-        """Return radix spikes of ``divisor`` times the window's mean, and the potential that is left."""
-        neuron = RadixIF(self.threshold * divisor * 2**steps, initial=self.initial)
-        bits, _, state = discharge(v, steps, neuron, False, want_state)
+        ``bits`` are those of x, padded or flattened, for a product with ``weight`` and these options.
+        """
+        steps, linear = x.time_steps, weight.dim() == 2
+        options["engine"] = self.engine
+        if x.code.radix:
+            count = ops.count_linear if linear else ops.count_conv2d
+            v = count.trusted(bits, weight, **options, radix=steps)
+            neuron = RadixIF(self.threshold * divisor * 2**steps, initial=self.initial)
+            return discharge(v, steps, neuron, want_state)
+        options |= {"neuron": self.neurons(divisor), "want_sum": False, "want_state": want_state}
+        spiking = ops.spiking_linear if linear else ops.spiking_conv2d
+        bits, _, state = spiking.trusted(bits, weight, state=state, time_steps=steps, **options)
         return bits, state
 
     def neurons(self, divisor: int = 1) -> IF:

@@ -62,28 +62,27 @@ class Summands:
         if not self.products:
             added = self._currents([])
             if two_phase:
-                return first_two(discharge(added, steps, self.neuron, False, want_state))
+                return discharge(added, steps, self.neuron, want_state)
             options: dict[str, Any] = {"want_sum": False, "want_state": want_state}
             options |= {"mode": "series", "neuron": self.neuron}
-            return first_two(ops.integrate_and_fire.trusted(added, steps, None, state, **options))
+            bits, _, final = ops.integrate_and_fire.trusted(added, steps, None, state, **options)
+            return bits, final
         (synapses, x, weights), others = self._largest()
         if two_phase and (want_state or not self.neuron.radix):
             v = synapses.count_product(x, weights) + self._currents(others)
-            return first_two(discharge(v, steps, self.neuron, False, want_state))
+            return discharge(v, steps, self.neuron, want_state)
         firing = Firing(self.neuron, self.engine, *self._joined(others, synapses.outputs))
-        return first_two(synapses.fire(x, weights, firing, state=state, want_state=want_state))
+        fired = synapses.fire(x, weights, firing, state=state, want_state=want_state)
+        return fired.bits, fired.state
 
     def _joined(self, others: list[Any], outputs: int) -> tuple[Tensor, Tensor | None]:
         """Return what joins a product: currents, or the spikes of a single identity and their amplitude, [O]."""
-        if others or len(self.identities) > 1 or not self._fits(self.identities[0][0]):
+        # A single identity adds its bits, if the neurons read such bits as they are.
+        if others or len(self.identities) > 1 or self.identities[0][0].code.radix != self.neuron.radix:
             currents = self._currents(others)
             return currents.unsqueeze(0) if self.neuron.radix else currents, None
         ((x, amplitude),) = self.identities
         return x.bits, None if amplitude is None else amplitude.to(self.dtype).expand(outputs)
-
-    def _fits(self, x: SpikeTrain) -> bool:
-        """Return whether the neurons read such bits as they are."""
-        return x.code.radix == self.neuron.radix
 
     def _currents(self, products: list[Product]) -> Tensor:
         """Return the currents of some products and of all identities; for two-phase neurons of all steps at once."""
@@ -93,17 +92,9 @@ class Summands:
             for synapses, x, weights in products
         ]
         for x, amplitude in self.identities:
-            current = self._value(x) if at_once else self._steps(x)
+            if at_once:
+                current = x.value.to(self.dtype)
+            else:
+                current = ops.unpack_spikes.trusted(x.bits, self.time_steps, self.dtype)
             currents.append(current if amplitude is None else current * amplitude)
         return functools.reduce(torch.add, currents)
-
-    def _steps(self, x: SpikeTrain) -> Tensor:
-        return ops.unpack_spikes.trusted(x.bits, self.time_steps, self.dtype)
-
-    def _value(self, x: SpikeTrain) -> Tensor:
-        return x.value.to(self.dtype)
-
-
-def first_two(outputs: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return bits and state of (bits, sum, state)."""
-    return outputs[0], outputs[2]

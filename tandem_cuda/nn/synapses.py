@@ -262,7 +262,7 @@ class Synapses(ABC):
         """Return the spikes of two-phase neurons that have integrated v, [N, O, ...]. The sum is v."""
         flat = self.features == -1 and v.dim() > 2  # the operator wants the neurons behind N
         current = v.flatten(0, -2) if flat else v
-        bits, _, after = discharge(current, steps, neuron, False, want_state)
+        bits, after = discharge(current, steps, neuron, want_state)
         if flat:
             bits, after = bits.view(len(bits), *v.shape), after.view(len(after), *v.shape) if want_state else after
         return Fired(bits, v, after)

@@ -134,15 +134,12 @@ def _run(
     )
 
 
-def discharge(
-    v: Tensor, time_steps: int, neuron: Neuron, want_sum: bool, want_state: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what a spiking product returns for neurons with ``two_phase`` whose input adds up to v."""
+def discharge(v: Tensor, time_steps: int, neuron: Neuron, want_state: bool = False) -> tuple[Tensor, Tensor]:
+    """Return the bits of neurons with ``two_phase`` whose input adds up to v, and their final state."""
     if neuron.radix:
-        bits, state = fire_radix(v.detach(), None, None, time_steps, neuron, want_state)
-    else:
-        bits, _, state = _run(v.detach(), None, None, None, time_steps, "once", neuron, False, want_state)
-    return bits, v if want_sum else v.new_empty(0), state
+        return fire_radix(v.detach(), None, None, time_steps, neuron, want_state)
+    bits, _, state = _run(v.detach(), None, None, None, time_steps, "once", neuron, False, want_state)
+    return bits, state
 
 
 def at_once(

@@ -124,7 +124,8 @@ def spiking_product(
     if neuron.two_phase:
         check_whole(op, state)
         v = count_product((*operands[:5], total_bias(operands[5], time_steps)), geometry, engine, *masters)
-        return discharge(v, time_steps, neuron, want_sum, want_state)
+        bits, final = discharge(v, time_steps, neuron, want_state)
+        return bits, v if want_sum else v.new_empty(0), final
     state = None if state is None else state.detach()
     options = neuron.kind, neuron.parameters, ENGINES.index(engine), want_sum, want_state
     return torch.ops.tandem_cuda.spiking_product(
