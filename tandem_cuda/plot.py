@@ -77,8 +77,7 @@ def spike_raster(spikes: SpikeTrain | Tensor, *, sample: int = 0, neurons: int =
     if samples == 0:
         raise ValueError(f"{op}: spikes must have at least one sample, got none")
     for argument, number in (("sample", sample), ("neurons", neurons)):
-        if isinstance(number, bool) or not isinstance(number, int):
-            raise TypeError(f"{op}: {argument} must be an int, got {type(number).__name__}")
+        checks.check_int(op, argument, number)
     if not 0 <= sample < samples:
         raise ValueError(f"{op}: sample must be from 0 to {samples - 1}, got {sample}")
     if neurons < 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -89,9 +88,7 @@ class SpikeTrain(NotATensor):
                 checks.check_floating("SpikeTrain", name, carried)
                 checks.check_same_device("SpikeTrain", name, carried, bits, "bits")
                 checks.check_shape("SpikeTrain", name, carried, bits.shape[1:])
-        checks.check_number("SpikeTrain", "amplitude", amplitude)
-        if not 0 < amplitude < math.inf:
-            raise ValueError(f"SpikeTrain: amplitude must be positive and finite, got {amplitude}")
+        checks.check_positive("SpikeTrain", "amplitude", amplitude)
         check_pairs(bits, pair_dim)
         code = SpikeCode(float(amplitude), pair_dim, radix)
         self._set(ending(bits, time_steps), time_steps, count if value is None else value, dtype, code)
@@ -373,8 +370,7 @@ class SpikeTrain(NotATensor):
             ValueError: the window is empty or exceeds the train, or is a part of a train of radix spikes.
         """
         for name, step in (("start", start), ("stop", stop)):
-            if isinstance(step, bool) or not isinstance(step, int):
-                raise TypeError(f"SpikeTrain.window: {name} must be an int, got {type(step).__name__}")
+            checks.check_int("SpikeTrain.window", name, step)
         if not 0 <= start < stop <= self.time_steps:
             raise ValueError(
                 f"SpikeTrain.window: start and stop must be 0 <= start < stop <= {self.time_steps}, got {start}, {stop}"

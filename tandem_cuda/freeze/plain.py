@@ -13,15 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..convert.nodes import IDLE
+from ..nn.batch_norm import NORMS
 from ..nn.frozen import FrozenLayer, Span, State, class_of, register, single
-from ..nn.schema import Settings, Tensors, check_settings, check_tensors, frozen_numbers, frozen_tensor
+from ..nn.schema import Settings, Tensors, check_settings, check_tensors, frozen_numbers, frozen_tensor, with_tuples
 from ..nn.sizes import REAL, Size, Value, check_count
 from ..ops import checks
 
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _WEIGHTS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 MODULES: tuple[type[nn.Module], ...] = (
-    *_NORMS,
+    *NORMS,
     *_WEIGHTS,
     *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.RMSNorm),
     *(nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.Softmax, nn.LogSoftmax, nn.Softmax2d, nn.Softmin),
@@ -78,7 +78,7 @@ class FrozenModule(FrozenLayer):
 
     def _without_values(self, module_class: type[nn.Module]) -> nn.Module:
         with torch.device("meta"):
-            return module_class(**{name: _tuples(value) for name, value in self.arguments.items()})
+            return module_class(**with_tuples(self.arguments))
 
     def trainable(self) -> nn.Module:
         """Return a module of its own with these values as parameters and statistics, in eval mode."""
@@ -92,7 +92,7 @@ class FrozenModule(FrozenLayer):
     @classmethod
     def of(cls, module: nn.Module, encoded: bool) -> FrozenModule:
         module_class = class_of(module)
-        if isinstance(module, _NORMS) and module.running_mean is None:
+        if isinstance(module, NORMS) and module.running_mean is None:
             raise ValueError(
                 f"{module_class.__name__}: norm must keep running statistics: without them outputs depend on the batch"
             )
@@ -121,8 +121,8 @@ class FrozenModule(FrozenLayer):
 
     def output(self, *inputs: Value) -> Value:
         x = single(inputs, REAL)
-        if x.shape and isinstance(self.module, (*_WEIGHTS, *_NORMS)):
-            name = "num_features" if isinstance(self.module, _NORMS) else "in_channels"
+        if x.shape and isinstance(self.module, (*_WEIGHTS, *NORMS)):
+            name = "num_features" if isinstance(self.module, NORMS) else "in_channels"
             x.shape[0].check(name, self.arguments[name])
         sketch = self._without_values(type(self.module)).eval()
         like = next(iter(self.tensors().values()), torch.empty(0))
@@ -168,10 +168,6 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
     return {name: x for name, x in named if name != "num_batches_tracked"}
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(x) for x in value) if isinstance(value, (list, tuple)) else value
-
-
 def tried(sketch: Callable[..., Any], f: Callable[..., Any], inputs: tuple[Value, ...], like: Tensor) -> Value:
     """Find the output of ``f`` for inputs whose sizes are all known, by calling it.
 
@@ -205,8 +201,7 @@ class FrozenFlatten(FrozenLayer):
     def __init__(self, start_dim: int, end_dim: int) -> None:
         super().__init__()
         for name, dim in (("start_dim", start_dim), ("end_dim", end_dim)):
-            if isinstance(dim, bool) or not isinstance(dim, int):
-                raise TypeError(f"Flatten: {name} must be an int, got {type(dim).__name__}")
+            checks.check_int("Flatten", name, dim)
         self.start_dim, self.end_dim = start_dim, end_dim
 
     @classmethod

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..neuron import IF, Neuron, check_neuron, of_settings, stacked
 from ..ops.compiling import is_recording
 from ..ops.integrate_and_fire import discharge
-from ..ops.product import ENGINES
+from ..ops.product import check_engine
 from ..spike_train import SpikeTrain
 from . import learned_threshold, schema
 from .ann_twin import activated, value_of
@@ -106,8 +106,7 @@ class TandemAdd(Spiking):
                     "True"
                 )
         check_neuron("TandemAdd", neuron)
-        if engine not in ENGINES:
-            raise ValueError(f"TandemAdd: engine must be one of {', '.join(ENGINES)}, got {engine!r}")
+        check_engine("TandemAdd", engine)
         self.branches = nn.ModuleList(branches)
         self.neuron = neuron
         self.engine = engine

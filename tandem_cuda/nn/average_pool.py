@@ -17,7 +17,7 @@ from ..neuron.parameter import AMPLITUDE, INITIAL, THRESHOLD
 from ..ops import checks
 from ..ops.integrate_and_fire import discharge
 from ..ops.max_pool_spikes import windows_along
-from ..ops.product import ENGINES
+from ..ops.product import check_engine
 from ..spike_train import SpikeTrain
 from . import schema
 from .ann_twin import without_spikes
@@ -93,8 +93,7 @@ class SpikingAverage(Pooling):
         for parameter, value in ((THRESHOLD, threshold), (AMPLITUDE, amplitude), (INITIAL, initial)):
             parameter.check(name, value)
         TWO_PHASE.check(name, two_phase)
-        if engine not in ENGINES:
-            raise ValueError(f"{name}: engine must be one of {', '.join(ENGINES)}, got {engine!r}")
+        check_engine(name, engine)
         self.threshold = threshold
         self.amplitude = amplitude
         self.initial = initial

@@ -67,7 +67,7 @@ class WeightQuantiser(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         with torch.no_grad():
-            whole, scale = self._rounded(self._by_channel(self._scaled(weight.detach())))
+            whole, scale = self._rounded(self._by_channel(weight.detach()))
             rounded = (whole * scale).view(weight.shape)
             rounded = rounded if self.input_scale is None else rounded / self.input_scale
         return _StraightThrough.apply(weight, rounded)  # type: ignore[no-untyped-call]  # torch's
@@ -87,7 +87,7 @@ class WeightQuantiser(nn.Module):
             ValueError: on the CPU, a weight that is not finite. (``forward`` passes NaN on.)
         """
         checks.check_finite("WeightQuantiser", "weight", weight)
-        whole, scale = self._rounded(self._by_channel(self._scaled(weight.detach())))
+        whole, scale = self._rounded(self._by_channel(weight.detach()))
         return whole.to(torch.int16 if self.bits > 8 else torch.int8).view(weight.shape), scale.flatten()
 
     def kernel(self, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,11 +106,9 @@ class WeightQuantiser(nn.Module):
     def extra_repr(self) -> str:
         return f"bits={self.bits}"
 
-    def _scaled(self, weight: Tensor) -> Tensor:
-        return weight if self.input_scale is None else weight * self.input_scale
-
     def _by_channel(self, weight: Tensor) -> Tensor:
-        """Reshape to [G, C/G, O/G, taps]; G = 1 and C = 1 if output channels come first."""
+        """Return weight * input_scale as [G, C/G, O/G, taps]; G = 1 and C = 1 if output channels come first."""
+        weight = weight if self.input_scale is None else weight * self.input_scale
         if self.groups is None:
             return weight.reshape(1, 1, weight.shape[0], -1)
         return weight.reshape(self.groups, weight.shape[0] // self.groups, weight.shape[1], -1)
@@ -178,7 +176,6 @@ def parametrisation(layer: nn.Module) -> tuple[WeightQuantiser | None, bool]:
 
 def check_bits(op: str, bits: Any) -> None:
     """Raise TypeError or ValueError unless ``bits`` is an int from 2 to 8, or 16."""
-    if isinstance(bits, bool) or not isinstance(bits, int):
-        raise TypeError(f"{op}: bits must be an int, got {type(bits).__name__}")
+    checks.check_int(op, "bits", bits)
     if bits not in WIDTHS:
         raise ValueError(f"{op}: bits must be from 2 to 8, or 16, got {bits}")

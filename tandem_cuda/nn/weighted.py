@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..neuron import IF, Neuron, check_neuron
-from ..ops.product import ENGINES
+from ..ops.product import check_engine
 from . import learned_threshold
 from .batch_norm import Norm
 from .spiking import Spiking
@@ -61,8 +61,7 @@ class WeightedLayer(Spiking, ABC):
         if norm not in (None, "batch"):
             raise ValueError(f"{name}: norm must be None or 'batch', got {norm!r}")
         check_neuron(name, neuron)
-        if engine not in ENGINES:
-            raise ValueError(f"{name}: engine must be one of {', '.join(ENGINES)}, got {engine!r}")
+        check_engine(name, engine)
         self.neuron = neuron
         self.engine = engine
         self._cache = WeightCache()

@@ -78,9 +78,13 @@ def check_firing(op: str, neuron: Any, time_steps: Any) -> None:
         check_radix_steps(op, time_steps)
 
 
-def check_at_least_1(op: str, argument: str, value: Any) -> None:
+def check_int(op: str, argument: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{op}: {argument} must be an int, got {type(value).__name__}")
+
+
+def check_at_least_1(op: str, argument: str, value: Any) -> None:
+    check_int(op, argument, value)
     if value < 1:
         raise ValueError(f"{op}: {argument} must be at least 1, got {value}")
 
@@ -107,8 +111,7 @@ def check_train(op: str, bits: Any, time_steps: Any) -> None:
 
 def check_radix(op: str, bits: Tensor, radix: Any) -> None:
     """Check T of radix spikes, which fill one plane; 0 for spikes that all weigh the same."""
-    if isinstance(radix, bool) or not isinstance(radix, int):
-        raise TypeError(f"{op}: radix must be an int, got {type(radix).__name__}")
+    check_int(op, "radix", radix)
     if not 0 <= radix <= 8:
         raise ValueError(f"{op}: radix must be from 0 to 8, got {radix}")
     if radix and len(bits) != 1:

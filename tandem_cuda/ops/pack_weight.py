@@ -38,8 +38,7 @@ def _check(op: str, a: Any) -> None:
         raise ValueError(
             f"{op}: weight must be [O, C/groups, kH, kW] or [O, F] with no empty dimension, got {list(a.weight.shape)}"
         )
-    if isinstance(a.groups, bool) or not isinstance(a.groups, int):
-        raise TypeError(f"{op}: groups must be an int, got {type(a.groups).__name__}")
+    checks.check_int(op, "groups", a.groups)
     if a.groups < 1 or a.weight.shape[0] % a.groups or (a.weight.dim() == 2 and a.groups != 1):
         raise ValueError(
             f"{op}: groups must divide the {a.weight.shape[0]} output channels and be 1 for a linear layer, got "

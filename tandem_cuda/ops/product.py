@@ -23,6 +23,12 @@ Operands = tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None, Te
 """bits, count, weight, packed, scale and bias."""
 
 
+def check_engine(op: str, engine: Any) -> None:
+    """Raise a ValueError unless this is an engine of the products."""
+    if engine not in ENGINES:
+        raise ValueError(f"{op}: engine must be one of {', '.join(ENGINES)}, got {engine!r}")
+
+
 def check_operands(
     op: str, bits: Tensor, count: Any, weight: Tensor, packed: Any, scale: Any, bias: Any, groups: int
 ) -> None:
@@ -194,8 +200,7 @@ def check_arguments(
     checks.check_bits(op, bits)
     checks.check_weight(op, weight)
     checks.check_same_device(op, "weight", weight, bits, "bits")
-    if engine not in ENGINES:
-        raise ValueError(f"{op}: engine must be one of {', '.join(ENGINES)}, got {engine!r}")
+    check_engine(op, engine)
     if geometry is None:
         if bits.dim() < 3:
             raise ValueError(f"{op}: bits must be [P, N, ..., F], got {list(bits.shape)}")
@@ -270,8 +275,7 @@ def _neurons(a: Any, geometry: Any, pairs: Any) -> tuple[int, ...]:
 
 def check_groups(op: str, channels: int, weight: Tensor, groups: Any) -> None:
     """Check a weight [O, C/groups, kH, kW] against the input's channels."""
-    if isinstance(groups, bool) or not isinstance(groups, int):
-        raise TypeError(f"{op}: groups must be an int, got {type(groups).__name__}")
+    checks.check_int(op, "groups", groups)
     if groups < 1 or channels % groups or weight.shape[0] % groups:
         raise ValueError(
             f"{op}: groups must divide the input channels ({channels}) and the output channels ({weight.shape[0]}), "

@@ -18,8 +18,7 @@ def _check(op: str, a: Any) -> None:
     checks.check_tensor(op, "weight", a.weight)
     if a.weight.dtype != torch.float32:
         raise TypeError(f"{op}: weight must be float32, got {a.weight.dtype}")
-    if isinstance(a.bits, bool) or not isinstance(a.bits, int):
-        raise TypeError(f"{op}: bits must be an int, got {type(a.bits).__name__}")
+    checks.check_int(op, "bits", a.bits)
     if a.bits not in LARGEST:
         raise ValueError(f"{op}: bits must be 8 or 16, got {a.bits}")
     if a.weight.dim() < 2 or 0 in a.weight.shape:
