@@ -13,6 +13,7 @@ from .elementwise import TandemElementwise
 from .quantiser import WeightQuantiser, quantiser
 from .tandem import TandemLayer
 from .weights import stored
+from .wiring import over_inputs
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _WEIGHT_LAYERS = (TandemLayer, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
@@ -78,13 +79,10 @@ def scale_integers(layer: Any, twin: nn.Module | None = None) -> None:
     scale = layer.input_scale
     if scale is not None:
         shape = layer.weights.stored().shape
-        ones, groups = [1] * (len(shape) - 2), getattr(layer, "groups", 1)
         if isinstance(layer, _TRANSPOSED):
-            scale = scale.view(-1, 1, *ones)
-        elif groups == 1:
-            scale = scale.view(1, -1, *ones)
+            scale = scale.view(-1, 1, *[1] * (len(shape) - 2))
         else:
-            scale = scale.view(groups, 1, -1).expand(-1, shape[0] // groups, -1).reshape(shape[0], -1, *ones)
+            scale = over_inputs(scale, shape, getattr(layer, "groups", 1))
     for module in (layer, *([] if twin is None else [twin])):
         of_weight = quantiser(module)
         if of_weight is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,8 +57,15 @@ def of_attributes(state: dict[str, object]) -> Wiring | None:
 
 def scaled_inputs(weight: Tensor, scale: Tensor, groups: int) -> Tensor:
     """Multiply the weights [O, C/groups, ...] of each input by its scale, [C]; differentiable."""
-    of_outputs = scale.view(groups, 1, -1).expand(-1, len(weight) // groups, -1)
-    return weight * of_outputs.reshape(len(weight), -1, *[1] * (weight.dim() - 2))
+    return weight * over_inputs(scale, weight.shape, groups)
+
+
+def over_inputs(scale: Tensor, shape: Sequence[int], groups: int) -> Tensor:
+    """Return the scale of each input, [C], so that it broadcasts over weights [O, C/groups, ...] of this shape."""
+    ones = [1] * (len(shape) - 2)
+    if groups == 1:
+        return scale.view(1, -1, *ones)
+    return scale.view(groups, 1, -1).expand(-1, shape[0] // groups, -1).reshape(shape[0], -1, *ones)
 
 
 def paired(x: Tensor) -> Tensor:
