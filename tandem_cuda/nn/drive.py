@@ -6,9 +6,8 @@ With the sums W * c of all time steps, a layer's pre-activation is::
 
 A is the amplitude of the input's spikes, and ``unit`` is what an integer weight stands for. A layer need not have batch
 norm, slope (:mod:`.leak`), correction and thresholds (of a converted network, the latter two constant), or
-log_threshold (which learns). In the spiking twin
-batch norm uses its running statistics, in training already updated with this batch. All of this is then one gain g and
-one bias b, and the current is::
+log_threshold (which learns). In the spiking twin batch norm uses its running statistics, in training already updated
+with this batch. All of this is then one gain g and one bias b, and the current is::
 
     x[t] = (A * unit * g) * (W * s[t]) + b / T
 
@@ -136,11 +135,9 @@ class Drive:
         with torch.no_grad():
             if not may_cache(weights.layer):
                 return self.of_spikes(weights.packed(), steps, amplitude)
-            make = functools.partial(self._of_cached, weights, steps, amplitude)
-            return self._cached(weights, (steps, amplitude), make)
-
-    def _of_cached(self, weights: Weights, steps: int, amplitude: float) -> SpikingWeights:
-        return self.of_spikes(weights.packed(keep=True), steps, amplitude)
+            return self._cached(
+                weights, (steps, amplitude), lambda: self.of_spikes(weights.packed(keep=True), steps, amplitude)
+            )
 
     def value_weights(self, weights: Weights, kernel: Kernel, steps: int, constant: bool) -> SpikingWeights:
         """Return the kernel with scale and bias of the current that real input causes; cached in eval mode."""

@@ -15,7 +15,7 @@ from .nir import NirWriter, Signal
 
 
 class _Dropout:
-    """What both dropouts share; torch's dropout must come next in the bases."""
+    """What these dropouts share; torch's dropout must come next in the bases."""
 
     p: float
     training: bool
@@ -42,6 +42,10 @@ class _Dropout:
             mask = mask.repeat(1, self.copies, *[1] * len(rest))
         masked = x.rearranged(lambda values: values * mask.to(values.dtype))
         return masked if self.p == 1 else masked.replace_unchecked(amplitude=x.amplitude / (1 - self.p))
+
+    def nir(self, writer: NirWriter, signal: Signal) -> Any:
+        """Add no node: in eval mode dropout does nothing."""
+        return signal
 
 
 class TandemDropout(_Dropout, nn.Dropout):
@@ -74,10 +78,6 @@ class TandemDropout(_Dropout, nn.Dropout):
         _check_train(self, x)
         return self._dropped(x, x.shape)
 
-    def nir(self, writer: NirWriter, signal: Signal) -> Any:
-        """Add no node: in eval mode dropout does nothing."""
-        return signal
-
 
 class _ChannelDropout(_Dropout):
     """Dropout of whole channels; torch's dropout must come next in the bases."""
@@ -90,10 +90,6 @@ class _ChannelDropout(_Dropout):
         if len(x.shape) != 2 + self.axes:
             raise ValueError(f"{type(self).__name__}: input must be {SHAPES[self.axes]}, got {list(x.shape)}")
         return self._dropped(x, (*x.shape[:2], *[1] * self.axes))
-
-    def nir(self, writer: NirWriter, signal: Signal) -> Any:
-        """Add no node: in eval mode dropout does nothing."""
-        return signal
 
 
 class TandemDropout2d(_ChannelDropout, nn.Dropout2d):  # type: ignore[misc]  # forward: spike trains, not tensors

@@ -60,10 +60,10 @@ def _mask(number: int, indices: tuple[int, ...], device: torch.device) -> Tensor
 
 def folds_of(layer: Any) -> tuple[int, ...]:
     """Return the values of a layer whose slope is negative."""
-    if layer.wiring is None or layer.wiring.slopes != "learned":
-        return () if layer.wiring is None else tuple(layer.wiring.folds)
-    mask = negative(layer)
-    return () if mask is None else tuple(mask.expand(layer.synapses.outputs // 2).nonzero().flatten().tolist())
+    wiring = layer.wiring
+    if wiring is None or wiring.slopes != "learned":
+        return () if wiring is None else tuple(wiring.folds)
+    return tuple((layer.slope < 0).expand(layer.synapses.outputs // 2).nonzero().flatten().tolist())
 
 
 def check_folds(kind: str, folds: Any, values: float = math.inf) -> None:

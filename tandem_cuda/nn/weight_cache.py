@@ -70,9 +70,8 @@ class WeightCache:
 
         With ``watch``, a CUDA device packs large weights only if they have changed since the last such call.
         """
-        if torch.compiler.is_compiling():  # compiled code cannot keep a buffer
-            return ops.pack_weight.trusted(weight.detach(), groups)
-        if capturing(weight):  # a graph writes to its buffer in every replay, so the memory must be its own
+        # Compiled code cannot keep a buffer. A graph writes to its own in every replay, so nothing else may use it.
+        if torch.compiler.is_compiling() or capturing(weight):
             return ops.pack_weight.trusted(weight.detach(), groups)
         self._packed = self._weights = None  # both describe the buffer, which is overwritten below
         if torch._C._functorch.is_functorch_wrapped_tensor(weight):  # must not outlive its transform

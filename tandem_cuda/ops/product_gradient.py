@@ -110,15 +110,6 @@ def _save(
     ctx.set_materialize_grads(False)
 
 
-def _values(saved: Saved, dtype: torch.dtype, radix: bool) -> Tensor:
-    """Return the counts, or values of radix spikes, that entered a product."""
-    bits, count, *_ = saved
-    if count is not None:
-        return count
-    assert bits is not None
-    return spike_value(bits, dtype, radix)
-
-
 def _gradients(ctx: Any, grad: Tensor | None, at: int) -> Gradients:
     """Return the gradients of scale * (weight * count) + bias that are needed; ``at``: the place of ``master``."""
     if grad is None:
@@ -138,13 +129,13 @@ def _product_gradients(
     dtype: torch.dtype | None,
 ) -> Gradients:
     """Return the needed gradients of scale * (weight * count) + bias with respect to count, weight and bias."""
-    *_, weight, scale, unit = saved
+    bits, count, weight, scale, unit = saved
     linear = weight.dim() == 2
     # reshape, because is_grads_batched has no batching rule for flatten
     grad_bias = None
     if needed[2]:
         grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0) if linear else grad.sum([0, 2, 3])
-    values = _values(saved, grad.dtype, radix)
+    values = spike_value(cast(Tensor, bits), grad.dtype, radix) if count is None else count
     return *gradients_of(grad, values, weight, unit, needed[:2], convolution, scale, dtype), grad_bias
 
 
