@@ -162,18 +162,22 @@ class _Import:
 
     def _taken_together(self) -> dict[str, tuple[Found, dict[str, nir.NIRNode]]]:
         """Make one node of those of each maximum of two; return what they are, by the name of that node."""
-        readers: dict[str, list[str]] = {name: [] for name in self.nodes}
-        for name, sources in self.sources.items():
-            for source in sources:
-                readers[source].append(name)
         found = {}
-        for name, parts in found_in(self.nodes, self.sources, readers).items():
+        for name, parts in found_in(self.nodes, self.sources, self._readers()).items():
             found[name] = parts, {part: self.nodes[part] for part in (*parts[:-1], name)}
             self.sources[name] = [parts.source]
         inner = {part for parts, _ in found.values() for part in parts[:-1]}
         self.nodes = {name: node for name, node in self.nodes.items() if name not in inner}
         self.sources = {name: sources for name, sources in self.sources.items() if name not in inner}
         return found
+
+    def _readers(self) -> dict[str, list[str]]:
+        """Return the nodes that read each node."""
+        readers: dict[str, list[str]] = {name: [] for name in self.nodes}
+        for name, sources in self.sources.items():
+            for source in sources:
+                readers[source].append(name)
+        return readers
 
     def network(self) -> nn.Module:
         order, result = self._order()
@@ -200,10 +204,7 @@ class _Import:
 
     def _order(self) -> tuple[list[str], str]:
         """Return the nodes between the input and the output in topological order, and the output."""
-        following: dict[str, list[str]] = {name: [] for name in self.nodes}
-        for name, sources in self.sources.items():
-            for source in sources:
-                following[source].append(name)
+        following = self._readers()
         inputs = [name for name, node in self.nodes.items() if isinstance(node, nir.Input)]
         outputs = [name for name, node in self.nodes.items() if isinstance(node, nir.Output)]
         outputs = outputs or [name for name in self.nodes if not following[name]]  # old graphs have no Output node

@@ -36,10 +36,8 @@ from ..nn.nir import MaxAxis, NirGeometry, Shape, dense, image
 from ..ops.max_pool_spikes import windows_along
 from .nir_builder import Builder, Place
 from .nir_format import nir
-from .nir_nodes import NirWeights, PartialShape, numbers_of
+from .nir_nodes import CONVOLUTIONS, NirWeights, PartialShape, numbers_of
 from .nir_sources import NirSource
-
-_CONVOLUTIONS = (nir.Conv1d, nir.Conv2d)
 
 
 class Larger(NamedTuple):
@@ -140,12 +138,12 @@ def found_in(
         return before if before and not more and isinstance(nodes[before], kind) and len(readers[before]) == 1 else None
 
     for name, node in nodes.items():
-        either = only(name, _CONVOLUTIONS) if isinstance(node, nir.Threshold) else None
+        either = only(name, CONVOLUTIONS) if isinstance(node, nir.Threshold) else None
         leads = either and only(either, nir.Threshold)
         parts = sources[leads] if leads else ()
         if either is None or leads is None or len(parts) != 2 or any(len(readers[part]) != 1 for part in parts):
             continue
-        if not all(isinstance(nodes[part], _CONVOLUTIONS) for part in parts):
+        if not all(isinstance(nodes[part], CONVOLUTIONS) for part in parts):
             continue
         for spiked, counted in (parts, parts[::-1]):
             count = only(counted, nir.I)

@@ -21,9 +21,9 @@ from .nir_sources import NirConvolution
 _LARGEST = 2**31 - 1
 _FLOAT32 = torch.finfo(torch.float32)
 NEURONS = (nir.IF, nir.LIF)
-_CONVOLUTIONS = (nir.Conv1d, nir.Conv2d)
+CONVOLUTIONS = (nir.Conv1d, nir.Conv2d)
 POOLINGS = (nir.AvgPool2d, nir.SumPool2d)
-WEIGHTS = (nir.Linear, nir.Affine, *_CONVOLUTIONS, *POOLINGS)
+WEIGHTS = (nir.Linear, nir.Affine, *CONVOLUTIONS, *POOLINGS)
 
 
 def numbers_of(name: str, value: Any) -> Any:

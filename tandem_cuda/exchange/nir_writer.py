@@ -34,7 +34,6 @@ from .nir_sources import Channels, NirSource, channels_of
 
 _MOST_WEIGHTS = 2**28
 FLATTENED = (torch.flatten, flattened_to, "flatten")
-_FLAT_NEXT = "must be followed by flattening to [N, F]: NIR has no other node for it"
 
 
 class ModuleForm(NamedTuple):
