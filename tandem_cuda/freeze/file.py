@@ -25,7 +25,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from types import ModuleType
@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import keystr, tree_leaves_with_path
 
-from ..nn.frozen import LOADERS, FrozenLayer
+from ..nn.frozen import LOADERS
 from .graph import INPUT, Node
 
 FORMAT = "tandem_cuda.frozen"
@@ -196,9 +196,11 @@ def parsed(description: Any, tensors: Mapping[str, Tensor]) -> tuple[list[Node],
             raise ValueError(f"a node's name must be a string and its settings an object, got {node!r}")
         if not isinstance(inputs, list) or not all(isinstance(i, str) for i in inputs):
             raise ValueError(f"inputs of {name!r} must be a list of names, got {inputs!r}")
-        loader = _loader(node["kind"])
+        kind = node["kind"]
+        if not isinstance(kind, str) or kind not in LOADERS:
+            raise ValueError(f"kind must be one of {', '.join(sorted(LOADERS))}, got {kind!r}")
         try:
-            layer = loader(settings, owners.pop(name, {}))
+            layer = LOADERS[kind](settings, owners.pop(name, {}))
         except (TypeError, ValueError, IndexError, RuntimeError, OverflowError) as error:
             raise ValueError(f"node {name!r}: {error}") from error
         nodes.append(Node(name, layer, tuple(inputs)))
@@ -212,9 +214,3 @@ def _check_numbers(name: str, settings: Any) -> None:
     for path, value in tree_leaves_with_path(settings):
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"node {name!r}: setting {keystr(path)} must be finite, got {value}")
-
-
-def _loader(kind: Any) -> Callable[[dict[str, Any], Mapping[str, Tensor]], FrozenLayer]:
-    if not isinstance(kind, str) or kind not in LOADERS:
-        raise ValueError(f"kind must be one of {', '.join(sorted(LOADERS))}, got {kind!r}")
-    return LOADERS[kind]

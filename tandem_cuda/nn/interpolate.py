@@ -168,13 +168,10 @@ class InterpolatingSynapses(ElementwiseSynapses):
 
     def _readers(self, n: int, axis: int, device: torch.device) -> Tensor:
         """Return how many lines of the output depend on each of n lines of the input."""
-        return (self.matrix(n, axis, device) != 0).sum(0).double()
-
-    def matrix(self, n: int, axis: int, device: torch.device) -> Tensor:
-        """Return the weight of each of n lines of the input in each line of the output, [outputs, n]."""
         lines = torch.eye(n, dtype=torch.float64, device=device).unsqueeze(2)  # the channels are one line each
         size, factor = (None if s is None else (s[axis], 1) for s in (self.size, self.factor))
-        return F.interpolate(lines.unsqueeze(0), size, factor, self.mode, self.align_corners)[0, :, :, 0].T
+        weights = F.interpolate(lines.unsqueeze(0), size, factor, self.mode, self.align_corners)[0, :, :, 0]
+        return (weights != 0).sum(1).double()
 
     # -- products
 

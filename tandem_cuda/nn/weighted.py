@@ -65,8 +65,9 @@ class WeightedLayer(Spiking, ABC):
         self.neuron = neuron
         self.engine = engine
         self._cache = WeightCache()
-        self.norm = None if norm is None else self._new_norm()
-        log_threshold = learned_threshold.new_log_threshold(name, learn_threshold, self.weight)
+        w = self.weight
+        self.norm = None if norm is None else self.norm_class(self.synapses.outputs, device=w.device, dtype=w.dtype)
+        log_threshold = learned_threshold.new_log_threshold(name, learn_threshold, w)
         self.register_parameter("log_threshold", log_threshold)
         for name in OF_CONVERSION:
             self.register_buffer(name, None, persistent=False)
@@ -128,10 +129,6 @@ class WeightedLayer(Spiking, ABC):
     def arguments(self) -> dict[str, Any]:
         """Return the constructor's arguments that define the connections, as JSON types (but tuples for lists)."""
         return {name: getattr(self, name) for name in self.SETTINGS}
-
-    def _new_norm(self) -> Norm:
-        """Create the module for norm="batch"."""
-        return self.norm_class(self.synapses.outputs, device=self.weight.device, dtype=self.weight.dtype)
 
     def extra_repr(self) -> str:
         engine = "" if self.engine == "auto" else f", engine={self.engine!r}"

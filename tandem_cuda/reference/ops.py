@@ -208,11 +208,12 @@ def tandem_count(
         tensor([[1., 0.]])
     """
     check_bits("tandem_count", bits, time_steps)
-    value = _value(bits, pre_activation.dtype, neuron.radix)
+    value = spike_value(bits, pre_activation.dtype, neuron.radix)
     return couple(pre_activation, value, time_steps, neuron, upper)
 
 
-def _value(bits: Tensor, dtype: torch.dtype, radix: bool) -> Tensor:
+def spike_value(bits: Tensor, dtype: torch.dtype, radix: bool) -> Tensor:
+    """Return the spike counts of bits, or the values of radix spikes, which are their bytes."""
     return bits[0].to(dtype) if radix else spike_count(bits, dtype)
 
 
@@ -249,7 +250,7 @@ def tandem_norm_count(
         product = product * per_channel(unit, product.dim() - 2)
     v = F.batch_norm(product, None, None, gamma, beta, training=True, eps=eps)
     check_bits("tandem_norm_count", bits, time_steps)
-    return couple(v, _value(bits, v.dtype, radix), time_steps, IF(threshold), upper)
+    return couple(v, spike_value(bits, v.dtype, radix), time_steps, IF(threshold), upper)
 
 
 def update_statistics_(

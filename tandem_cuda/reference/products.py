@@ -15,7 +15,7 @@ from .ops import (
     per_channel,
     radix_spikes,
     replace_value,
-    spike_count,
+    spike_value,
     unpack_spikes,
 )
 
@@ -334,5 +334,5 @@ def _count(bits: Tensor, count: Tensor | None, dtype: torch.dtype, radix: int) -
     """Return the spike counts of bits, or values of radix spikes; their gradient goes to count."""
     if radix:
         check_bits("count_product", bits, radix)
-    counted = bits[0].to(dtype) if radix else spike_count(bits, dtype)
+    counted = spike_value(bits, dtype, radix > 0)
     return counted if count is None else replace_value(count, counted)
