@@ -91,7 +91,7 @@ BUGS = [
         "2.0 ** (before - time_steps) if neuron.radix else", "before / time_steps if neuron.radix else",
         "test_radix_networks.py::test_corrections_shrink"),
     Bug("weight of an identity's spikes forgotten", "nn/add.py",
-        "parts.append(x.value if x.amplitude == 1 else x.value * x.amplitude)", "parts.append(x.value)",
+        "parts.append(value_of(x))", "parts.append(x.value)",
         "test_joins.py::test_joins"),
     Bug("bias of a join not in learned units", "nn/add.py",
         "bias=None if bias is None else bias * scale", "bias=bias",
