@@ -9,6 +9,26 @@ from exact import generator
 from tandem_cuda import IF, convert
 
 
+class Net(nn.Module):
+    """These modules, and ``run(net, x)`` as forward."""
+
+    def __init__(self, run, **modules):
+        super().__init__()
+        self.run = run
+        for name, module in modules.items():
+            setattr(self, name, module)
+
+    def forward(self, x):
+        return self.run(self, x)
+
+
+class Pair(Net):
+    """With two inputs."""
+
+    def forward(self, x, y):
+        return self.run(self, x, y)
+
+
 def cnn():
     return nn.Sequential(
         nn.Conv2d(2, 6, 3, padding=1),

@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import qcfs_anns
+from anns import Net, Pair
 from exact import generator, same
 from tandem_cuda import IF, LIF, RadixIF, SpikeTrain, TandemConv2d, convert, freeze, from_quantised
 from tandem_cuda.convert import advice, rules
@@ -28,19 +29,6 @@ pytestmark = pytest.mark.usefixtures("restored_rules")
 
 IMAGES = torch.randn(4, 3, 8, 12, generator=generator(0))
 LINES = torch.randn(4, 3, 16, generator=generator(1))
-
-
-class Net(nn.Module):
-    """With a forward of its own."""
-
-    def __init__(self, run, **modules):
-        super().__init__()
-        self.run = run
-        for name, module in modules.items():
-            self.add_module(name, module)
-
-    def forward(self, x):
-        return self.run(self, x)
 
 
 def made(run, x, **modules):
@@ -323,7 +311,7 @@ PARTS = [
         same=True,
     ),
     Case(
-        "make its inputs alike in size, by nn.Upsample or torch.cat: spikes do not broadcast",
+        "torch.cat: spikes do not broadcast, got [N, 8, 8, 12] and [N, 1, 8, 12]",
         lambda: image(lambda n, x: F.relu(x + n.a(x)), a=conv(8, 1)),
         lambda: image(lambda n, x: F.relu(x + torch.cat([n.a(x)] * 8, 1)), a=conv(8, 1)),
         how={"example": IMAGES},
@@ -453,6 +441,7 @@ PARTS = [
         "remove it, or move it after the last weight layer: spikes cannot be multiplied",
         lambda: image(lambda n, x: x * F.relu(n.a(x)), a=conv(8, 8)),
         lambda: image(rectified, a=conv(8, 8)),
+        how=ANALOGUE,
     ),
     Case(
         "remove it, or move it after the last weight layer: spikes cannot be multiplied",
@@ -728,7 +717,7 @@ PARTS = [
     ),
     Case(
         "use a number in place of a size that depends on the input",
-        lambda: image(lambda n, x: x * len(x)),
+        lambda: image(lambda n, x: n.f(x), f=Lambda(lambda x: x * len(x))),
         lambda: image(lambda n, x: x * 4),
         how={"example": IMAGES},
         same=True,
@@ -1233,26 +1222,18 @@ def overridden(ann):
 
 
 def two_inputs(**how):
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b = conv(3, 4), conv(4, 2)
-
-        def forward(self, x, y):
-            return self.b(F.relu(self.a(x) + self.a(y)))
-
     def converted():
-        snn = convert(Net().eval(), 8, **how)
+        net = Pair(lambda n, x, y: n.b(F.relu(n.a(x) + n.a(y))), a=conv(3, 4), b=conv(4, 2))
+        snn = convert(net.eval(), 8, **how)
         return lambda x: snn(x, x)
 
     return converted
 
 
-ARGUMENTS = [
+WRONG_TYPES = [
     ("ann must be an nn.Module", lambda: convert(F.relu, 8), plain()),
-    ("ann must have a weight layer and a ReLU", lambda: convert(conv(3, 4), 8), plain()),
     (
-        r"ann must have parameters of float32 or float64, .* call ann.float\(\)",
+        r"float32 or float64, got torch.float16 in 0.weight, 0.bias, 2.weight and 3 more; call ann.float\(\)",
         lambda: convert(small().half(), 8),
         lambda: convert(small().half().float(), 8),
     ),
@@ -1262,67 +1243,16 @@ ARGUMENTS = [
         plain(weights="int8"),
     ),
     (
-        "ann must be an ANN, got a TandemNetwork, .* pass the network that it was made from",
-        lambda: convert(plain()(), 8),
-        lambda: convert(plain()().ann(), 8),
-    ),
-    (
-        "ann must be a network of floats, .*from_quantised takes networks",
-        lambda: convert(quantised(), 8),
-        lambda: from_quantised(quantised(), IMAGES),
-    ),
-    ("mode must be 'constant', 'impulse', 'radix' or 'spikes', got", plain(mode="rate"), plain(mode="impulse")),
-    (
-        "mode must be 'impulse', 'radix' or 'spikes' with RadixIF neurons",
-        plain(mode="constant", neuron=RadixIF()),
-        plain(mode="impulse", neuron=RadixIF()),
-    ),
-    (
-        "neuron must wait for all time steps with mode 'radix'",
-        plain(mode="radix", neuron=IF()),
-        lambda: lambda x: convert(small(), 8, mode="radix", neuron=IF(two_phase=True))(x.sigmoid()),  # pixels
-    ),
-    (
         "spiking_layers must be an int",
         plain(spiking_layers=1.0, calibrate=IMAGES),
         plain(spiking_layers=1, calibrate=IMAGES),
-    ),
-    (r"spiking_layers must be at least 1 \(with none, use the ANN", plain(spiking_layers=0, calibrate=IMAGES), small),
-    (
-        "spiking_layers must be at most 2",
-        plain(spiking_layers=3, calibrate=IMAGES),
-        plain(spiking_layers=2, calibrate=IMAGES),
-    ),
-    (
-        "calibrate must be given with spiking_layers=1 of 2",
-        plain(spiking_layers=1),
-        plain(spiking_layers=1, calibrate=IMAGES),
-    ),
-    (
-        r"percentile must be in \(0, 100\]",
-        plain(percentile=0, calibrate=IMAGES),
-        plain(percentile=100, calibrate=IMAGES),
     ),
     (
         "per_channel must be True, False or None",
         plain(per_channel=1, calibrate=IMAGES),
         plain(per_channel=True, calibrate=IMAGES),
     ),
-    (
-        "calibrate must be inputs of the ANN with per_channel=True",
-        plain(per_channel=True),
-        plain(per_channel=True, calibrate=IMAGES),
-    ),
-    (
-        "mode must be that of Encode with correct_bias=True",
-        plain(correct_bias=True, mode="spikes", calibrate=IMAGES),
-        plain(correct_bias=True, calibrate=IMAGES),
-    ),
-    ("engine must be one of", plain(engine="fast"), plain(engine="event")),
     ("learn_thresholds must be True or False", plain(learn_thresholds=1), plain(learn_thresholds=True)),
-    ("weights must be None, 'int8' or 'int16'", plain(weights=8), plain(weights="int8")),
-    ("neuron must be IF", plain(neuron=LIF(), calibrate=IMAGES), plain(neuron=IF(), calibrate=IMAGES)),
-    ("gates must be None or 'analogue'", plain(gates=True), plain(gates="analogue")),
     ("replace must be a dict", swish([nn.SiLU]), swish({nn.SiLU: nn.ReLU})),
     (
         r"keys of replace must be module classes, functions or names, got SiLU\(\)",
@@ -1339,6 +1269,64 @@ ARGUMENTS = [
         swish({nn.SiLU: "ReLU"}),
         swish({nn.SiLU: F.relu}),
     ),
+    ("example must be a Tensor or several, got int", of(sized, example=3), of(sized, example=IMAGES)),
+    ("example must be a Tensor or several, got int", of(sized, example=[IMAGES, 3]), of(sized, example=[IMAGES])),
+    ("calibrate must be a Tensor, a Dataset or an iterable of batches", plain(calibrate=3), plain(calibrate=IMAGES)),
+    ("a rule must return its call's input or the result of a method of the call", returning(3), returning(None)),
+]
+WRONG_VALUES = [
+    ("ann must have a weight layer and a ReLU", lambda: convert(conv(3, 4), 8), plain()),
+    (
+        "ann must be an ANN, got a TandemNetwork, .* pass the network that it was made from",
+        lambda: convert(plain()(), 8),
+        lambda: convert(plain()().ann(), 8),
+    ),
+    (
+        "ann must be a network of floats, .*from_quantised takes networks",
+        lambda: convert(quantised(), 8),
+        lambda: from_quantised(quantised(), IMAGES),
+    ),
+    ("mode must be 'constant', 'impulse', 'radix' or 'spikes', got 'rate'", plain(mode="rate"), plain(mode="impulse")),
+    (
+        "mode must be 'impulse', 'radix' or 'spikes' with RadixIF neurons",
+        plain(mode="constant", neuron=RadixIF()),
+        plain(mode="impulse", neuron=RadixIF()),
+    ),
+    (
+        "neuron must wait for all time steps with mode 'radix'",
+        plain(mode="radix", neuron=IF()),
+        lambda: lambda x: convert(small(), 8, mode="radix", neuron=IF(two_phase=True))(x.sigmoid()),  # pixels
+    ),
+    (r"spiking_layers must be at least 1 \(with none, use the ANN", plain(spiking_layers=0, calibrate=IMAGES), small),
+    (
+        "spiking_layers must be at most 2",
+        plain(spiking_layers=3, calibrate=IMAGES),
+        plain(spiking_layers=2, calibrate=IMAGES),
+    ),
+    (
+        "calibrate must be given with spiking_layers=1 of 2",
+        plain(spiking_layers=1),
+        plain(spiking_layers=1, calibrate=IMAGES),
+    ),
+    (
+        r"percentile must be in \(0, 100\], got 0",
+        plain(percentile=0, calibrate=IMAGES),
+        plain(percentile=100, calibrate=IMAGES),
+    ),
+    (
+        "calibrate must be inputs of the ANN with per_channel=True",
+        plain(per_channel=True),
+        plain(per_channel=True, calibrate=IMAGES),
+    ),
+    (
+        "mode must be that of Encode with correct_bias=True",
+        plain(correct_bias=True, mode="spikes", calibrate=IMAGES),
+        plain(correct_bias=True, calibrate=IMAGES),
+    ),
+    ("engine must be one of", plain(engine="fast"), plain(engine="event")),
+    ("weights must be None, 'int8' or 'int16'", plain(weights=8), plain(weights="int8")),
+    ("neuron must be IF", plain(neuron=LIF(), calibrate=IMAGES), plain(neuron=IF(), calibrate=IMAGES)),
+    ("gates must be None or 'analogue'", plain(gates=True), plain(gates="analogue")),
     (
         "replace must name modules of the ANN or functions that its forward calls, got gelu; it calls none",
         swish({F.gelu: nn.ReLU}),
@@ -1380,8 +1368,11 @@ ARGUMENTS = [
         lambda: convert(torch.compile(small()), 8),
         plain(),
     ),
-    ("example must be a Tensor or several", of(sized, example=3), of(sized, example=IMAGES)),
-    (r"example must be \[N, ...\] with N > 0", of(sized, example=IMAGES[:0]), of(sized, example=IMAGES)),
+    (
+        r"example must be \[N, ...\] with N > 0, got \[0, 3, 8, 12\]",
+        of(sized, example=IMAGES[:0]),
+        of(sized, example=IMAGES),
+    ),
     (r"example must be None if forward takes \*args", anything(example=IMAGES), anything()),
     ("example must hold x, got 2 tensors", of(sized, example=(IMAGES, IMAGES)), of(sized, example=(IMAGES,))),
     (
@@ -1395,8 +1386,11 @@ ARGUMENTS = [
         of(unaliased, calibrate=IMAGES),
     ),
     ("calibrate must yield batches of at least one sample", plain(calibrate=IMAGES[:0]), plain(calibrate=IMAGES)),
-    ("calibrate must yield a Tensor input, a tuple that", plain(calibrate=[3]), plain(calibrate=[IMAGES])),
-    ("calibrate must be a Tensor, a Dataset or an iterable of batches", plain(calibrate=3), plain(calibrate=IMAGES)),
+    (
+        "calibrate must yield a Tensor input, a tuple that begins with it, or a dict with it, got int in batch 0",
+        plain(calibrate=[3]),
+        plain(calibrate=[IMAGES]),
+    ),
     (
         "calibrate must yield as many samples of each input, got 4 of x and 2 of y",
         two_inputs(calibrate=[(IMAGES, IMAGES[:2])]),
@@ -1437,11 +1431,14 @@ ARGUMENTS = [
         lambda: convert(overridden(small()), 8),
         plain(),
     ),
-    ("a rule must return its call's input or the result of a method of the call", returning(3), returning(None)),
-    ("calibrate must yield at least one batch", plain(calibrate=[]), plain(calibrate=[IMAGES])),
+    ("calibrate must yield at least one batch, got none", plain(calibrate=[]), plain(calibrate=[IMAGES])),
     ("calibrate must be finite, got NaN or infinity in batch 0", plain(calibrate=IMAGES / 0), plain(calibrate=IMAGES)),
-    ("activations of the ANN must be finite", endless, plain(calibrate=IMAGES)),
-    ("calibrate must activate every layer", silent(-1e3), silent(0.0)),
+    ("activations of the ANN must be finite, got NaN or infinity after 0", endless, plain(calibrate=IMAGES)),
+    (
+        "calibrate must activate every layer, got data that never makes the output of 0 positive",
+        silent(-1e3),
+        silent(0.0),
+    ),
     (
         r"calibrate must hold a level for each spiking layer, got none for \['2'\]",
         plain(calibrate={"0": 1.0}),
@@ -1460,6 +1457,8 @@ ARGUMENTS = [
     (r"calibrate\['0'\] must be finite", plain(calibrate={**LEVELS, "0": float("inf")}), plain(calibrate=LEVELS)),
     (r"calibrate\['0'\] must be positive", plain(calibrate={**LEVELS, "0": -1.0}), plain(calibrate=LEVELS)),
 ]
+ARGUMENTS = [*((TypeError, *each) for each in WRONG_TYPES), *((ValueError, *each) for each in WRONG_VALUES)]
+"""What convert refuses: error, message, a call that is refused, and one that follows the advice."""
 
 
 @functools.cache
@@ -1494,9 +1493,9 @@ def test_parts(case):
             torch.testing.assert_close(other(counts), want)
 
 
-@pytest.mark.parametrize(("message", "wrong", "right"), ARGUMENTS, ids=[message for message, _, _ in ARGUMENTS])
-def test_arguments(message, wrong, right):
-    with pytest.raises((ValueError, TypeError), match=message):
+@pytest.mark.parametrize(("error", "message", "wrong", "right"), ARGUMENTS, ids=[each[1] for each in ARGUMENTS])
+def test_arguments(error, message, wrong, right):
+    with pytest.raises(error, match=message):
         wrong()
     assert right()(IMAGES).isfinite().all()
 
@@ -1601,8 +1600,8 @@ def test_there_is_a_case_for_each_advice():
 
 def test_there_is_a_case_for_each_error():
     said = []
-    for _, wrong, _ in ARGUMENTS:
-        with pytest.raises((ValueError, TypeError)) as error:
+    for expected, _, wrong, _ in ARGUMENTS:
+        with pytest.raises(expected) as error:
             wrong()
         said.append(str(error.value))
     texts = [text for text in {*Texts().errors()} if "these\\ are\\ not" not in text]

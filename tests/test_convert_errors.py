@@ -1,6 +1,5 @@
 """What convert refuses, and what it must not refuse."""
 
-import contextlib
 import copy
 
 import pytest
@@ -12,7 +11,6 @@ from torch.nn.utils import prune
 from anns import Functional, cnn, inputs, kinds
 from exact import same
 from tandem_cuda import (
-    LIF,
     Decode,
     SpikeTrain,
     SpikingMaxPool2d,
@@ -204,12 +202,6 @@ def test_optional_arguments_keep_their_defaults():
             snn(*args, **kwargs)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_refused(dtype):
-    with pytest.raises(TypeError, match=rf"float32 or float64, got {dtype} in 0.weight, 0.bias, 1.weight and 8 more; "):
-        convert(cnn().to(dtype), 8)
-
-
 def watch(module, *args):
     pass
 
@@ -217,9 +209,6 @@ def watch(module, *args):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda ann: nn.utils.weight_norm(ann[4]), r"4 \(Conv2d\): call torch.nn.utils.remove_weight_norm"),
-        (lambda ann: nn.utils.spectral_norm(ann[4]), r"4 \(Conv2d\): call torch.nn.utils.remove_spectral_norm"),
-        (lambda ann: prune.random_unstructured(ann[9], "weight", 0.5), r"9 \(Linear\): call .*prune.remove"),
         (lambda ann: ann[0].register_forward_hook(watch), r"0 \(Conv2d\): remove its hooks \(watch\)"),
         (lambda ann: ann[1].register_forward_pre_hook(watch), r"1 \(BatchNorm2d\): remove its hooks \(watch\)"),
         (lambda ann: ann[2].register_forward_hook(watch), r"2 \(ReLU\): remove its hooks"),
@@ -229,8 +218,7 @@ def watch(module, *args):
 )
 def test_what_hooks_do_is_not_dropped(change, message):
     ann = cnn()
-    with pytest.warns(FutureWarning) if "weight_norm" in message else contextlib.nullcontext():
-        change(ann)
+    change(ann)
     with pytest.raises(ValueError, match=message):
         convert(ann, 8)
 
@@ -336,19 +324,6 @@ def test_frozen_parts_keep_their_mode():
     same(ann[1].running_mean, mean)
 
 
-def test_output_size_is_not_dropped():
-    class Resized(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.stem, self.up, self.last = nn.Conv2d(2, 4, 3), nn.ConvTranspose2d(4, 4, 3, 2), nn.Conv2d(4, 2, 1)
-
-        def forward(self, x):
-            return self.last(torch.relu(self.up(torch.relu(self.stem(x)), output_size=[14, 14])))
-
-    with pytest.raises(ValueError, match=r"up \(ConvTranspose2d\): call it with its input alone"):
-        convert(Resized(), 8)
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_calibration_must_be_finite(value):
     x = inputs()
@@ -364,52 +339,18 @@ def test_calibration_must_be_finite(value):
         convert(cnn(), 8, calibrate={"0": value, "4": 1.0, "9": 1.0})
 
 
-class Branching(nn.Sequential):
-    def forward(self, x):
-        return super().forward(x) if x.sum() > 0 else x
-
-
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: convert(torch.relu, 8), TypeError, "ann must be an nn.Module, got builtin"),
         (lambda: convert(cnn(), 8.0), TypeError, "time_steps must be an int, got float"),
         (lambda: convert(cnn(), 0), ValueError, "time_steps must be at least 1, got 0"),
-        (
-            lambda: convert(cnn(), 8, mode="rate"),
-            ValueError,
-            "mode must be 'constant', 'impulse', 'radix' or 'spikes', got 'rate'",
-        ),
         (lambda: convert(cnn(), 8, neuron=1.0), TypeError, "neuron must be IF"),
-        (lambda: convert(cnn(), 8, engine="fast"), ValueError, "engine must be one of"),
-        (lambda: convert(cnn(), 8, percentile=0), ValueError, r"percentile must be in \(0, 100\], got 0"),
         (lambda: convert(cnn(), 8, percentile="99"), TypeError, "percentile must be a number"),
-        (lambda: convert(cnn(), 8, neuron=LIF(), calibrate=inputs()), ValueError, "neuron must be IF.* with calibrate"),
-        (lambda: convert(cnn(), 8, calibrate=[]), ValueError, "at least one batch, got none"),
-        (
-            lambda: convert(cnn(), 8, calibrate=[1.0]),
-            ValueError,
-            "must yield a Tensor input, a tuple that begins with it, or a dict with it, got float in batch 0",
-        ),
-        (
-            lambda: convert(cnn(), 8, calibrate=inputs(0)),
-            ValueError,
-            "calibrate must yield batches of at least one sample",
-        ),
-        (lambda: convert(nn.Linear(2, 2), 8), ValueError, "must have a weight layer and a ReLU before"),
-        (lambda: convert(Branching(nn.Linear(2, 2)), 8), ValueError, "traceable by torch.fx.*control flow"),
     ],
 )
 def test_bad_arguments(make, error, message):
     with pytest.raises(error, match=message):
         make()
-
-
-def test_silent_layer_is_named():
-    ann = cnn().eval()
-    nn.init.constant_(ann[1].bias, -100)
-    with pytest.raises(ValueError, match="got data that never makes the output of 0 positive"):
-        convert(ann, 8, calibrate=inputs())
 
 
 def test_view_that_mixes_samples():

@@ -7,23 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anns import per_layer
+from anns import Net, kinds, per_layer
 from pairwise import each, pairs
 from tandem_cuda import IF, FrozenNetwork, SpikeTrain, convert, freeze, quantise, synops, unquantise
 from tandem_cuda.nn import SpikeCat, SpikeRearrange, SpikingGlobalMaxPool2d, TandemElementwise, TandemGate
-
-
-class Net(nn.Module):
-    """With a forward of its own."""
-
-    def __init__(self, run, **modules):
-        super().__init__()
-        self.run = run
-        for name, module in modules.items():
-            setattr(self, name, module)
-
-    def forward(self, x):
-        return self.run(self, x)
 
 
 def conv(inputs, outputs, kernel=3, **settings):
@@ -530,10 +517,6 @@ def test_integers_are_those_of_the_ann(name):
         assert (snn(x) - want).norm() < 0.02 * want.norm()
 
 
-def kinds(snn):
-    return [type(module) for module in snn.snn.modules()]
-
-
 @pytest.mark.parametrize(
     ("name", "module", "number"),
     [
@@ -623,12 +606,7 @@ def a_line(run, features=4):
     ("ann", "message"),
     [
         (between(lambda n, x: x[1:], 8), "select ranges behind the batch"),
-        (between(lambda n, x: x[:, [2, 6]], 2), "select ranges behind the batch"),
         (between(lambda n, x: x[:, 3], 8), "select ranges behind the batch"),
-        (between(lambda n, x: torch.cat([x[:, 3:3], x], 1), 8), "leave out pieces without channels"),
-        (between(lambda n, x: x / 0, 8), "divide by a number other than 0"),
-        (between(lambda n, x: torch.cat([x, x], 2), 8), "concatenate along dimension 1"),
-        (between(lambda n, x: x.mean(1), 8), "pass keepdim=True"),
         (flat(lambda n, x: x.flatten(2).mean(1), 96), "pass keepdim=True"),
         (flat(lambda n, x: F.max_pool2d(x, (x.size(2), x.size(3))).flatten(1), 8), "pass example="),
         (a_view(batch, 2, 4, width, height, batch, 8, height, width), "pass example="),
@@ -637,7 +615,6 @@ def a_line(run, features=4):
         (a_view(batch, 2, 8, height, 6, batch, 8, height, width), "pass example="),
         (a_line(lambda x: torch.cat([x, x], -3)), "concatenate along dimension 1"),
         (a_line(lambda x: x.mean(1), 14), "pass keepdim=True"),
-        (a_line(lambda x: F.interpolate(x, scale_factor=2), 112), r"use images \[N, C, H, W\]"),
     ],
 )
 def test_what_means_something_else_is_refused(ann, message):
@@ -723,22 +700,10 @@ def test_replace():
     assert snn.spiking_layers == ("0", "2.0")
 
 
-def test_replace_is_undone_if_the_rest_fails():
-    ann = nn.Sequential(conv(3, 4), nn.SiLU(), nn.GroupNorm(2, 4), conv(4, 4))
-    before = ann[1]
-    with pytest.raises(ValueError, match=r"2 \(GroupNorm\)"):
-        convert(ann, 4, replace={nn.SiLU: nn.ReLU})
-    assert ann[1] is before
-
-
 @pytest.mark.parametrize(
     ("replace", "error", "message"),
     [
-        ([nn.SiLU], TypeError, "replace must be a dict, got list"),
-        ({3: nn.ReLU}, TypeError, "keys of replace must be module classes, functions or names, got 3"),
-        ({nn.SiLU: "ReLU"}, TypeError, r"replace\[SiLU\] must be a module class, a module or a function, got 'ReLU'"),
         ({nn.SiLU: Tensor}, TypeError, r"replace\[SiLU\] must be a module class, a module or a function, got <class"),
-        ({nn.GELU: nn.ReLU}, ValueError, "replace must name classes of modules in ann, got GELU; it has Conv2d, S"),
         (
             {"GELU": nn.ReLU},
             ValueError,
@@ -757,26 +722,10 @@ def test_gates_must_be_asked_for():
         ValueError, match=r"mul \(mul in forward of gate\): pass gates='analogue', which keeps squeeze-and-excit"
     ):
         convert(ann, 4)
-    with pytest.raises(ValueError, match="gates must be None or 'analogue', got 'spiking'"):
-        convert(ann, 4, gates="spiking")
 
 
-def test_products_of_spikes_are_refused():
-    ann = between(lambda n, x: x * F.relu(n.a(x)), 8, a=conv(8, 8))
-    with pytest.raises(ValueError, match="spikes cannot be multiplied"):
-        convert(ann, 4, gates="analogue")
-
-
-def test_an_activation_in_place_is_refused_where_its_input_is_used_again():
-    ann = between(lambda n, x: n.b(F.relu(n.a(x), inplace=True)) + x, 8, a=nn.Identity(), b=conv(8, 8))
-    convert(ann, 4)  # of spikes, it changes nothing
-
-    def run(net, x):
-        y = net.a(x)
-        return net.b(y.relu_()) + y
-
-    with pytest.raises(ValueError, match="write out of place"):
-        convert(between(run, 8, a=conv(8, 8), b=conv(8, 8)), 4)
+def test_an_activation_in_place_of_spikes_changes_nothing():
+    convert(between(lambda n, x: n.b(F.relu(n.a(x), inplace=True)) + x, 8, a=nn.Identity(), b=conv(8, 8)), 4)
 
 
 def test_integers_and_spikes_of_different_weight():

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._pytree import tree_flatten, tree_leaves
 
+from anns import Net, Pair
 from exact import generator, same
 from tandem_cuda import convert, freeze
-from test_convert_advice import Net
 
 IMAGES, OTHERS = (torch.rand(8, 3, 16, 16, generator=generator(i)) for i in range(2))
 Outputs = namedtuple("Outputs", "logits auxiliary")
@@ -20,13 +20,6 @@ Outputs = namedtuple("Outputs", "logits auxiliary")
 
 def conv(i, o, stride=1):
     return nn.Conv2d(i, o, 3, stride, 1)
-
-
-class Pair(Net):
-    """With two inputs."""
-
-    def forward(self, x, y):
-        return self.run(self, x, y)
 
 
 def stages(n, x):

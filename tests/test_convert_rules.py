@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from anns import Net
 from tandem_cuda import SpikeTrain, TandemConv2d, TandemLinear, TandemNetwork, convert
 from tandem_cuda.convert import rules
 from tandem_cuda.convert.rules import Call, Unconvertible, WeightRule, register
@@ -94,31 +95,22 @@ def test_documented_example_refuses(documented):
 def test_function_of_torch():
     register(F.softplus, rules.relu_rule)
 
-    class Net(nn.Module):
-        def __init__(self, activation):
-            super().__init__()
-            self.conv1, self.conv2, self.head = conv(), conv(4), read_out(4 * 64)
-            self.activation = activation
+    def net(activation):
+        return Net(lambda n, x: n.head(activation(n.b(activation(n.a(x))))), a=conv(), b=conv(4), head=read_out(256))
 
-        def forward(self, x):
-            return self.head(self.activation(self.conv2(self.activation(self.conv1(x)))))
-
-    same_network(Net(F.softplus), Net(F.relu))
+    same_network(net(F.softplus), net(F.relu))
 
 
 def test_method_of_tensor():
     register(torch.Tensor.abs, rules.relu_rule)
 
-    class Net(nn.Module):
-        def __init__(self, method):
-            super().__init__()
-            self.conv1, self.conv2, self.head = conv(), conv(4), read_out(4 * 64)
-            self.method = method
+    def net(method):
+        def run(n, x):
+            return n.head(getattr(n.b(getattr(n.a(x), method)()), method)())
 
-        def forward(self, x):
-            return self.head(getattr(self.conv2(getattr(self.conv1(x), self.method)()), self.method)())
+        return Net(run, a=conv(), b=conv(4), head=read_out(256))
 
-    same_network(Net("abs"), Net("relu"))
+    same_network(net("abs"), net("relu"))
 
 
 def positive(x):
@@ -187,18 +179,15 @@ class Add(nn.Module):
 def test_several_inputs():
     register(Add, Call.add)
 
-    class Net(nn.Module):
-        def __init__(self, add):
-            super().__init__()
-            self.conv1, self.conv2, self.conv3, self.head = conv(), conv(4), conv(4), read_out(4 * 64)
-            self.merge = add
+    def net(add):
+        def run(n, x):
+            x = F.relu(n.a(x))
+            return n.head(F.relu(n.merge(n.b(x), n.c(x))))
 
-        def forward(self, x):
-            x = F.relu(self.conv1(x))
-            return self.head(F.relu(self.merge(self.conv2(x), self.conv3(x))))
+        return Net(run, a=conv(), b=conv(4), c=conv(4), merge=add, head=read_out(256))
 
-    snn = same_network(Net(Add()), Net(torch.add))
-    assert snn.spiking_layers == ("conv1", "add")
+    snn = same_network(net(Add()), net(torch.add))
+    assert snn.spiking_layers == ("a", "add")
 
 
 def test_real_inputs_need_no_rule():
@@ -320,32 +309,10 @@ def test_refusals_are_listed_together():
         convert(ann, 8)
 
 
-class Scaled(nn.PReLU):
-    def forward(self, x):
-        return F.relu(x) * self.weight
-
-
-def test_parameters_that_nothing_would_train():
-    register(Scaled, rules.relu_rule)
-    with pytest.raises(ValueError, match=r"1 \(Scaled\): its rule must put its parameters into the spiking twin"):
-        convert(with_head(Scaled()), 8)
-
-
-@pytest.mark.parametrize("state", ["parameter", "buffer"])
-def test_state_that_nothing_would_save(state):
-    class Spiking(nn.Module):
-        def __init__(self):
-            super().__init__()
-            if state == "parameter":
-                self.x = nn.Parameter(torch.zeros(()))
-            else:
-                self.register_buffer("x", torch.zeros(()))
-
-        def forward(self, x):
-            return x
-
-    register(nn.CircularPad2d, lambda call: call.apply(Spiking()))
-    with pytest.raises(ValueError, match=r"2 \(Spiking\): build it from parameters and buffers of the ANN"):
+def test_parameters_that_nothing_would_save():
+    spiking = Net(lambda n, x: x, x=nn.Parameter(torch.zeros(())))
+    register(nn.CircularPad2d, lambda call: call.apply(spiking))
+    with pytest.raises(ValueError, match=r"2 \(Net\): build it from parameters and buffers of the ANN"):
         convert(with_head(nn.ReLU(), nn.CircularPad2d(0)), 8)
 
 
@@ -419,17 +386,12 @@ def test_there_is_nothing_beside_the_registry(target, layers):
 def test_dropout_of_an_average_that_is_used_twice():
     """The same average goes into weights as the spikes of its windows, and into a sum as spikes of its own neurons."""
 
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv1, self.conv2, self.head = conv(), conv(4), read_out(4 * 16)
-            self.drop = nn.Dropout2d(0.5)
+    def run(n, x):
+        x = n.drop(F.avg_pool2d(F.relu(n.a(x)), 2))
+        return n.head(F.relu(n.b(x) + x))
 
-        def forward(self, x):
-            x = self.drop(F.avg_pool2d(F.relu(self.conv1(x)), 2))
-            return self.head(F.relu(self.conv2(x) + x))
-
-    snn = convert(Net(), 8, calibrate=images(4, 1, 8, 8))
+    ann = Net(run, a=conv(), b=conv(4), drop=nn.Dropout2d(0.5), head=read_out(64))
+    snn = convert(ann, 8, calibrate=images(4, 1, 8, 8))
     copies = sorted(module.copies for name, module in snn.snn.named_modules() if name.startswith("drop"))
     assert copies == [1, 4]
     snn(images(4, 1, 8, 8))

@@ -142,26 +142,17 @@ def test_questions_about_the_type_do_not_restrict_sizes():
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        (lambda x: x.shape[0] > 1, "must not depend on the batch size"),
         (lambda x: len(x) == 3, "must not depend on the batch size"),
         (lambda x: x.numel() > 9, "must not depend on the batch size"),
         (lambda x: min(x.size(0), 2) == 2, "must not depend on the batch size"),
         (lambda x: x.flatten().shape[0] > 9, "must not depend on the batch size"),
         (lambda x: list(x) != [], "must not depend on the batch size"),
-        (lambda x: x.sum() > 0, "must not depend on the values of tensors"),
         (lambda x: float(x.sum()) > 0, "must not depend on the values of tensors"),
     ],
 )
 def test_other_control_flow_is_refused(ask, message):
     with pytest.raises(ValueError, match=f"torch.fx.*{message}"):
         convert(Sized(ask), 4, example=images())
-
-
-def test_without_example():
-    with pytest.raises(
-        ValueError, match=r"pass example=, an input of ann, .* as in `y = F.max_pool2d\(y, 2\) if pooled"
-    ):
-        convert(Sized(QUESTIONS["size"]), 4)
 
 
 def test_failed_assertions():
@@ -194,29 +185,6 @@ def test_sizes_that_are_computed_with_stay_symbols():
     ann = Scaled().eval()
     snn = convert(ann, 256, calibrate=images(8), example=images())
     assert (snn(images(5)) - ann(images(5))).norm() < 0.05 * ann(images(5)).norm()
-
-
-@pytest.mark.parametrize(
-    ("example", "error", "message"),
-    [
-        (3, TypeError, "example must be a Tensor or several, got int"),
-        ([images(), 3], TypeError, "example must be a Tensor or several, got int"),
-        (images(0), ValueError, r"example must be \[N, ...\] with N > 0, got \[0, 3, 8, 8\]"),
-        ((images(), images()), ValueError, "example must hold x, got 2 tensors"),
-    ],
-)
-def test_bad_examples(example, error, message):
-    with pytest.raises(error, match=message):
-        convert(Sized(QUESTIONS["size"]), 4, example=example)
-
-
-def test_example_of_a_forward_with_any_number_of_inputs():
-    class Open(nn.Sequential):
-        def forward(self, *inputs):
-            return super().forward(inputs[0])
-
-    with pytest.raises(ValueError, match=r"example must be None if forward takes \*args"):
-        convert(Open(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)), 4, example=torch.ones(2, 2))
 
 
 def test_tracing_changes_nothing():

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from anns import per_layer
+from anns import Net, per_layer
 from exact import dyadic, same, train
 from tandem_cuda import (
     IF,
@@ -145,17 +145,6 @@ def test_no_node_only_moves_values():
 
 
 # --- networks by hand ------------------------------------------------------------------------------------------------
-
-
-class Net(nn.Module):
-    def __init__(self, run, **modules):
-        super().__init__()
-        self.run = run
-        for name, module in modules.items():
-            setattr(self, name, module)
-
-    def forward(self, x):
-        return self.run(self, x)
 
 
 IMAGES = (torch.randint(0, 9, (3, 2, 9, 10), generator=torch.Generator().manual_seed(0)) / 8).float()

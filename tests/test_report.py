@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from anns import MODELS, Functional, Residual, TwoHeads, cnn, per_layer
+from anns import MODELS, Functional, Net, Pair, Residual, TwoHeads, cnn, per_layer
 from anns import inputs as images
 from exact import generator, same
 from tandem_cuda import IF, LIF, SpikeTrain, convert, synops
 from tandem_cuda.convert.rules import register
-from test_convert_layers import NETS, Gate, Net, between, conv, converted, made
+from test_convert_layers import NETS, Gate, between, conv, converted, made
 
 
 def named(report):
@@ -502,21 +502,12 @@ def test_recorded_spikes():
     assert convert(ann, 9, mode="spikes").report(x.window(0, 4)).time_steps == 4
 
 
-class TwoInputs(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.b, self.c = conv(2, 4), conv(3, 4), conv(4, 4)
-
-    def forward(self, left, right, scale=None):
-        return self.c(F.relu(self.a(left)) + F.relu(self.b(right)))
-
-
 def test_several_inputs():
     torch.manual_seed(0)
-    ann = TwoInputs().eval()
+    ann = Pair(lambda n, x, y: n.c(F.relu(n.a(x)) + F.relu(n.b(y))), a=conv(2, 4), b=conv(3, 4), c=conv(4, 4)).eval()
     snn = convert(ann, 6)
     left, right = images(20), torch.rand(20, 3, 8, 8)
-    assert "call report((left, right))" in str(snn.report())
+    assert "call report((x, y))" in str(snn.report())
     report = snn.report((left, right))
     found = trains_of(snn, (left, right))
     for name in ("a", "b"):
@@ -524,7 +515,7 @@ def test_several_inputs():
     assert report.agreement is None
     levels = dict.fromkeys(snn.spiking_layers, 1.0)
     assert convert(ann, 2048, calibrate=levels).report((left, right)).layers[0].error < 0.05
-    with pytest.raises(TypeError, match="report: inputs must be one batch for each of left, right, got 1"):
+    with pytest.raises(TypeError, match="report: inputs must be one batch for each of x, y, got 1"):
         snn.report(left)
     with pytest.raises(ValueError, match=r"report: inputs must have the same number of samples, got \[20, 3\]"):
         snn.report((left, right[:3]))
