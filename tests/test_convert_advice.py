@@ -1272,6 +1272,7 @@ WRONG_TYPES = [
     ("example must be a Tensor or several, got int", of(sized, example=3), of(sized, example=IMAGES)),
     ("example must be a Tensor or several, got int", of(sized, example=[IMAGES, 3]), of(sized, example=[IMAGES])),
     ("calibrate must be a Tensor, a Dataset or an iterable of batches", plain(calibrate=3), plain(calibrate=IMAGES)),
+    ("calibrate must be a Tensor, a Dataset or an iterable of batches", plain(calibrate="a"), plain(calibrate=IMAGES)),
     ("a rule must return its call's input or the result of a method of the call", returning(3), returning(None)),
 ]
 WRONG_VALUES = [
@@ -1392,7 +1393,7 @@ WRONG_VALUES = [
         plain(calibrate=[IMAGES]),
     ),
     (
-        "calibrate must yield as many samples of each input, got 4 of x and 2 of y",
+        "calibrate must yield as many samples of each input, got 4 of x and 2 of y in batch 0",
         two_inputs(calibrate=[(IMAGES, IMAGES[:2])]),
         two_inputs(calibrate=[(IMAGES, IMAGES)]),
     ),

@@ -5,7 +5,6 @@ import io
 import itertools
 import pickle
 import random
-import types
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from anns import Residual, inputs
+from anns import Net, Pair, Residual, inputs
 from tandem_cuda import IF, RadixIF, SpikeTrain, convert, freeze, quantise
 from tandem_cuda.convert import Calibration
 
@@ -122,13 +121,6 @@ def test_activations_with_methods_of_their_own_are_refused():
     ann = linear(6, 5, 3)
     ann[1].forward = lambda x: x.clamp(0, 0.1)
     with pytest.raises(ValueError, match="remove what its instance overrides"):
-        convert(ann, 8)
-
-
-def test_a_forward_of_the_network_s_instance_is_refused():
-    ann = linear(6, 5, 3)
-    wrapped(ann, "forward")
-    with pytest.raises(ValueError, match="must have the forward of its class, got a forward of its own"):
         convert(ann, 8)
 
 
@@ -427,13 +419,7 @@ def test_a_forward_that_changes_its_buffers_is_refused(act, how):
     assert not net.count
 
 
-def test_a_forward_that_changes_its_parameters_is_refused():
-    def clamps(net, h):
-        net.last.weight.data.clamp_(min=-0.01)
-
-    with pytest.raises(ValueError, match=r"must not change parameters or buffers.* changes of last.weight:"):
-        convert(Acting(clamps), 8)
-
+def test_a_layer_that_replaces_its_weight_is_refused():
     class Limited(nn.Linear):
         def forward(self, x):
             self.weight.data = torch.renorm(self.weight.data, 2, 0, 1.0)
@@ -469,17 +455,11 @@ def test_changes_of_real_parameters_are_refused(act, how):
 
 
 def test_changes_of_parameters_with_channels_last_are_refused():
-    class Clips(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)
+    def run(net, x):
+        clips_by_data(net, x)
+        return net.last(F.relu(net.first(x)))
 
-        def forward(self, x):
-            for p in self.parameters():
-                p.data.clamp_(-0.1, 0.1)
-            return self.last(F.relu(self.first(x)))
-
-    net = Clips().to(memory_format=torch.channels_last)
+    net = Net(run, first=nn.Conv2d(3, 4, 3), last=nn.Conv2d(4, 2, 3)).to(memory_format=torch.channels_last)
     with pytest.raises(ValueError, match=r"must not change parameters or buffers .* changes of first.weight, "):
         convert(net, 8)
 
@@ -650,75 +630,35 @@ class Straight(torch.autograd.Function):
 @pytest.mark.parametrize("function", [Reverse, Straight, Same])
 @pytest.mark.parametrize("behind", [True, False])
 def test_functions_with_a_backward_of_their_own_are_refused(function, behind):
-    class Network(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
-            self.apply_it = (lambda x: function.apply(x)) if function is Same else function.apply
+    apply = (lambda x: function.apply(x)) if function is Same else function.apply
 
-        def forward(self, x):
-            h = F.relu(self.first(x))
-            return self.apply_it(self.last(h)) if behind else self.last(function.apply(h))
+    def run(n, x):
+        h = F.relu(n.first(x))
+        return apply(n.last(h)) if behind else n.last(function.apply(h))
 
-    with pytest.raises(ValueError, match=rf"torch.autograd.Function {function.__name__} in Network, whose backward"):
-        convert(Network(), 8)
+    with pytest.raises(ValueError, match=rf"torch.autograd.Function {function.__name__} in Net, whose backward"):
+        convert(Net(run, first=nn.Linear(6, 8), last=nn.Linear(8, 3)), 8)
 
 
 # -- sums that broadcast
 
 
-class Broadcasting(nn.Module):
-    def __init__(self, pool):
-        super().__init__()
-        self.first, self.second, self.pool = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 1), pool
-        self.last = nn.Linear(4 * 64, 3)
+def broadcasting(pool):
+    def run(n, x):
+        h = F.relu(n.first(x))
+        return n.last(F.relu(h + n.second(n.pool(h))).flatten(1))
 
-    def forward(self, x):
-        h = F.relu(self.first(x))
-        return self.last(F.relu(h + self.second(self.pool(h))).flatten(1))
+    first, second = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+    return Net(run, first=first, second=second, pool=pool, last=nn.Linear(4 * 64, 3))
 
 
 @pytest.mark.parametrize("how", [{}, {"example": torch.rand(2, 1, 8, 8)}, {"calibrate": torch.rand(8, 1, 8, 8)}])
 @pytest.mark.parametrize("make", [lambda: nn.AdaptiveAvgPool2d(1), lambda: nn.AdaptiveMaxPool2d((1, 1))])
 def test_sums_that_broadcast_are_refused(make, how):
     with pytest.raises(ValueError, match=r"make its inputs alike in size, by nn.Upsample.*: spikes do not broadcast"):
-        convert(Broadcasting(make()), 8, **how)
-    ann = Broadcasting(nn.Sequential(make(), nn.Upsample(scale_factor=8)))  # the advice
+        convert(broadcasting(make()), 8, **how)
+    ann = broadcasting(nn.Sequential(make(), nn.Upsample(scale_factor=8)))  # the advice
     convert(ann, 8, **how)(torch.rand(2, 1, 8, 8))
-
-
-def test_sums_of_different_channels_are_refused():
-    class Net(nn.Module):
-        def __init__(self, repeats):
-            super().__init__()
-            self.first, self.second, self.last = nn.Conv2d(1, 4, 1), nn.Conv2d(4, 1, 1), nn.Conv2d(4, 2, 1)
-            self.repeats = repeats
-
-        def forward(self, x):
-            h = F.relu(self.first(x))
-            mask = self.second(h)
-            return self.last(F.relu(h + (torch.cat([mask] * 4, 1) if self.repeats else mask)))
-
-    x = torch.rand(2, 1, 4, 4)
-    with pytest.raises(ValueError, match=r"torch.cat: spikes do not broadcast, got \[N, 4, 4, 4\] and \[N, 1, 4, 4\]"):
-        convert(Net(False), 8, example=x)
-    convert(Net(True), 8, example=x)(x)
-
-
-def test_sums_of_single_pixels_need_an_example():
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.second, self.last = nn.Conv2d(1, 4, 8), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1)
-
-        def forward(self, x):
-            h = F.relu(self.first(x))
-            return self.last(F.relu(h + self.second(F.adaptive_avg_pool2d(h, 1))))
-
-    x = torch.rand(2, 1, 8, 8)
-    with pytest.raises(ValueError, match="pass example="):
-        convert(Net(), 8)
-    convert(Net(), 8, example=x)(x)
 
 
 # -- the twins' dtype
@@ -859,13 +799,11 @@ def test_states_that_are_not_of_a_calibration():
 # -- the forms of calibration data
 
 
-class TwoInputs(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.b, self.last = nn.Linear(4, 5), nn.Linear(3, 5), nn.Linear(5, 2)
-
-    def forward(self, x, y):
-        return self.last(F.relu(F.relu(self.a(x)) + F.relu(self.b(y))))
+def two_inputs():
+    return Pair(
+        lambda n, x, y: n.last(F.relu(F.relu(n.a(x)) + F.relu(n.b(y)))),
+        a=nn.Linear(4, 5), b=nn.Linear(3, 5), last=nn.Linear(5, 2),
+    )  # fmt: skip
 
 
 class Numbered(torch.utils.data.Dataset):
@@ -900,7 +838,7 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def test_forms_of_calibration_data(form):
     x, y, z = two()
-    ann = TwoInputs().eval()
+    ann = two_inputs().eval()
     want = convert(ann, 8, calibrate=[(x, y)])
     snn = convert(ann, 8, calibrate=form(x, y, z))
     for name, level in want.levels.items():
@@ -924,23 +862,15 @@ def test_forms_of_calibration_data_of_one_input():
         (lambda x, y: [(x,)], "got a tuple of Tensor in batch 0"),
         (lambda x, y: [(x, y), (x, 3)], "got a tuple of Tensor, int in batch 1"),
         (lambda x, y: [{"x": x, "z": y}], "got a dict with x, z in batch 0"),
-        (lambda x, y: [(x, y[:3])], "as many samples of each input, got 20 of x and 3 of y in batch 0"),
         (lambda x, y: [(x, y * torch.nan)], "finite, got NaN or infinity in batch 0"),
         (lambda x, y: [(x[:0], y[:0])], r"at least one sample, got \[0, 4\] for x in batch 0"),
-        (lambda x, y: [], "at least one batch, got none"),
         (lambda x, y: ["text"], "got str in batch 0"),
     ],
 )
 def test_unusable_calibration_data(data, got):
     x, y, _ = two()
     with pytest.raises(ValueError, match=got):
-        convert(TwoInputs(), 8, calibrate=data(x, y))
-
-
-@pytest.mark.parametrize("data", [3, "text", types.SimpleNamespace()])
-def test_calibration_data_of_the_wrong_type(data):
-    with pytest.raises(TypeError, match="calibrate must be a Tensor, a Dataset or an iterable of batches"):
-        convert(TwoInputs(), 8, calibrate=data)
+        convert(two_inputs(), 8, calibrate=data(x, y))
 
 
 # -- the plain call, and how well it went
@@ -1066,20 +996,9 @@ def test_conversions_without_calibration_have_the_neurons_of_the_paper():
     assert snn.snn.get_submodule("0").neuron == IF()
 
 
-class Overwriting(nn.Module):
-    """Writes to its input."""
-
-    def __init__(self):
-        super().__init__()
-        self.layers = linear(6, 5, 3)
-
-    def forward(self, x):
-        return self.layers(x.mul_(2).add_(0.5))
-
-
 @pytest.mark.parametrize("how", [{}, {"percentile": 99.0}])
 def test_calibration_leaves_the_data_as_it_is(how):
-    ann, x = Overwriting().eval(), torch.rand(32, 6)
+    ann, x = Net(lambda n, x: n.layers(x.mul_(2).add_(0.5)), layers=linear(6, 5, 3)).eval(), torch.rand(32, 6)
     before = x.clone()
     snn = convert(ann, 64, calibrate=x, **how)
     assert torch.equal(x, before)
@@ -1173,15 +1092,11 @@ def test_buffers_that_are_not_saved_are_followed():
 
 
 def test_one_module_in_two_places_is_watched():
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.pool, self.first, self.last = nn.MaxPool2d(2), nn.Conv2d(1, 4, 1), nn.Conv2d(4, 2, 1)
-
-        def forward(self, x):
-            return self.last(self.pool(F.relu(self.first(self.pool(x)))))
-
-    ann, x = Net().eval(), torch.rand(2, 1, 8, 8)
+    ann = Net(
+        lambda n, x: n.last(n.pool(F.relu(n.first(n.pool(x))))),
+        pool=nn.MaxPool2d(2), first=nn.Conv2d(1, 4, 1), last=nn.Conv2d(4, 2, 1),
+    ).eval()  # fmt: skip
+    x = torch.rand(2, 1, 8, 8)
     snn = convert(ann, 8)
     ann.pool.kernel_size = ann.pool.stride = 1
     with pytest.raises(RuntimeError, match=r"pool.kernel_size, pool.stride changed"):
@@ -1208,17 +1123,12 @@ def test_equal_conversions_of_one_quantised_ann_may_stand_side_by_side():
 
 
 def test_outputs_that_are_no_numbers_are_not_compared():
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layers = linear(6, 5, 3)
-
-        def forward(self, x):
-            y = self.layers(x)
-            return y, y > 0, y.argmax(1)
+    def run(n, x):
+        y = n.layers(x)
+        return y, y > 0, y.argmax(1)
 
     x = torch.rand(16, 6)
-    assert convert(Net().eval(), 64, calibrate=x).report().output_error < 0.2
+    assert convert(Net(run, layers=linear(6, 5, 3)).eval(), 64, calibrate=x).report().output_error < 0.2
 
 
 @pytest.mark.parametrize("inference", ["convert", "set_time_steps"])
@@ -1261,17 +1171,12 @@ def test_deep_networks_are_searched_once_for_single_pixels():
     torchvision = pytest.importorskip("torchvision")
     convert(torchvision.models.resnet101(), 4)
 
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.last = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 2, 1)
-            self.layers = nn.ModuleList([nn.Conv2d(4, 4, 1) for _ in range(40)])
-            self.norm = nn.SyncBatchNorm(4)
+    def run(n, x):
+        x = F.adaptive_avg_pool2d(F.relu(n.first(x)), 1)
+        for layer in n.layers:
+            x = F.relu(layer(x).contiguous() + x)
+        return n.last(F.relu(x + n.norm(n.layers[0](x)).clamp(min=0)))
 
-        def forward(self, x):
-            x = F.adaptive_avg_pool2d(F.relu(self.first(x)), 1)
-            for layer in self.layers:
-                x = F.relu(layer(x).contiguous() + x)
-            return self.last(F.relu(x + self.norm(self.layers[0](x)).clamp(min=0)))
-
-    convert(Net(), 4)(torch.rand(2, 1, 8, 8))
+    layers = nn.ModuleList([nn.Conv2d(4, 4, 1) for _ in range(40)])
+    ann = Net(run, first=nn.Conv2d(1, 4, 3), layers=layers, norm=nn.SyncBatchNorm(4), last=nn.Conv2d(4, 2, 1))
+    convert(ann, 4)(torch.rand(2, 1, 8, 8))
