@@ -1283,7 +1283,7 @@ WRONG_VALUES = [
         lambda: convert(plain()().ann(), 8),
     ),
     (
-        "ann must be a network of floats, .*from_quantised takes networks",
+        "network of floats, got quantised layers of torch.ao; tandem_cuda.from_quantised takes networks",
         lambda: convert(quantised(), 8),
         lambda: from_quantised(quantised(), IMAGES),
     ),

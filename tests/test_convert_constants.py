@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import anns
 from tandem_cuda import IF, Decode, FrozenNetwork, SpikeTrain, TandemConv2d, TandemLinear, convert, freeze, quantise
 from tandem_cuda.nn import TandemElementwise
 
@@ -186,49 +187,23 @@ def test_changed_constants_are_noticed(change):
 
 
 def test_trained_constants_are_no_constants():
-    class Learned(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.factor = nn.Parameter(torch.ones(1, 6, 1, 1))
-
-        def forward(self, x):
-            return x * (2 * self.factor)
-
+    learned = anns.Net(lambda n, x: x * (2 * n.factor), factor=nn.Parameter(torch.ones(1, 6, 1, 1)))
     with pytest.raises(ValueError, match="spikes cannot be multiplied by tensors"):
-        convert(Net(Learned()), 8)
-    frozen = Learned().requires_grad_(False)
-    assert isinstance(convert(Net(frozen), 8), nn.Module)
-
-
-def test_constants_of_pixels_are_refused():
-    class Masked(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.register_buffer("mask", torch.ones(1, 1, 8, 8))
-
-        def forward(self, x):
-            return x * self.mask
-
-    with pytest.raises(ValueError, match="spikes cannot be multiplied by tensors"):
-        convert(Net(Masked()), 8)
+        convert(Net(learned), 8)
+    convert(Net(learned.requires_grad_(False)), 8)
 
 
 def test_a_matrix_of_rows():
     """As a graph's adjacency matrix mixes nodes."""
 
-    class Graph(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.second, self.last = nn.Linear(4, 6), nn.Linear(6, 5), nn.Linear(5, 3)
-            self.register_buffer("adjacency", torch.rand(7, 7).softmax(1))
-
-        def forward(self, x):
-            x = torch.relu(self.first(x))
-            x = torch.relu(self.second(torch.matmul(self.adjacency, x)))
-            return self.last(x.mean(1))
+    def run(n, x):
+        x = torch.relu(n.second(torch.matmul(n.adjacency, torch.relu(n.first(x)))))
+        return n.last(x.mean(1))
 
     torch.manual_seed(0)
-    ann, x = Graph().eval(), torch.rand(32, 7, 4)
+    ann = anns.Net(run, first=nn.Linear(4, 6), second=nn.Linear(6, 5), last=nn.Linear(5, 3)).eval()
+    ann.register_buffer("adjacency", torch.rand(7, 7).softmax(1))
+    x = torch.rand(32, 7, 4)
     snn = convert(ann, 8, calibrate=x)
     with torch.no_grad():
         want = ann(x)

@@ -164,19 +164,12 @@ def test_operations_of_a_hybrid(make, k):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "message"),
+    ("arguments", "message"),
     [
-        ({"spiking_layers": 0}, ValueError, "at least 1 .*the ANN.*, got 0"),
-        ({"spiking_layers": 4}, ValueError, "at most 3, all that the ANN has, got 4"),
-        ({"spiking_layers": True}, TypeError, "spiking_layers must be an int, got bool"),
-        ({"spiking_layers": 1.0}, TypeError, "spiking_layers must be an int, got float"),
-        ({"spiking_layers": 2, "calibrate": None}, ValueError, "calibrate must be given with spiking_layers=2 of 3"),
-        ({"calibrate": {"0": 1.0, "4": 2.0}}, ValueError, r"a level for each spiking layer, got none for \['9'\]"),
-        ({"calibrate": {"0": "1"}, "spiking_layers": 1}, TypeError, r"calibrate\['0'\] must be a number, got str"),
-        ({"calibrate": {"0": float("inf")}, "spiking_layers": 1}, ValueError, r"calibrate\['0'\] must be finite"),
-        ({"calibrate": {"0": -1.0}, "spiking_layers": 1}, ValueError, r"calibrate\['0'\] must be positive, got -1.0"),
+        ({"spiking_layers": True}, "spiking_layers must be an int, got bool"),
+        ({"calibrate": {"0": "1"}, "spiking_layers": 1}, r"calibrate\['0'\] must be a number, got str"),
     ],
 )
-def test_bad_hybrids(arguments, error, message):
-    with pytest.raises(error, match=f"convert: .*{message}"):
+def test_bad_hybrids(arguments, message):
+    with pytest.raises(TypeError, match=f"convert: {message}"):
         convert(cnn().eval(), 8, **{"calibrate": inputs(), **arguments})

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+import anns
 from anns import per_layer
 from exact import SEEDS, examples, generator
 from tandem_cuda import IF, FrozenNetwork, convert, freeze
@@ -130,23 +131,16 @@ def test_slopes_are_trained(neuron):
 @pytest.mark.parametrize("neuron", WAITING, ids=str)
 def test_negative_slopes_in_files(neuron, act, weights, tmp_path):
     """Also behind max pooling and an average, and as a branch of a sum."""
+
+    def run(n, x):
+        x = F.max_pool2d(n.act(n.first(x)), 2)
+        x = F.avg_pool2d(n.act(n.second(x) + x), 2)
+        return n.fc(F.leaky_relu(n.last(x), -0.1).mean((2, 3)))
+
     torch.manual_seed(0)
-
-    class Pooling(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.second, self.act = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), act()
-            self.last, self.fc = nn.Conv2d(4, 6, 3), nn.Linear(6, 5)
-
-        def forward(self, x):
-            x = F.max_pool2d(self.act(self.first(x)), 2)
-            x = F.avg_pool2d(self.act(self.second(x) + x), 2)
-            return self.fc(self.act2(self.last(x)).mean((2, 3)))
-
-        def act2(self, x):
-            return F.leaky_relu(x, -0.1)
-
-    ann, x = Pooling().eval(), torch.randn(16, 3, 16, 16)
+    first, second, last = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 6, 3)
+    ann = anns.Net(run, first=first, second=second, act=act(), last=last, fc=nn.Linear(6, 5)).eval()
+    x = torch.randn(16, 3, 16, 16)
     snn = convert(ann, 8, calibrate=x, neuron=neuron, weights=weights)
     with torch.no_grad():
         want = snn(x)
@@ -226,18 +220,10 @@ def test_a_slope_of_nothing_that_is_negative():
 
 
 def test_slopes_that_forward_computes_are_refused():
-    class Computed(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b, self.slope = nn.Linear(5, 4), nn.Linear(4, 3), nn.Parameter(torch.ones(1))
-
-        def forward(self, x):
-            return self.b(F.prelu(self.a(x), self.slope.abs()))
-
-    with pytest.raises(
-        ValueError, match=r"use nn.PReLU, or F.leaky_relu with a number: its slopes must be a parameter"
-    ):
-        convert(Computed(), 8)
+    layers = {"a": nn.Linear(5, 4), "b": nn.Linear(4, 3), "slope": nn.Parameter(torch.ones(1))}
+    ann = anns.Net(lambda n, x: n.b(F.prelu(n.a(x), n.slope.abs())), **layers)
+    with pytest.raises(ValueError, match=r"or F.leaky_relu with a number: its slopes must be a parameter"):
+        convert(ann, 8)
 
 
 @pytest.mark.parametrize("folds", [[], [4], [1, 0], [0, 0], [True], "all", 3])

@@ -848,13 +848,6 @@ def test_forms_of_calibration_data(form):
     assert snn.report().agreement > 0.8
 
 
-def test_forms_of_calibration_data_of_one_input():
-    ann, (x, _, z) = linear(4, 5, 3).eval(), two()
-    want = convert(ann, 8, calibrate=x).levels["0"]
-    for data in ([x], [(x, z)], [{"input": x, "label": z}], Numbered(x, z), [((x,), z)]):
-        assert torch.equal(convert(ann, 8, calibrate=data).levels["0"], want)
-
-
 @pytest.mark.parametrize(
     ("data", "got"),
     [

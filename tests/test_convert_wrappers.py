@@ -9,6 +9,7 @@ from torch import Tensor, is_tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 import asking_for_classes
+from anns import Net
 from asking_for_classes import Rectifier
 from exact import generator, same
 from tandem_cuda import TandemConv2d, convert, freeze
@@ -109,15 +110,8 @@ def test_subclasses_with_only_a_constructor(settings):
 
 
 def test_sequences_with_a_constructor():
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.block, self.fc = ConvNormAct(3, 8), Linear(8, 5)
-
-        def forward(self, x):
-            return self.fc(self.block(x).mean((2, 3)))
-
-    assert convert(Net(), 8).spiking_layers == ("block.0",)
+    ann = Net(lambda n, x: n.fc(n.block(x).mean((2, 3))), block=ConvNormAct(3, 8), fc=Linear(8, 5))
+    assert convert(ann, 8).spiking_layers == ("block.0",)
 
 
 def test_the_advice_names_the_subclass():
@@ -215,15 +209,11 @@ def test_wrappers(wrap, settings):
 
 
 def test_inputs_of_wrappers_have_names():
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.fc = nn.Linear(3, 4), nn.Linear(4, 2)
-
+    class Two(Net):
         def forward(self, one, other, scale=1.0):
             return self.fc(F.relu(self.a(one)) + F.relu(self.a(other))) * scale
 
-    snn = convert(Wrapper(Net()), 8)
+    snn = convert(Wrapper(Two(None, a=nn.Linear(3, 4), fc=nn.Linear(4, 2))), 8)
     x = torch.rand(2, 3)
     same(snn(x, other=x).detach(), snn(x, x).detach())
     with pytest.raises(TypeError, match=r"forward\(one, other, scale\)"):
@@ -233,7 +223,6 @@ def test_inputs_of_wrappers_have_names():
 @pytest.mark.parametrize(
     ("ann", "message"),
     [
-        (lambda: torch.compile(network()), "got an OptimizedModule: pass the network that torch.compile was given"),
         (
             lambda: torch.jit.trace(network(), torch.rand(2, 3, 8, 8)),
             "got a TopLevelTracedModule: pass the network that torch.jit was given",
