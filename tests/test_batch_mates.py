@@ -31,7 +31,6 @@ def check(product, bits, batch_dim):
             alone = product(bits[:, n : n + 1])
             for dim, all_of_them, one in zip(batch_dim, together, alone, strict=True):
                 same(all_of_them.narrow(dim, n, 1), one, f"{threads} threads, sample {n}")
-    torch.set_num_threads(1)
 
 
 def operands(*shape, seed, dtype):

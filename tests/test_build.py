@@ -101,16 +101,12 @@ def test_environment_names_no_instruction_set(command):
 
 
 def test_set_cpu_isa():
-    before = _C.cpu_isa()
-    try:
-        for isa in _C.build_info()["cpu_isas_runnable"]:
-            _C.set_cpu_isa(isa)
-            assert _C.cpu_isa() == isa
-    finally:
-        _C.set_cpu_isa(before)
+    for isa in _C.build_info()["cpu_isas_runnable"]:
+        _C.set_cpu_isa(isa)
+        assert _C.cpu_isa() == isa
     with pytest.raises(ValueError, match=r"set_cpu_isa: .* scalar.*, got sse9"):
         _C.set_cpu_isa("sse9")
-    assert _C.cpu_isa() == before
+    assert _C.cpu_isa() == isa
 
 
 def test_instruction_set_of_another_processor():
@@ -224,11 +220,6 @@ def test_numpy_integrate_and_fire_edge_cases():
         _C.integrate_and_fire(current, -1, [1.0])
     with pytest.raises(ValueError, match=r"parameters of LIF must be . numbers, got 0"):
         _C.integrate_and_fire(current, LIF().kind, [])
-    _, *others = LIF().parameters
-    with pytest.raises(ValueError, match="threshold must be positive and finite, got 0"):
-        _C.integrate_and_fire(current, LIF().kind, [0.0, *others])
-    with pytest.raises(ValueError, match=r"leak must be in \(0, 1\], got 1.5"):
-        _C.integrate_and_fire(current, LIF().kind, [1.0, 1.5, *others[1:]])
 
 
 # ---- The interface for C and C++

@@ -1289,12 +1289,12 @@ WRONG_VALUES = [
     ),
     ("mode must be 'constant', 'impulse', 'radix' or 'spikes', got 'rate'", plain(mode="rate"), plain(mode="impulse")),
     (
-        "mode must be 'impulse', 'radix' or 'spikes' with RadixIF neurons",
+        "mode must be 'impulse', 'radix' or 'spikes' with RadixIF neurons, got 'constant'",
         plain(mode="constant", neuron=RadixIF()),
         plain(mode="impulse", neuron=RadixIF()),
     ),
     (
-        "neuron must wait for all time steps with mode 'radix'",
+        "neuron must wait for all time steps with mode 'radix', .* got IF",
         plain(mode="radix", neuron=IF()),
         lambda: lambda x: convert(small(), 8, mode="radix", neuron=IF(two_phase=True))(x.sigmoid()),  # pixels
     ),

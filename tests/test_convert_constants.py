@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import anns
+from anns import Net as Network
 from tandem_cuda import IF, Decode, FrozenNetwork, SpikeTrain, TandemConv2d, TandemLinear, convert, freeze, quantise
 from tandem_cuda.nn import TandemElementwise
 
@@ -187,7 +187,7 @@ def test_changed_constants_are_noticed(change):
 
 
 def test_trained_constants_are_no_constants():
-    learned = anns.Net(lambda n, x: x * (2 * n.factor), factor=nn.Parameter(torch.ones(1, 6, 1, 1)))
+    learned = Network(lambda n, x: x * (2 * n.factor), factor=nn.Parameter(torch.ones(1, 6, 1, 1)))
     with pytest.raises(ValueError, match="spikes cannot be multiplied by tensors"):
         convert(Net(learned), 8)
     convert(Net(learned.requires_grad_(False)), 8)
@@ -201,7 +201,7 @@ def test_a_matrix_of_rows():
         return n.last(x.mean(1))
 
     torch.manual_seed(0)
-    ann = anns.Net(run, first=nn.Linear(4, 6), second=nn.Linear(6, 5), last=nn.Linear(5, 3)).eval()
+    ann = Network(run, first=nn.Linear(4, 6), second=nn.Linear(6, 5), last=nn.Linear(5, 3)).eval()
     ann.register_buffer("adjacency", torch.rand(7, 7).softmax(1))
     x = torch.rand(32, 7, 4)
     snn = convert(ann, 8, calibrate=x)

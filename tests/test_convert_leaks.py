@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-import anns
+from anns import Net as Network
 from anns import per_layer
 from exact import SEEDS, examples, generator
 from tandem_cuda import IF, FrozenNetwork, convert, freeze
@@ -139,7 +139,7 @@ def test_negative_slopes_in_files(neuron, act, weights, tmp_path):
 
     torch.manual_seed(0)
     first, second, last = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 6, 3)
-    ann = anns.Net(run, first=first, second=second, act=act(), last=last, fc=nn.Linear(6, 5)).eval()
+    ann = Network(run, first=first, second=second, act=act(), last=last, fc=nn.Linear(6, 5)).eval()
     x = torch.randn(16, 3, 16, 16)
     snn = convert(ann, 8, calibrate=x, neuron=neuron, weights=weights)
     with torch.no_grad():
@@ -221,7 +221,7 @@ def test_a_slope_of_nothing_that_is_negative():
 
 def test_slopes_that_forward_computes_are_refused():
     layers = {"a": nn.Linear(5, 4), "b": nn.Linear(4, 3), "slope": nn.Parameter(torch.ones(1))}
-    ann = anns.Net(lambda n, x: n.b(F.prelu(n.a(x), n.slope.abs())), **layers)
+    ann = Network(lambda n, x: n.b(F.prelu(n.a(x), n.slope.abs())), **layers)
     with pytest.raises(ValueError, match=r"or F.leaky_relu with a number: its slopes must be a parameter"):
         convert(ann, 8)
 

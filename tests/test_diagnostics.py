@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from anns import per_layer
+from anns import Pair, per_layer
 from tandem_cuda import IF, LIF, AdaptiveIF, Decode, Encode, SpikeTrain, TandemConv2d, TandemLinear, convert
 from tandem_cuda.analysis import LayerAgreement, counts_and_activations, diagnose
 from tandem_cuda.neuron.lif import lif_rate
@@ -167,17 +167,13 @@ def test_joins_and_pooling_of_a_converted_network():
 
 
 def test_networks_of_several_inputs():
-    class Two(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b, self.out = nn.Linear(4, 6), nn.Linear(3, 6), nn.Linear(12, 2)
-
-        def forward(self, x, y):
-            return self.out(torch.cat([self.a(x).relu(), self.b(y).relu()], 1))
-
     torch.manual_seed(0)
     x, y = torch.rand(8, 4), torch.rand(8, 3)
-    snn = convert(Two(), 4, calibrate=(x, y))
+    ann = Pair(
+        lambda n, x, y: n.out(torch.cat([n.a(x).relu(), n.b(y).relu()], 1)),
+        a=nn.Linear(4, 6), b=nn.Linear(3, 6), out=nn.Linear(12, 2),
+    )  # fmt: skip
+    snn = convert(ann, 4, calibrate=(x, y))
     assert [row.name for row in diagnose(snn, (x, y), lambda out: out.square().sum())] == ["snn.a", "snn.b"]
     counts, activations = counts_and_activations(snn, (x, y))["snn.b"]
     assert counts.shape == activations.shape == (8, 6)

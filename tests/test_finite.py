@@ -56,7 +56,6 @@ def test_weight(shape, groups, engine, value):
                     at = str(list(place)).replace("[", r"\[").replace("]", r"\]")
                     with pytest.raises(RuntimeError, match=f"^{name}: weight must be finite, got {value} at {at}$"):
                         call(weight)
-    torch.set_num_threads(1)
 
 
 @every_value

@@ -247,9 +247,6 @@ def integers(request, tmp_path):
     return *artefact.read(tmp_path / "good"), f"{prefix}weight", f"{prefix}scale"
 
 
-BEYOND_16 = "must be from -32639 to 32639 in torch.int16, got"
-
-
 def loaded(path, description, tensors):
     write(path, description, tensors, "2")
     return FrozenNetwork.load(path)

@@ -136,20 +136,10 @@ def everywhere():
             yield isa, threads
 
 
-@pytest.fixture
-def processor():
-    """Restores what tests change."""
-    isa, threads = _C.cpu_isa(), torch.get_num_threads()
-    yield
-    _C.set_cpu_isa(isa)
-    torch.set_num_threads(threads)
-
-
 @every_bits
 @every_model
 @pytest.mark.parametrize("neuron", ["one phase", "two phases", slow("leaky"), slow("refractory")])
 @pytest.mark.parametrize("mode", ["impulse", slow("constant")])
-@pytest.mark.usefixtures("processor")
 def test_the_same_spikes_everywhere(make, neuron, bits, mode, tmp_path):
     """Every engine, instruction set, number of threads and batch, with and without gradients, frozen and loaded."""
     net, x = trained(make, NEURONS[neuron], bits, mode)

@@ -548,8 +548,6 @@ def test_bad_values(kind):
 def test_bad_values_elsewhere():
     with pytest.raises(TypeError, match="TandemAdd: learn_threshold must be True or False, got str"):
         TandemAdd(nn.Identity(), nn.Identity(), learn_threshold="yes")
-    with pytest.raises(TypeError, match="convert: learn_thresholds must be True or False, got NoneType"):
-        convert(Residual(), 8, learn_thresholds=None)
     with pytest.raises(ValueError, match="TandemAdd: branches must have learn_threshold=False"):
         TandemAdd(TandemLinear(2, 2, learn_threshold=True), nn.Identity())
 
@@ -566,11 +564,7 @@ def test_parameter():
     plain = TandemLinear(3, 2)
     assert plain.log_threshold is None
     assert list(plain.state_dict()) == ["weight", "bias"]
-    join = TandemAdd(layer_without(torch.float64), nn.Identity(), learn_threshold=True)
+    join = TandemAdd(TandemLinear(2, 2, dtype=torch.float64), nn.Identity(), learn_threshold=True)
     assert join.log_threshold.dtype == torch.float64
     assert "learn_threshold=True" in repr(join)
     assert list(TandemAdd(nn.Identity(), nn.Identity()).state_dict()) == []
-
-
-def layer_without(dtype):
-    return TandemLinear(2, 2, dtype=dtype)

@@ -15,10 +15,7 @@ WITHOUT = "avx512vbmi2"
 
 @pytest.fixture(autouse=True)
 def tiles():
-    before = _C.cpu_isa()
     _C.set_cpu_isa("amx")
-    yield
-    _C.set_cpu_isa(before)
 
 
 def product(bits, weight, **how):
@@ -55,14 +52,9 @@ def test_convolutions(batch, groups, channels, outputs, size, kernel, stride, pa
         weight = integers(*shape, seed=2, dtype=dtype)
     where = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     want = F.conv2d(bits[0].double(), weight.double(), **where).float()
-    threads_before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    try:
-        packed = ops.pack_weight(weight, groups)
+    for packed in (None, ops.pack_weight(weight, groups)):
         same(product(bits, weight, packed=packed, **where), want)
-        same(product(bits, weight, **where), want)
-    finally:
-        torch.set_num_threads(threads_before)
 
 
 @given(
@@ -90,12 +82,8 @@ def test_whole_tiles_of_output_pixels(
     weight = integers(*shape, seed=2, dtype=torch.int8).to(dtype)
     where = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     want = F.conv2d(bits[0].double(), weight.double(), **where).float()
-    threads_before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    try:
-        same(product(bits, weight, packed=ops.pack_weight(weight, groups), **where), want)
-    finally:
-        torch.set_num_threads(threads_before)
+    same(product(bits, weight, packed=ops.pack_weight(weight, groups), **where), want)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 15, 16, 17, 31, 32, 33, 100])

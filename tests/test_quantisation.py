@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import prune
 
-from anns import per_layer
+from anns import inputs, per_layer
 from exact import generator, same, slow
 from freezable import graph_of
 from tandem_cuda import (
@@ -70,10 +70,6 @@ def trained(make):
     for seed in range(10):
         ann(inputs(16, seed))
     return ann.eval()
-
-
-def inputs(n=6, seed=0):
-    return 2 * torch.rand(n, 2, 8, 8, generator=generator(seed))
 
 
 def weights(shape, seed=0):

@@ -235,9 +235,7 @@ def test_compiled():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"mode": "constant"}, r"mode must be 'impulse', 'radix' or 'spikes' with RadixIF neurons, got 'constant'"),
         ({"time_steps": 9}, r"time_steps of radix spikes must be from 1 to 8, .* got 9"),
-        ({"neuron": IF(), "mode": "radix"}, r"neuron must wait for all time steps with mode 'radix', .* got IF"),
         ({"neuron": LIF(), "mode": "radix"}, r"neuron must wait for all time steps with mode 'radix', .* got LIF"),
     ],
 )

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
+from anns import Net, Pair, Residual
 from exact import SEEDS, convolutions, examples, train
 from layers import macs_of
 from tandem_cuda import (
@@ -242,21 +243,14 @@ def test_a_loader_is_the_average_of_its_samples() -> None:
     assert want[1].dead <= want[1].silent
 
 
-class Two(nn.Module):
-    """Two inputs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.out = nn.Linear(4, 6), nn.Linear(3, 6), nn.Linear(12, 2)
-
-    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return self.out(torch.cat([self.a(x).relu(), self.b(y).relu()], 1))
-
-
 def test_networks_of_several_inputs() -> None:
     torch.manual_seed(0)
     x, y = torch.rand(8, 4), torch.rand(8, 3)
-    snn = convert(Two(), 4, calibrate=(x, y))
+    ann = Pair(
+        lambda n, x, y: n.out(torch.cat([n.a(x).relu(), n.b(y).relu()], 1)),
+        a=nn.Linear(4, 6), b=nn.Linear(3, 6), out=nn.Linear(12, 2),
+    )  # fmt: skip
+    snn = convert(ann, 4, calibrate=(x, y))
     whole = fx.GraphModule(snn.snn, snn.snn.graph)
     labels = torch.zeros(8, dtype=torch.long)
     for net in (snn, freeze(snn), whole):
@@ -353,32 +347,11 @@ def test_operators_of_the_library_by_hand() -> None:
     assert table.not_counted == ("spiking_product in 1",)
 
 
-class Residual(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.conv = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3, padding=1)
-        self.norm = nn.BatchNorm2d(4)
-        self.fc = nn.Linear(400, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.stem(x))
-        return self.fc(F.relu(self.norm(self.conv(x)) + x).flatten(1))
-
-
 def test_joins_of_identities() -> None:
     """No multiplications: nothing to relate operations to."""
-    net = TandemAdd(nn.Identity(), nn.Identity())
-
-    class Twice(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.join = net
-
-        def forward(self, x: SpikeTrain) -> SpikeTrain:
-            return self.join(x, x)
-
+    net = Net(lambda n, x: n.join(x, x), join=TandemAdd(nn.Identity(), nn.Identity()))
     spikes = random_train(6, 2, 5)
-    table = synops(Twice(), SpikeTrain.from_dense(spikes))
+    table = synops(net, SpikeTrain.from_dense(spikes))
     assert (table[0].synops, table[0].macs) == (2 * spikes.sum() / 2, 0)
     assert str(table).splitlines()[-1].split()[-3] == "-"
 
@@ -553,15 +526,8 @@ def test_compiled_networks() -> None:
 
 
 def test_activation_checkpointing_counts_once() -> None:
-    class Checkpointed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = small_net()
-
-        def forward(self, x: Tensor) -> Tensor:
-            return checkpoint(self.net, x, use_reentrant=False)
-
-    net, x = Checkpointed(), torch.rand(3, 2, 8, 10)
+    net = Net(lambda n, x: checkpoint(n.net, x, use_reentrant=False), net=small_net())
+    x = torch.rand(3, 2, 8, 10)
     with record_activity(net) as record:
         net(x).sum().backward()
     assert [row.name for row in record.table()] == ["net.1", "net.2", "net.4", "net.7", "net.9"]
@@ -570,18 +536,12 @@ def test_activation_checkpointing_counts_once() -> None:
 def test_samples_are_those_of_the_spiking_layers() -> None:
     """The first dimension of what plain layers read is no sample where time comes first, or patches."""
 
-    class TimeFirst(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.front = nn.Linear(6, 6)
-            self.layer = TandemLinear(6, 4)
-            self.head = nn.Linear(2, 5)
+    def run(n: nn.Module, x: Tensor) -> Tensor:
+        spikes = (n.front(x) > 0).float()
+        return n.head(Decode()(n.layer(SpikeTrain.from_dense(spikes))).view(-1, 2))
 
-        def forward(self, x: Tensor) -> Tensor:
-            spikes = (self.front(x) > 0).float()
-            return self.head(Decode()(self.layer(SpikeTrain.from_dense(spikes))).view(-1, 2))
-
-    rows = synops(TimeFirst(), [torch.randn(7, 3, 6), torch.randn(7, 2, 6)])
+    net = Net(run, front=nn.Linear(6, 6), layer=TandemLinear(6, 4), head=nn.Linear(2, 5))
+    rows = synops(net, [torch.randn(7, 3, 6), torch.randn(7, 2, 6)])
     assert [(row.name, row.neurons, row.macs) for row in rows] == [
         ("front", 7 * 6, 7 * 36),
         ("layer", 4, 24),

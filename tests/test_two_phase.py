@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from anns import Net
 from exact import SEEDS, everywhere, same
 from layer_cases import with_weights
 from pairwise import pairs
@@ -153,14 +154,9 @@ def test_layers_are_those_of_the_reference(encoding, norm, amplitude, neuron):
             torch.testing.assert_close(p.grad, q.grad, rtol=1e-5, atol=1e-5)
 
 
-class Block(nn.Module):
-    def __init__(self, neuron):
-        super().__init__()
-        self.conv = TandemConv2d(6, 6, 3, padding=1, norm="batch", neuron=neuron)
-        self.join = TandemAdd(TandemConv2d(6, 6, 3, padding=1, norm="batch"), nn.Identity(), neuron=neuron)
-
-    def forward(self, x):
-        return self.join(self.conv(x), x)
+def block(neuron):
+    conv, other = (TandemConv2d(6, 6, 3, padding=1, norm="batch", neuron=neuron) for _ in range(2))
+    return Net(lambda n, x: n.join(n.conv(x), x), conv=conv, join=TandemAdd(other, nn.Identity(), neuron=neuron))
 
 
 def network(neuron, steps, mode, joined=True):
@@ -169,7 +165,7 @@ def network(neuron, steps, mode, joined=True):
     net = nn.Sequential(
         Encode(steps, mode),
         TandemConv2d(2, 6, 3, padding=1, norm="batch", neuron=neuron),
-        *([Block(neuron)] if joined else []),
+        *([block(neuron)] if joined else []),
         SpikingMaxPool2d(2, 1),
         TandemDropout(0.3),
         SpikingAvgPool2d(2, **pooling),
@@ -297,18 +293,14 @@ def test_a_cascade_or_neurons_of_one_phase_stop_early():
 
 
 def test_gates_wait_whatever_their_neurons():
-    class Gated(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.gate, self.last = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1)
-
-        def forward(self, x):
-            x = torch.relu(self.first(x))
-            x = x * torch.sigmoid(self.gate(x.mean((2, 3), keepdim=True)))
-            return torch.relu(self.last(x)).mean((2, 3))
+    def run(n, x):
+        x = torch.relu(n.first(x))
+        x = x * torch.sigmoid(n.gate(x.mean((2, 3), keepdim=True)))
+        return torch.relu(n.last(x)).mean((2, 3))
 
     x = torch.rand(5, 1, 8, 8, generator=generator(0))
-    snn = convert(Gated().eval(), 2, neuron=IF(initial=0.5), gates="analogue").eval()
+    ann = Net(run, first=nn.Conv2d(1, 4, 3), gate=nn.Conv2d(4, 4, 1), last=nn.Conv2d(4, 2, 1))
+    snn = convert(ann.eval(), 2, neuron=IF(initial=0.5), gates="analogue").eval()
     stages = []
     for steps in (2, 4):
         snn.set_time_steps(steps)
