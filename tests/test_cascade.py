@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from anns import Pair
 from exact import same
 from tandem_cuda import IF, Cascade, Encode, TandemLinear, convert, freeze
 from tensors import generator
@@ -11,14 +12,11 @@ from tensors import generator
 STEPS = (1, 2, 5)
 
 
-class TwoInputs(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.b, self.c, self.d = nn.Linear(5, 9), nn.Linear(3, 9), nn.Linear(9, 8), nn.Linear(9, 8)
-        self.out = nn.Linear(8, 4)
-
-    def forward(self, x, y):
-        return self.out(torch.relu(self.c(torch.relu(self.a(x))) + self.d(torch.relu(self.b(y)))))
+def two_inputs():
+    return Pair(
+        lambda n, x, y: n.out(torch.relu(n.c(torch.relu(n.a(x))) + n.d(torch.relu(n.b(y))))),
+        a=nn.Linear(5, 9), b=nn.Linear(3, 9), c=nn.Linear(9, 8), d=nn.Linear(9, 8), out=nn.Linear(8, 4),
+    )  # fmt: skip
 
 
 def stages(*, softmax=False, ann=None):
@@ -92,7 +90,7 @@ def test_a_single_network_and_no_samples():
 
 
 def test_several_inputs():
-    frozen, _ = stages(ann=TwoInputs())
+    frozen, _ = stages(ann=two_inputs())
     x = torch.rand(9, 5, generator=generator(2)), torch.rand(9, 3, generator=generator(3))
     for given in (x, [*x]):  # as a DataLoader gives them
         got = Cascade(frozen).predict(given, 1)
@@ -102,7 +100,7 @@ def test_several_inputs():
 
 def test_bad_inputs():
     """As FrozenNetwork.stream refuses them."""
-    one, two = (Cascade(stages(ann=ann)[0]) for ann in (None, TwoInputs()))
+    one, two = (Cascade(stages(ann=ann)[0]) for ann in (None, two_inputs()))
     for x, message in ((None, "stream: x must be given"), ((), "input must be a Tensor, got tuple")):
         with pytest.raises(TypeError, match=message):
             one.predict(x)

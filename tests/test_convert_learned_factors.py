@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from anns import Net
 from exact import generator, same
 from tandem_cuda import IF, convert, freeze
 
@@ -25,6 +26,10 @@ class Scaled(nn.Module):
         for conv in (self.conv1, self.conv2):
             x = self.add(self.multiply(self.scale, torch.relu(self.norm(conv(x)))), self.bias)
         return self.fc(x.mean((2, 3)))
+
+
+def times(shape):
+    return Net(lambda n, x: x * n.factor, factor=nn.Parameter(torch.ones(shape)))
 
 
 def images(n=6):
@@ -114,22 +119,13 @@ def test_what_has_no_neurons():
     with pytest.raises(ValueError, match="add a number, or to each channel the bias of a layer"):
         convert(Scaled(multiply=lambda scale, x: x), 8)
     for shape in ((1, 1, 8, 8), (2, 1, 1, 1)):
-        ann = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), Times(shape), nn.Flatten(), nn.Linear(384, 3))
+        ann = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), times(shape), nn.Flatten(), nn.Linear(384, 3))
         with pytest.raises(ValueError, match="multiply by a number, or each channel by the weight of a layer"):
             convert(ann, 8)
 
 
 def test_rows_of_features():
     """Their channels are the last dimension."""
-    ann = nn.Sequential(nn.Flatten(2), nn.Linear(64, 6), nn.ReLU(), Times(()), nn.Flatten(), nn.Linear(18, 3))
+    ann = nn.Sequential(nn.Flatten(2), nn.Linear(64, 6), nn.ReLU(), times(()), nn.Flatten(), nn.Linear(18, 3))
     with pytest.raises(ValueError, match="multiply by a number, or each channel by the weight of a layer"):
         convert(ann, 8)
-
-
-class Times(nn.Module):
-    def __init__(self, shape):
-        super().__init__()
-        self.factor = nn.Parameter(torch.ones(shape))
-
-    def forward(self, x):
-        return x * self.factor

@@ -7,7 +7,6 @@ import inspect
 import io
 import pkgutil
 import re
-import struct
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 import tandem_cuda
 from tandem_cuda.convert import rules
 from tandem_cuda.freeze import FORMS, LOADERS
+from training_files import idx_files
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -122,25 +122,6 @@ def test_names_have_moved(old: str, new: str) -> None:
     assert not found(old)
 
 
-def write_idx(path: Path, data: torch.Tensor) -> None:
-    """Bytes in the format of MNIST's files."""
-    header = struct.pack(f">{1 + data.dim()}i", 0x800 + data.dim(), *data.shape)
-    path.write_bytes(header + data.numpy().tobytes())
-
-
-def small_mnist(folder: Path) -> None:
-    """Noisy bars, one position a label, in place of digits: with these files there, torchvision downloads nothing."""
-    folder.mkdir(parents=True)
-    generator = torch.Generator().manual_seed(0)
-    for part, samples in (("train", 300), ("t10k", 100)):
-        labels = torch.randint(0, 10, (samples,), generator=generator, dtype=torch.uint8)
-        images = torch.randint(0, 100, (samples, 28, 28), generator=generator, dtype=torch.uint8)
-        for image, label in zip(images, labels.tolist(), strict=True):
-            image[4 + 2 * label] = 255
-        write_idx(folder / f"{part}-images-idx3-ubyte", images)
-        write_idx(folder / f"{part}-labels-idx1-ubyte", labels)
-
-
 def without_numbers(text: str) -> str:
     """Numbers (tables have a dash for none) and the widths of columns depend on the data."""
     words = re.sub("-{2,}", "--", re.sub(r"\d[\d,.]*", "0", text)).split()
@@ -173,7 +154,7 @@ def test_blocks_of_a_page_run_one_after_another(page: Path, tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
     if page.name == "tutorial.md":
-        small_mnist(tmp_path / "data" / "MNIST" / "raw")  # in place of a download
+        idx_files(tmp_path / "data" / "MNIST" / "raw", train=300, test=100)  # in place of a download
     text = page.read_text()
     assert len(BLOCK.findall(text)) == text.count("```py")
     names: dict[str, Any] = {"__name__": "__main__"}

@@ -11,7 +11,7 @@ from torch import nn
 
 import tandem_cuda.nn
 from exact import same
-from freezable import graph_of
+from freezable import graph_of, in_chunks
 from layer_cases import CASES, every, of_each_kind
 from tandem_cuda import Encode, EncodedInput, FrozenNetwork, SpikeTrain, freeze
 from tandem_cuda import reference as ref
@@ -126,7 +126,4 @@ def test_frozen(case, tmp_path):
     frozen.save(tmp_path / "net.safetensors")
     same(FrozenNetwork.load(tmp_path / "net.safetensors")(x), want)
     if not getattr(case.named.get("neuron"), "two_phase", None):
-        stream = frozen.stream(x)
-        while stream.remaining:
-            out = stream.advance(min(3, stream.remaining))
-        same(out, want)
+        same(in_chunks(frozen.stream(x), (3,)), want)

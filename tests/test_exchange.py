@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from anns import Net
 from exact import same, train
 from tandem_cuda import (
     IF,
@@ -116,20 +117,12 @@ def test_geometry_of_convolutions(tmp_path: Path, geometry):
 
 
 def test_a_user_class_with_a_forward_pass(tmp_path: Path):
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.encode = Encode(8)
-            self.body = nn.Sequential(TandemConv2d(2, 6, 3, norm="batch"), nn.Identity())
-            self.head = TandemLinear(252, 12)
-            self.decode = Decode()
-            self.out = nn.Linear(12, 5)
-
-        def forward(self, x):
-            x = self.body(self.encode(x)).flatten(1)
-            return self.out(torch.flatten(self.decode(self.head(x)), 1))
-
-    net = randomised(Net()).train()
+    net = Net(
+        lambda n, x: n.out(torch.flatten(n.decode(n.head(n.body(n.encode(x)).flatten(1))), 1)),
+        encode=Encode(8), body=nn.Sequential(TandemConv2d(2, 6, 3, norm="batch"), nn.Identity()),
+        head=TandemLinear(252, 12), decode=Decode(), out=nn.Linear(12, 5),
+    )  # fmt: skip
+    net = randomised(net).train()
     graph = to_nir(net, IMAGES)
     assert net.training
     assert list(graph.nodes) == [

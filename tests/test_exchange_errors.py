@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import tandem_cuda
+from anns import Net
 from exact import imported_without
 from tandem_cuda import (
     Decode,
@@ -32,14 +33,6 @@ from tandem_cuda.exchange import from_nir, to_nir  # noqa: E402 (only where the 
 
 
 def test_what_cannot_be_exported_is_named():
-    class Skip(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b = TandemLinear(4, 4), TandemLinear(4, 4)
-
-        def forward(self, x):
-            return self.b(self.a(x)), self.a(x)
-
     def refused(net, x, *lines):
         with pytest.raises(ValueError, match=r"^to_nir: model must be made of Encode") as caught:
             to_nir(net, x)
@@ -49,7 +42,8 @@ def test_what_cannot_be_exported_is_named():
             assert line.startswith(f"  {want}"), got
 
     x = SpikeTrain.from_dense(torch.ones(8, 1, 4))
-    refused(Skip(), x, "output: it must be a single value")
+    skip = Net(lambda n, x: (n.b(n.a(x)), n.a(x)), a=TandemLinear(4, 4), b=TandemLinear(4, 4))
+    refused(skip, x, "output: it must be a single value")
     net = nn.Sequential(Encode(8), TandemConv2d(2, 4, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Softmax(1), nn.Linear(4, 2))
     refused(net, IMAGES, "2 (MaxPool2d): its input must be current, got spikes; put it after Decode")
     net = nn.Sequential(

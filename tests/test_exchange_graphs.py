@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from anns import Net
 from exact import VANISHING, dyadic, same, train
 from tandem_cuda import (
     IF,
@@ -177,38 +178,31 @@ def test_pools_are_exact_nodes() -> None:
 
 
 def test_one_dimension(tmp_path: Path) -> None:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first = TandemConv1d(3, 4, 3, padding=1, neuron=IF(0.5, amplitude=0.25))
-            self.second = TandemConv1d(4, 4, 4, padding="same", groups=2, dilation=2)
-            self.add = TandemAdd(TandemConv1d(4, 4, 1), nn.Identity(), neuron=IF(0.5))
-            self.third = TandemConv1d(4, 5, 2, stride=3)
-            self.decode, self.out = Decode(), nn.Conv1d(5, 2, 2)
+    def run(n: nn.Module, x: SpikeTrain) -> Tensor:
+        x = n.first(x)
+        return n.out(n.decode(n.third(n.add(n.second(x), x))))
 
-        def forward(self, x: SpikeTrain) -> Tensor:
-            x = self.first(x)
-            return self.out(self.decode(self.third(self.add(self.second(x), x))))
-
-    exchanged(filled(Net()), spikes(3, 17), tmp_path)
+    net = Net(
+        run,
+        first=TandemConv1d(3, 4, 3, padding=1, neuron=IF(0.5, amplitude=0.25)),
+        second=TandemConv1d(4, 4, 4, padding="same", groups=2, dilation=2),
+        add=TandemAdd(TandemConv1d(4, 4, 1), nn.Identity(), neuron=IF(0.5)),
+        third=TandemConv1d(4, 5, 2, stride=3), decode=Decode(), out=nn.Conv1d(5, 2, 2),
+    )  # fmt: skip
+    exchanged(filled(net), spikes(3, 17), tmp_path)
 
 
 @pytest.mark.parametrize("amplitude", [1.0, 0.5])
 def test_features(tmp_path: Path, amplitude: float) -> None:
     """The same spikes twice into one join, one whose spikes do not weigh 1, and one that Decode alone reads."""
 
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first = TandemLinear(12, 7, neuron=IF(0.5, amplitude=amplitude))
-            self.twice = TandemAdd(nn.Identity(), nn.Identity(), TandemLinear(12, 7), neuron=IF(amplitude=amplitude))
-            self.decode = Decode()
+    def run(n: nn.Module, x: SpikeTrain) -> Tensor:
+        y = n.first(x)
+        return n.decode(n.twice(y, y, x))
 
-        def forward(self, x: SpikeTrain) -> Tensor:
-            y = self.first(x)
-            return self.decode(self.twice(y, y, x))
-
-    net, x = filled(Net()), spikes(12, amplitude=0.75)
+    first = TandemLinear(12, 7, neuron=IF(0.5, amplitude=amplitude))
+    twice = TandemAdd(nn.Identity(), nn.Identity(), TandemLinear(12, 7), neuron=IF(amplitude=amplitude))
+    net, x = filled(Net(run, first=first, twice=twice, decode=Decode())), spikes(12, amplitude=0.75)
     graph = to_nir(net, x, tmp_path / "net.nir")
     want = result(net, x)
     assert len(want.unique()) > 2
@@ -217,16 +211,12 @@ def test_features(tmp_path: Path, amplitude: float) -> None:
 
 
 def test_layers_that_run_twice(tmp_path: Path) -> None:
-    class Twice(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.again = TandemLinear(12, 7), TandemLinear(7, 7)
+    def run(n: nn.Module, x: SpikeTrain) -> SpikeTrain:
+        n.again(n.first(x))  # for nothing: no part of the graph
+        return n.again(n.again(n.first(x)))
 
-        def forward(self, x: SpikeTrain) -> SpikeTrain:
-            self.again(self.first(x))  # for nothing: no part of the graph
-            return self.again(self.again(self.first(x)))
-
-    graph, _ = exchanged(filled(Twice()), spikes(12), tmp_path)
+    net = filled(Net(run, first=TandemLinear(12, 7), again=TandemLinear(7, 7)))
+    graph, _ = exchanged(net, spikes(12), tmp_path)
     assert [name for name in graph.nodes if name.startswith("again")] == [
         "again",
         "again_neurons",

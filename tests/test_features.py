@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from exact import same
+from freezable import in_chunks
 from tandem_cuda import IF, Decode, FrozenNetwork, SpikeTrain, TandemElementwise, TandemLinear, convert, freeze
 from tandem_cuda.convert import Calibration
 
@@ -177,10 +178,7 @@ def test_frozen_networks_and_their_files(tmp_path, name):
     loaded, want = same_everywhere(snn, x, tmp_path)
     if name == "gate":  # which waits for all steps
         return
-    stream = loaded.stream(x)
-    while stream.remaining:
-        out = stream.advance(min(3, stream.remaining))
-    same(out, want)
+    same(in_chunks(loaded.stream(x), (3,)), want)
 
 
 @pytest.mark.parametrize("name", READERS)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import anns
 from exact import FLOATS, generator, nightly, same, slow
 from freezable import in_chunks, paths_in, randomised
 from tandem_cuda import IF, Decode, Encode, FrozenNetwork, SpikeTrain, TandemLinear, convert, freeze, synops
@@ -448,16 +449,12 @@ def test_what_cannot_be_frozen_is_named(forward, message):
 
 
 def test_in_place_where_nobody_else_looks():
-    class Ann(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.relu, self.last = nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 6)
+    def run(n, x):
+        y = n.last(n.relu(n.first(x))).view(-1, 2, 3).relu_()
+        return F.leaky_relu(y - 0.5, inplace=True).flatten(1)
 
-        def forward(self, x):
-            y = self.last(self.relu(self.first(x))).view(-1, 2, 3).relu_()
-            return F.leaky_relu(y - 0.5, inplace=True).flatten(1)
-
-    net, x = convert(Ann(), 4), torch.randn(5, 4, generator=generator(0))
+    ann = anns.Net(run, first=nn.Linear(4, 5), relu=nn.ReLU(), last=nn.Linear(5, 6))
+    net, x = convert(ann, 4), torch.randn(5, 4, generator=generator(0))
     with torch.no_grad():
         same(freeze(net)(x), net(x))
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from exact import ISAS, generator, same, slow
+from freezable import in_chunks
 from pairwise import pairs
 from tandem_cuda import (
     _C,
@@ -189,10 +190,7 @@ def test_integers_are_those_of_the_weights(make):
 def test_streams(bits, size):
     net, x = trained(Residual, NEURONS["one phase"], bits)
     frozen = freeze(net)
-    stream = frozen.stream(x)
-    while stream.remaining:
-        out = stream.advance(min(size, stream.remaining))
-    same(out, frozen(x))
+    same(in_chunks(frozen.stream(x), (size,)), frozen(x))
 
 
 LAYERS = {

@@ -8,6 +8,7 @@ from torch import nn
 
 import tandem_cuda
 from exact import dyadic, generator, planes, same, slow
+from freezable import in_chunks
 from tandem_cuda import IF, Decode, Encode, FrozenNetwork, SpikeTrain, TandemConv2d, convert, freeze, synops
 
 POOLS = {"2 x 2": (2,), "3 x 3, stride 2": (3, 2)}
@@ -75,16 +76,6 @@ def network(time_steps, *, encode=True):
     return net.eval()
 
 
-def run(stream, sizes, chunks=None):
-    """The last output of a stream in pieces of these sizes, again and again."""
-    out, i = None, 0
-    while stream.remaining:
-        now = min(sizes[i % len(sizes)], stream.remaining)
-        out = stream.advance(now if chunks is None else chunks.window(stream.done, stream.done + now))
-        i += 1
-    return out
-
-
 @pytest.mark.parametrize("time_steps", [1, 8, 9, 17, 150])
 def test_frozen_networks_and_streams(time_steps, tmp_path):
     net, x = network(time_steps), dyadic(5, 2, 9, 5, seed=3) + 0.5
@@ -94,11 +85,11 @@ def test_frozen_networks_and_streams(time_steps, tmp_path):
     assert want.std(0).min() > 0 or time_steps == 1
     same(frozen(x), want)
     for sizes in ((1,), (8,), (3,), (2, 5, 1, 8), (16, 1), (100,)):
-        same(run(frozen.stream(x), sizes), want, str(sizes))
+        same(in_chunks(frozen.stream(x), sizes), want, str(sizes))
     frozen.save(tmp_path / "net.safetensors")
     loaded = FrozenNetwork.load(tmp_path / "net.safetensors")
     same(loaded(x), want)
-    same(run(loaded.stream(x), (3,)), want)
+    same(in_chunks(loaded.stream(x), (3,)), want)
 
 
 def test_events_that_arrive():
@@ -109,7 +100,7 @@ def test_events_that_arrive():
     frozen = freeze(net)
     same(frozen(x), want)
     for sizes in ((1,), (8, 3), (20,)):
-        same(run(frozen.stream(time_steps=33), sizes, x), want, str(sizes))
+        same(in_chunks(frozen.stream(time_steps=33), sizes, x), want, str(sizes))
 
 
 def test_samples_may_leave():
@@ -121,7 +112,7 @@ def test_samples_may_leave():
     stream.select(torch.tensor([4, 1, 0]))
     stream.advance(7)
     stream.select(torch.tensor([2, 1]))
-    same(run(stream, (4,)), want[[0, 1]])
+    same(in_chunks(stream, (4,)), want[[0, 1]])
     for confidence in (0.5, 0.9, 1.0):
         got = frozen.predict(x, confidence)
         history, stream = [], frozen.stream(x)
@@ -191,7 +182,7 @@ def test_old_files_mean_what_they_meant(tmp_path):
         same(network(old_input()), want)
         stream = network.stream(old_input())
         torch.testing.assert_close(stream.advance(5), early)
-        same(run(stream, (1, 3)), want)
+        same(in_chunks(stream, (1, 3)), want)
     for layer in frozen.modules():
         if getattr(layer, "kind", "") == "SpikingMaxPool2d":
             assert layer.settings()["gate"] == "any"

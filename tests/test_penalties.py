@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from anns import Net
 from exact import generator, same
 from tandem_cuda import (
     IF,
@@ -109,24 +110,21 @@ def test_synops_by_hand():
 def test_synops_are_those_of_the_table():
     """Strides, padding, groups, transposed convolutions, pooling and joins; a read-out is not counted."""
     torch.manual_seed(0)
+    neuron = IF(0.25)
 
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.encode, neuron = Encode(8), IF(0.25)
-            self.conv = TandemConv2d(1, 8, 3, neuron=neuron)
-            self.grouped = TandemConv2d(8, 8, 3, stride=2, padding=1, groups=2, neuron=neuron)
-            self.join = TandemAdd(TandemConv2d(8, 8, 3, padding=2, dilation=2), nn.Identity(), neuron=neuron)
-            self.larger = TandemConvTranspose2d(8, 4, 2, stride=2, neuron=neuron)
-            self.pool = SpikingAvgPool2d(2)
-            self.linear = TandemLinear(36, 6, neuron=neuron)
-            self.decode, self.readout = Decode(), nn.Linear(6, 3)
+    def run(n, x):
+        y = n.grouped(n.conv(n.encode(x)))
+        return n.readout(n.decode(n.linear(n.pool(n.larger(n.join(y, y))).flatten(1))))
 
-        def forward(self, x):
-            y = self.grouped(self.conv(self.encode(x)))
-            return self.readout(self.decode(self.linear(self.pool(self.larger(self.join(y, y))).flatten(1))))
-
-    model = Net()
+    model = Net(
+        run,
+        encode=Encode(8),
+        conv=TandemConv2d(1, 8, 3, neuron=neuron),
+        grouped=TandemConv2d(8, 8, 3, stride=2, padding=1, groups=2, neuron=neuron),
+        join=TandemAdd(TandemConv2d(8, 8, 3, padding=2, dilation=2), nn.Identity(), neuron=neuron),
+        larger=TandemConvTranspose2d(8, 4, 2, stride=2, neuron=neuron), pool=SpikingAvgPool2d(2),
+        linear=TandemLinear(36, 6, neuron=neuron), decode=Decode(), readout=nn.Linear(6, 3),
+    )  # fmt: skip
     for x in (inputs(3), inputs(5, seed=3)):  # what is kept of the first pass is no matter of the batch
         table = [row for row in synops(model, x) if row.name != "readout"]
         assert all(row.synops > 0 for row in table[1:])
@@ -215,16 +213,8 @@ def test_checkpointed_layers(kind):
     results = []
     for use in (False, True):
         model = net()
-
-        class Checkpointed(nn.Module):
-            def __init__(self, inner, use):
-                super().__init__()
-                self.inner, self.use = inner, use
-
-            def forward(self, x):
-                return checkpoint(self.inner, x, use_reentrant=False) if self.use else self.inner(x)
-
-        outer = Checkpointed(model, use)
+        run = (lambda n, x: checkpoint(n.inner, x, use_reentrant=False)) if use else (lambda n, x: n.inner(x))
+        outer = Net(run, inner=model)
         with kind(outer) as penalty:
             y = outer(inputs())
             (y.sum() + penalty()).backward()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from anns import Net
 from tandem_cuda import IF, Decode, Encode, TandemAdd, TandemLinear, convert, freeze, ops, synops
 
 
@@ -72,16 +73,11 @@ def test_saturated_neurons_are_counted():
     neuron = IF(0.5, refractory=2)
     join = TandemAdd(TandemLinear(3, 3), nn.Identity(), neuron=neuron)
 
-    class Network(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.join, self.encode = TandemLinear(3, 3, neuron=neuron), join, Encode(8)
+    def run(n, x):
+        x = n.first(n.encode(x))
+        return n.join(x, x)
 
-        def forward(self, x):
-            x = self.first(self.encode(x))
-            return self.join(x, x)
-
-    net = Network().eval()
+    net = Net(run, encode=Encode(8), first=TandemLinear(3, 3, neuron=neuron), join=join).eval()
     with torch.no_grad():
         for layer in (net.first, net.join.branches[0]):
             layer.weight.copy_(torch.eye(3))

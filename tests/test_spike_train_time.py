@@ -4,8 +4,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
 
+from anns import Net
 from exact import SEEDS, planes, same, train
 from tandem_cuda import SpikeTrain
 
@@ -42,19 +42,10 @@ def test_compiled_code_clears_bits_past_time_steps():
     torch.compiler.reset()
     for got in (
         torch.compile(count, backend="aot_eager", fullgraph=True)(given),
-        torch.export.export(Calling(count), (given,)).module()(given),
+        torch.export.export(Net(lambda n, bits: count(bits)), (given,)).module()(given),
     ):
         same(got, torch.full((3, 4), 6.0 + 2))
     same(given, dirty)
-
-
-class Calling(nn.Module):
-    def __init__(self, f):
-        super().__init__()
-        self.f = f
-
-    def forward(self, x):
-        return self.f(x)
 
 
 @pytest.mark.parametrize("device", ["meta", pytest.param("cuda", marks=pytest.mark.gpu)])

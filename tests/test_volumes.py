@@ -9,6 +9,7 @@ from torch import nn
 import tandem_cuda as tc
 from anns import kinds
 from exact import generator, same
+from freezable import in_chunks
 from tandem_cuda import IF, Decode, Encode, SpikeTrain, convert, freeze, ops, quantise, synops
 from tandem_cuda import reference as ref
 
@@ -104,10 +105,7 @@ def test_networks_train_and_freeze(make, tmp_path):
     frozen.save(tmp_path / "network.safetensors")
     for network in (frozen, tc.FrozenNetwork.load(tmp_path / "network.safetensors")):
         same(network(x), want)
-        stream = network.stream(x)
-        while stream.remaining:
-            out = stream.advance(min(2, stream.remaining))
-        same(out, want)
+        same(in_chunks(network.stream(x), (2,)), want)
         same(network.predict(x, exit_confidence=1.0).classes, want.argmax(1))
 
 
