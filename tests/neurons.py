@@ -105,3 +105,15 @@ def refused(neuron, parameter):
     if parameter.optional and replace(neuron, **{parameter.name: 0}).kind != neuron.kind:
         bad.append(0.0)
     return bad
+
+
+def near_thresholds(radix, steps, dtype):
+    """Inputs with which the potential is a multiple of theta, or next to one; and numbers that are odd or far away."""
+    theta = torch.tensor(radix.threshold_at(steps), dtype=dtype)
+    at = torch.arange(-3, 2**steps + 4, dtype=dtype) * theta
+    at = torch.cat([at, at - torch.tensor(radix.initial, dtype=dtype) * theta])
+    limits = torch.tensor([math.inf, -math.inf], dtype=dtype)
+    beside = [torch.nextafter(at, limit) for limit in limits]
+    tiny, most = torch.finfo(dtype).smallest_normal, torch.finfo(dtype).max
+    odd = torch.tensor([math.nan, 0.0, -0.0, tiny, tiny / 8, -tiny / 8, most, -most], dtype=dtype)
+    return torch.cat([at, *beside, limits, odd])

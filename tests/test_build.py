@@ -587,25 +587,30 @@ def configure(folder, *arguments, **environment):
 
 
 @pytest.mark.slow
-def test_cuda_on_without_nvcc(tmp_path):
-    code, messages = configure(tmp_path, TANDEM_CUDA="ON", CUDA_HOME=str(tmp_path))
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        (
+            {"TANDEM_CUDA": "ON", "CUDA_HOME": "/nowhere"},
+            "TANDEM_CUDA=ON, but nvcc not found (CUDA_HOME=/nowhere); set CUDACXX",
+        ),
+        (
+            {"TANDEM_CUDA": "banana"},
+            "TANDEM_CUDA must be ON or OFF (or unset: ON where nvcc is found), got 'banana'",
+        ),
+        *(
+            (
+                {"TANDEM_OPERATORS": there},
+                f"TANDEM_OPERATORS must be the full path of a libtandem_cuda.so, got '{there}'",
+            )
+            for there in ("/nowhere/libtandem_cuda.so", __file__, "libtandem_cuda.so")
+        ),
+    ],
+)
+def test_what_the_build_refuses(tmp_path, environment, message):
+    code, messages = configure(tmp_path, **environment)
     assert code != 0
-    assert f"TANDEM_CUDA=ON, but nvcc not found (CUDA_HOME={tmp_path}); set CUDACXX" in messages
-
-
-@pytest.mark.slow
-def test_cuda_banana(tmp_path):
-    code, messages = configure(tmp_path, TANDEM_CUDA="banana")
-    assert code != 0
-    assert "TANDEM_CUDA must be ON or OFF (or unset: ON where nvcc is found), got 'banana'" in messages
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("there", ["/nowhere/libtandem_cuda.so", __file__, "libtandem_cuda.so"])
-def test_operators_that_are_not_there(tmp_path, there):
-    code, messages = configure(tmp_path, TANDEM_OPERATORS=there)
-    assert code != 0
-    assert f"TANDEM_OPERATORS must be the full path of a libtandem_cuda.so, got '{there}'" in messages
+    assert message in messages
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ from tandem_cuda import IF, LIF, RadixIF, SpikeTrain, TandemConv2d, convert, fre
 from tandem_cuda.convert import advice, rules
 from tandem_cuda.convert.qcfs import QCFS
 from tandem_cuda.convert.rules import WeightRule, register
+from test_convert_layers import conv
 
 pytestmark = pytest.mark.usefixtures("restored_rules")
 
@@ -39,54 +40,41 @@ def made(run, x, **modules):
     return net, x
 
 
-def image(middle, **modules):
-    """Something between two convolutions."""
+def between(x, first, last, mean, middle, **modules):
+    """Something between two layers; mean: over which dimensions behind them, none if ()."""
 
     def run(net, x):
-        x = middle(net, F.relu(net.first(x)))
-        return net.head(F.relu(net.last(x)).mean((2, 3)))
+        x = F.relu(net.last(middle(net, F.relu(net.first(x)))))
+        return net.head(x.mean(mean) if mean else x)
 
-    return made(run, IMAGES, first=conv(3, 8), last=nn.LazyConv2d(6, 1), head=nn.LazyLinear(5), **modules)
+    return made(run, x, first=first, last=last, head=nn.LazyLinear(5), **modules)
+
+
+def image(middle, **modules):
+    return between(IMAGES, conv(3, 8), nn.LazyConv2d(6, 1), (2, 3), middle, **modules)
 
 
 def flat(middle, **modules):
-    """Something between a convolution and a linear layer."""
-
-    def run(net, x):
-        return net.head(F.relu(net.last(middle(net, F.relu(net.first(x))))))
-
-    return made(run, IMAGES, first=conv(3, 8), last=nn.LazyLinear(6), head=nn.LazyLinear(5), **modules)
+    return between(IMAGES, conv(3, 8), nn.LazyLinear(6), (), middle, **modules)
 
 
 def line(middle, **modules):
-    """The same of lines."""
-
-    def run(net, x):
-        x = middle(net, F.relu(net.first(x)))
-        return net.head(F.relu(net.last(x)).mean(2))
-
-    first = nn.Conv1d(3, 8, 3, padding=1)
-    return made(run, LINES, first=first, last=nn.LazyConv1d(6, 1), head=nn.LazyLinear(5), **modules)
+    return between(LINES, nn.Conv1d(3, 8, 3, padding=1), nn.LazyConv1d(6, 1), 2, middle, **modules)
 
 
 def volume(middle, **modules):
-    """The same of volumes."""
-
-    def run(net, x):
-        x = middle(net, F.relu(net.first(x.unsqueeze(2))))
-        return net.head(F.relu(net.last(x)).mean((2, 3, 4)))
-
     first = nn.Conv3d(3, 8, 3, padding=1)
-    return made(run, IMAGES, first=first, last=nn.LazyConv3d(6, 1), head=nn.LazyLinear(5), **modules)
+    return between(IMAGES.unsqueeze(2), first, nn.LazyConv3d(6, 1), (2, 3, 4), middle, **modules)
+
+
+def rows(middle):
+    """Images, of which the second layer reads lines."""
+    return between(IMAGES, conv(3, 8), nn.LazyConv1d(6, 1), 2, middle, a=conv(8, 4))
 
 
 def whole(run, x=IMAGES, **modules):
     """A network of its own."""
     return made(run, x, **modules)
-
-
-def conv(inputs, outputs, kernel=3, **settings):
-    return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, **settings)
 
 
 def changed(change):
@@ -246,15 +234,6 @@ def larger(x, y):
 def asserted(x, condition):
     torch._assert(condition, "of this size")
     return x
-
-
-def rows(middle):
-    """A network whose second layer reads lines."""
-
-    def run(net, x):
-        return net.head(F.relu(net.last(middle(net, F.relu(net.first(x))))).mean(2))
-
-    return made(run, IMAGES, first=conv(3, 8), a=conv(8, 4), last=nn.LazyConv1d(6, 1), head=nn.LazyLinear(5))
 
 
 ROWS = torch.rand(2, 4, 5)

@@ -374,12 +374,6 @@ def test_the_library_refuses_the_same_values(neuron: Neuron) -> None:
                 assert _C.integrate_and_fire(CURRENT, neuron.kind, parameters).shape == CURRENT.shape
 
 
-def test_bad_leak() -> None:
-    for leak in (1.0000001, 2, 10**30):
-        with pytest.raises(ValueError, match=rf"^LIF: leak must be in \(0, 1\], got {leak}$".replace("+", r"\+")):
-            LIF(leak=leak)
-
-
 @every_neuron
 def test_is_a_value(neuron: Neuron) -> None:
     for clip in (True, False):

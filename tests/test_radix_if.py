@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from exact import FLOATS, SEEDS, same
+from neurons import near_thresholds
 from tandem_cuda import IF, LIF
 from tandem_cuda import reference as ref
 from tandem_cuda.neuron import MODELS, RadixIF, of_settings
@@ -28,16 +29,6 @@ INITIAL = (0.0, 0.25, 0.5, 0.999)
 def weights(steps, dtype=torch.float64):
     """What a spike of each step weighs, [T, 1]."""
     return torch.tensor([2.0 ** (steps - t) for t in range(1, steps + 1)], dtype=dtype).view(-1, 1)
-
-
-def near_thresholds(radix, steps, dtype):
-    """Inputs with which the potential is a multiple of the threshold, or next to one; and inputs far away."""
-    theta = torch.tensor(radix.threshold_at(steps), dtype=dtype)
-    at = torch.arange(-3, 2**steps + 4, dtype=dtype) * theta
-    at = torch.cat([at, at - torch.tensor(radix.initial, dtype=dtype) * theta])
-    limits = torch.tensor([math.inf, -math.inf], dtype=dtype)
-    beside = [torch.nextafter(at, limit) for limit in limits]
-    return torch.cat([at, *beside, limits, torch.tensor([math.nan, 0.0, -0.0], dtype=dtype)])
 
 
 def value_of(spikes):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from exact import FLOATS, SEEDS, dyadic, every_path, everywhere, features_last, generator, normal, planes, same, views
 from hostile_calls import radix_spikes as raw_radix_spikes
+from neurons import near_thresholds
 from tandem_cuda import IF, LIF, ops
 from tandem_cuda import reference as ref
 from tandem_cuda.neuron import RadixIF
@@ -19,18 +20,6 @@ STEPS = range(1, 9)
 MODES = ("constant", "impulse", "series", "once")
 every_t = pytest.mark.parametrize("steps", STEPS)
 every_dtype = pytest.mark.parametrize("dtype", FLOATS)
-
-
-def near_thresholds(radix, steps, dtype):
-    """Inputs with which the potential is a multiple of theta, or next to one; and numbers that are odd or far away."""
-    theta = torch.tensor(radix.threshold_at(steps), dtype=dtype)
-    at = torch.arange(-3, 2**steps + 4, dtype=dtype) * theta
-    at = torch.cat([at, at - torch.tensor(radix.initial, dtype=dtype) * theta])
-    limits = torch.tensor([math.inf, -math.inf], dtype=dtype)
-    beside = [torch.nextafter(at, limit) for limit in limits]
-    tiny, most = torch.finfo(dtype).smallest_normal, torch.finfo(dtype).max
-    odd = torch.tensor([math.nan, 0.0, -0.0, tiny, tiny / 8, -tiny / 8, most, -most], dtype=dtype)
-    return torch.cat([at, *beside, limits, odd])
 
 
 def operands(channels, dtype, seed, scale=True, bias=True):
