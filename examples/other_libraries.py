@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -55,7 +56,7 @@ class Blocks:
         self.readout = self.hidden.pop()
 
 
-class SurrogateGradient(nn.Module):
+class SurrogateGradient(nn.Module, ABC):
     """A spiking network of which backpropagation through time trains the layers, with an output at every step.
 
     The first layer sees the same image at every step, so that its product is computed once. The steps of a layer go
@@ -65,7 +66,7 @@ class SurrogateGradient(nn.Module):
     Args:
         network: the name of a function of tandem_cuda.models.
         time_steps: T.
-        make: makes the neurons of a layer.
+        make: a function that makes the neurons of a layer.
     """
 
     def __init__(self, network: str, time_steps: int, make: Callable[[], nn.Module]) -> None:
@@ -80,9 +81,9 @@ class SurrogateGradient(nn.Module):
         self.neurons = nn.ModuleList(make() for _ in blocks.hidden)
         self.forget()
 
+    @abstractmethod
     def fire(self, neurons: Any, currents: Tensor) -> Tensor:
-        """Return the spikes [T, N, ...] of a layer of neurons at rest."""
-        raise NotImplementedError
+        """Return the spikes of a layer of neurons, which start at rest, for currents of the same shape, [T, N, ...]."""
 
     def forward(self, x: Tensor) -> Tensor:
         self.samples += 0 if self.training else len(x)
@@ -142,8 +143,7 @@ class SpikingJelly(SurrogateGradient):
     ) -> None:
         neuron = library("spikingjelly.activation_based.neuron")
         surrogate = library("spikingjelly.activation_based.surrogate").ATan()
-        how: dict[str, Any] = {"surrogate_function": surrogate, "detach_reset": True, "step_mode": "m"}
-        how["v_reset"] = reset
+        how = {"surrogate_function": surrogate, "detach_reset": True, "step_mode": "m", "v_reset": reset}
         super().__init__(
             network, time_steps, lambda: neuron.IFNode(**how) if tau is None else neuron.LIFNode(tau=tau, **how)
         )
@@ -166,10 +166,10 @@ class SnnTorch(SurrogateGradient):
     def __init__(
         self, network: str = "mnist_cnn", time_steps: int = 4, beta: float = 1.0, surrogate: str = "atan"
     ) -> None:
-        leaky, gradients = library("snntorch").Leaky, library("snntorch.surrogate")
-        if surrogate not in gradients.__dict__:
+        leaky, make = library("snntorch").Leaky, getattr(library("snntorch.surrogate"), surrogate, None)
+        if not callable(make):
             raise ValueError(f"SnnTorch: surrogate must be a function of snntorch.surrogate, got {surrogate!r}")
-        gradient = getattr(gradients, surrogate)()
+        gradient = make()
         super().__init__(network, time_steps, lambda: leaky(beta=beta, spike_grad=gradient))
 
     def fire(self, neurons: Any, currents: Tensor) -> Tensor:

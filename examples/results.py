@@ -373,7 +373,7 @@ def every_t(args: argparse.Namespace) -> None:
 
     import plots  # matplotlib takes a while
 
-    # Of the networks of radix spikes, the validation set prefers this one, from T = 2 on.
+    # Of the networks of radix spikes, the validation sets of two seeds prefer this one, from T = 2 on.
     one = {"radix8": "one network, radix spikes, trained at T = 8", "t8": "one network, counts, trained at T = 8"}
     each = {"spikingjelly": "SpikingJelly, a network for each T", "snntorch": "snnTorch, a network for each T"}
     plots.accuracy_at_time_steps(

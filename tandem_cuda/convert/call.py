@@ -132,8 +132,10 @@ class Call:
             Unconvertible: the first argument is neither spikes nor currents.
         """
         x, first = self.value, self._first()
-        is_shared = self._other_input is None and sum(not asks_for_size(user) for user in first.users) > 1
-        return self._writer.train(first) if is_shared and isinstance(x, Current) else x
+        if self._other_input is not None or not isinstance(x, Current):
+            return x
+        is_shared = sum(not asks_for_size(user) for user in first.users) > 1
+        return self._writer.train(first) if is_shared else x
 
     def fire(
         self, bound: Any = None, slope: Slope | None = None, both: bool = False, of: Any = None, level: Any = None

@@ -150,18 +150,21 @@ def undoing(ann: nn.Module) -> Iterator[Effects]:
 
 @contextmanager
 def noting_functions(effects: Effects) -> Iterator[None]:
-    """Note which functions with a backward of their own forward calls. torch._dynamo must not be imported meanwhile."""
+    """Note which functions with a backward of their own forward calls. torch._dynamo must not be imported meanwhile.
+
+    Forward calls ``apply`` of classes that are not known before, and they inherit it: so their base class is patched.
+    """
 
     def apply(cls: type[Any], *args: Any, **kwargs: Any) -> Any:
         if any(isinstance(x, fx.Proxy) for x in (*args, *kwargs.values())) and not _is_of_torch(cls):
             effects.functions.append(cls)  # which may return its input, so that no node tells of it
         return _APPLY.__func__(cls, *args, **kwargs)
 
-    torch.autograd.Function.apply = classmethod(apply)  # type: ignore[method-assign, assignment]  # while forward is traced
+    torch.autograd.Function.apply = classmethod(apply)  # type: ignore[method-assign, assignment]  # a patch
     try:
         yield
     finally:
-        torch.autograd.Function.apply = _APPLY  # type: ignore[method-assign]  # as it was
+        torch.autograd.Function.apply = _APPLY  # type: ignore[method-assign]  # ends the patch
 
 
 def refuse_effects(graph: fx.Graph, ann: nn.Module, root: nn.Module, functions: Sequence[type[Any]]) -> None:

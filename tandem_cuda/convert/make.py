@@ -398,7 +398,7 @@ def _quantised(ann: nn.Module, snn: nn.Module, weights: str | None) -> Iterator[
 def _refuse_spiking(ann: nn.Module) -> None:
     """Raise a ValueError for a network that spikes already."""
     for name, module in ann.named_modules():
-        if isinstance(module, (Spiking, TandemNetwork)) and type(module) not in RULES:
+        if isinstance(module, (Spiking, TandemNetwork)):
             where = f"{name} ({type(module).__name__})" if name else f"a {type(module).__name__}"
             raise ValueError(
                 f"convert: ann must be an ANN, got {where}, which belongs to a spiking network: pass the network that "

@@ -12,6 +12,7 @@ from ..convert import TandemNetwork, flattened_to
 from ..convert.advice import hooked
 from ..convert.aliases import VIEWS, module_writes, writes, writes_alone
 from ..convert.nodes import leading_to, word_of
+from ..nn.classes import is_of_torch
 from ..nn.frozen import FORMS, FrozenLayer, class_of
 from ..nn.sizes import ENCODED, Value
 from .functions import constants_of, frozen_call
@@ -86,7 +87,8 @@ def freeze(model: nn.Module) -> FrozenNetwork:
 def _refusal(module: Any) -> str:
     """Return the class of a module that cannot be frozen, and what to do about layers in it."""
     kind = type(module).__name__
-    if not any(isinstance(part, FrozenLayer) or class_of(part) in FORMS for part in module.modules()):
+    parts = () if is_of_torch(type(module)) else module.modules()
+    if not any(isinstance(part, FrozenLayer) or class_of(part) in FORMS for part in parts):
         return kind
     return f"{kind}: its forward is not read; put its layers into an nn.Sequential, or convert its ANN"
 

@@ -192,14 +192,14 @@ class SpikingAverage(Pooling):
         ``bits`` are those of x, padded or flattened, for a product with ``weight`` and these options.
         """
         steps, linear = x.time_steps, weight.dim() == 2
-        options["engine"] = self.engine
         if x.code.radix:
             count = ops.count_linear if linear else ops.count_conv2d
-            v = count.trusted(bits, weight, **options, radix=steps)
+            v = count.trusted(bits, weight, **options, radix=steps, engine=self.engine)
             neuron = RadixIF(self.threshold * divisor * 2**steps, initial=self.initial)
             return discharge(v, steps, neuron, want_state)
-        options |= {"neuron": self.neurons(divisor), "want_sum": False, "want_state": want_state}
         spiking = ops.spiking_linear if linear else ops.spiking_conv2d
+        options = {**options, "neuron": self.neurons(divisor), "engine": self.engine}
+        options |= {"want_sum": False, "want_state": want_state}
         bits, _, state = spiking.trusted(bits, weight, state=state, time_steps=steps, **options)
         return bits, state
 
