@@ -134,7 +134,7 @@ def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
     return sha256.hexdigest()
 
 
-_HARMLESS = frozenset({"engine"})
+_HARMLESS = frozenset({"engine", "trained_radix"})
 """Settings that do not change what a layer computes."""
 
 

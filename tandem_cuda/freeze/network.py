@@ -73,6 +73,7 @@ class FrozenNetwork(nn.Module):
                 )
             check_finite(node)
             values[node.name] = output_value("FrozenNetwork", node, values)
+            node.layer.forget_codes(*(values[source] for source in node.inputs))
         outputs = names_in(output)
         for name in outputs:
             if name not in values or name in self.kinds:

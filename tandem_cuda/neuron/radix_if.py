@@ -154,7 +154,7 @@ class RadixIF(Neuron):
         return (v > 0).to(v.dtype) / self.threshold_at(steps)
 
     def to_nir(self, dt: float) -> NirForm:
-        raise ValueError(f"neuron must have a form in NIR (whose spikes all weigh the same), got {self}")
+        raise ValueError(f"neuron must have a form in NIR (whose spikes all weigh the same), got {self}; use IF()")
 
 
 def check_radix_steps(name: str, steps: int) -> None:

@@ -29,6 +29,7 @@ from .spiking import KINDS, Spiking
 from .summands import Summands
 from .synapses import Synapses
 from .tandem import TandemLayer
+from .trained_code import check_code, note_training
 from .weight_cache import Kernel, SpikingWeights
 
 BranchInput = tuple[Any, SpikeTrain]
@@ -126,6 +127,9 @@ class TandemAdd(Spiking):
         steps = inputs[0].time_steps
         v, kernels = None, None
         if self._needs_pre_activation(inputs):
+            for branch, x in pairs:
+                if isinstance(branch, TandemLayer) and branch._training_call is None:
+                    note_training(branch, x.code.radix)
             kernels = self._kernels()
             v = self._pre_activation(pairs, kernels)
             if self.log_threshold is not None:
@@ -198,6 +202,7 @@ class TandemAdd(Spiking):
         pairs = list(zip(self.branches, inputs, strict=True))
         for branch, x in pairs:
             if isinstance(branch, TandemLayer):
+                check_code(branch, x.code.radix, "TandemAdd")
                 branch.synapses.check_pairs(x)
         shapes = []
         for branch, x in pairs:
@@ -377,10 +382,17 @@ class TandemAdd(Spiking):
             x.check_dims(*_DIMS)
             if x.radix:
                 check_reads_radix(self.neuron)
+            if isinstance(branch, TandemLayer):
+                check_code(branch, x.radix)
             y = branch.synapses.out_size(x) if isinstance(branch, TandemLayer) else x
             joined = y if joined is None else agreed(i, joined, y)
         assert joined is not None
         return joined._replace(kind=SPIKES, pair_dim=self._sum_pair_dim(inputs), radix=self.neuron.radix)
+
+    def forget_codes(self, *inputs: Value) -> None:
+        for branch, x in zip(self.branches, inputs, strict=True):
+            if isinstance(branch, TandemLayer):
+                branch.forget_codes(x)
 
     def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[SpikeTrain, State | None]:
         repeats = self.neuron.radix and span.whole and state is None and not is_recording()

@@ -113,6 +113,9 @@ class FrozenLayer(nn.Module, ABC):
         """Return what is known about the output, given the inputs. Raise a ValueError if the inputs cannot be right."""
         return Value()
 
+    def forget_codes(self, *inputs: Value) -> None:
+        """Forget with which spikes the layer was trained, where the inputs say which spikes arrive."""
+
 
 Form = Callable[[Any, bool], FrozenLayer | None]
 Loader = Callable[[Settings, Tensors], FrozenLayer]

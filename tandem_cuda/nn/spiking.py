@@ -70,6 +70,9 @@ class Spiking(nn.Module):
         """Return what is known about the output, given the inputs. Raise a ValueError if the inputs cannot be right."""
         raise NotImplementedError
 
+    def forget_codes(self, *inputs: Value) -> None:
+        """Forget with which spikes a frozen layer was trained, where it is known which spikes arrive."""
+
     def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[Any, State | None]:
         """Run the spiking twin of a frozen layer alone; see :class:`.FrozenLayer`. Here of a layer without a state."""
         return self.forward(*inputs), None
@@ -114,6 +117,10 @@ class FrozenSpiking(FrozenLayer):
 
     def output(self, *inputs: Value) -> Value:
         return self.layer.out_size(*inputs)
+
+    def forget_codes(self, *inputs: Value) -> None:
+        self.layer.forget_codes(*inputs)
+        self.format = self.layer.file_format
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's

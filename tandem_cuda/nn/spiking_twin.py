@@ -23,6 +23,7 @@ from .leak import check_folds, check_two_phase, folded, folds_of, negative
 from .repeated import OrderedCall, RadixCall, Repeated
 from .schema import Settings, Tensors
 from .sizes import ENCODED, SPIKES, Value, check_count
+from .trained_code import check_code, forget_untrained, trained_radix
 from .weight_cache import Kernel, SpikingWeights
 from .weighted import WeightedLayer
 from .weights import Weights
@@ -64,6 +65,7 @@ class SpikingTwin(WeightedLayer):
 
         "multiplicity" is how many synapses share a weight of the ANN, if several do, and "paired" is true if neurons
         2i and 2i + 1 are for v and -v. "folds" lists the values i with a negative slope (:func:`.leak.folded`).
+        "trained_radix" says with which spikes the layer was trained, if nothing in front of it fires them.
         """
         settings = {**self.arguments(), "neuron": self.neuron.settings(), "engine": self.engine}
         if self.synapses_per_weight > 1:
@@ -72,6 +74,8 @@ class SpikingTwin(WeightedLayer):
             settings["paired"] = True
         if folds := folds_of(self):
             settings["folds"] = list(folds)
+        if (radix := trained_radix(self)) is not None:
+            settings["trained_radix"] = radix
         return settings
 
     def constants(self) -> dict[str, Tensor]:
@@ -104,10 +108,11 @@ class SpikingTwin(WeightedLayer):
     def checked(cls, settings: Settings) -> Any:
         """Make a layer without tensors from unchecked settings of a file, as a branch of a sum has them."""
         kind = cls.__name__
-        optional = {"multiplicity", "paired", "folds", *cls.FLAGS} & settings.keys()
-        for name in optional & {*cls.FLAGS}:
+        flags = {"trained_radix", *cls.FLAGS}
+        optional = {"multiplicity", "paired", "folds", *flags} & settings.keys()
+        for name in optional & flags:
             schema.flag(kind, name, settings[name])
-        numbers = settings.keys() - {"paired", "folds", *cls.FLAGS}
+        numbers = settings.keys() - {"paired", "folds", *flags}
         schema.check_no_bool(kind, {name: settings[name] for name in numbers})
         schema.check_settings(kind, settings, {*cls.SETTINGS, *optional, "neuron", "engine"})
         cls.check(settings)
@@ -138,8 +143,10 @@ class SpikingTwin(WeightedLayer):
         arguments = schema.with_tuples(settings)
         neuron, number = of_settings(cls.__name__, settings.get("neuron")), arguments.pop("multiplicity", 1)
         paired, folds = arguments.pop("paired", False), tuple(arguments.pop("folds", ()))
+        trained = arguments.pop("trained_radix", None)
         layer = cls(**{**arguments, "neuron": neuron}, bias=False, device="meta")
         layer.wiring = Wiring(in_weight=number, in_pairs=paired, folds=folds) if number > 1 or folds else None
+        layer.trained_radix = trained
         return layer
 
     def constant_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -180,7 +187,7 @@ class SpikingTwin(WeightedLayer):
     @property
     def synapse_format(self) -> int:
         """The first version of the file format that has these weights."""
-        return 2 if self.weight.dtype in INTEGERS or self.wiring is not None else 1
+        return 2 if self.weight.dtype in INTEGERS or self.wiring is not None or self.trained_radix is not None else 1
 
     @property
     def synapses_per_weight(self) -> int:
@@ -234,6 +241,7 @@ class SpikingTwin(WeightedLayer):
         return self.reads == ENCODED and self.weight.dtype not in INTEGERS
 
     def __getstate__(self) -> dict[str, Any]:
+        forget_untrained(self)
         if not self.is_frozen:
             return self.__dict__
         return {
@@ -256,6 +264,7 @@ class SpikingTwin(WeightedLayer):
         return converted
 
     def _load_from_state_dict(self, *args: Any) -> None:
+        forget_untrained(self)
         super()._load_from_state_dict(*args)
         if self.is_frozen:
             self.pack()
@@ -266,9 +275,14 @@ class SpikingTwin(WeightedLayer):
         x = single(inputs, self.reads)
         if x.radix:
             check_reads_radix(self.neuron)
+        check_code(self, x.radix)
         size = self.synapses.out_size(x)
         pair_dim = self.pair_dim(None if size.shape is None else 1 + len(size.shape))
         return size._replace(pair_dim=pair_dim, radix=self.neuron.radix)
+
+    def forget_codes(self, *inputs: Value) -> None:
+        if single(inputs).radix is not None:
+            self.trained_radix = None
 
     def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[SpikeTrain, State | None]:
         repeats = self.neuron.radix and span.whole and state is None and not is_recording()
@@ -284,6 +298,7 @@ class SpikingTwin(WeightedLayer):
         elif isinstance(x, SpikeTrain):
             if x.code.radix:
                 check_reads_radix(self.neuron, type(self).__name__)
+            check_code(self, x.code.radix, type(self).__name__)
             self.synapses.check_pairs(x)
             weights = self.of_spikes(kernel, self.neuron.shares(span.total), x.amplitude)
             firing, before = Firing(self.neuron, self.engine), None if state is None else stacked(state)

@@ -14,6 +14,7 @@ from . import learned_threshold
 from .batch_norm import Norm
 from .spiking import Spiking
 from .synapses import Synapses
+from .trained_code import TrainingCall
 from .weight_cache import WeightCache
 from .wiring import Wiring, of_attributes
 
@@ -42,6 +43,9 @@ class WeightedLayer(Spiking, ABC):
     input_scale: Tensor | None
     correction: Tensor | None
     thresholds: Tensor | None
+    trained_radix: bool | None = None
+    """Whether the weights have learned from radix spikes; None if not from spikes. See :mod:`.trained_code`."""
+    _training_call: TrainingCall | None = None
     slope: Tensor
     """The slope below zero of each value, [1] or [C], if the wiring says that there is one."""
     exact: tuple[Tensor, Tensor | None] | None = None

@@ -1,0 +1,71 @@
+"""Which spikes a layer's weights have learned from: spikes that all weigh the same, or radix spikes.
+
+Both fit into every product, so a network that is fed the other ones would be wrong in silence. A layer notes the code
+of the train of a training call. If its weights have changed at a later call, they have learned from such trains.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+
+class TrainingCall(NamedTuple):
+    """A call after which weights may change."""
+
+    radix: bool
+    """Whether the spikes were radix spikes."""
+    version: int | None
+    """Autograd's version of the weights; None where nobody counts changes."""
+
+
+def trained_radix(layer: Any) -> bool | None:
+    """Return whether the weights have learned from radix spikes; None if they have not learned from spikes."""
+    call: TrainingCall | None = layer._training_call
+    # Compiled code notes no calls: it would be compiled again after the first one.
+    if call is not None and not torch.compiler.is_compiling() and call.version != _version(layer):
+        layer.trained_radix, layer._training_call = call.radix, None
+    return layer.trained_radix
+
+
+def check_code(layer: Any, radix: bool | None, name: str | None = None) -> None:
+    """Raise ValueError if the weights have learned from other spikes than these.
+
+    radix: of the train; None if it is not known. name: of the layer, for the message; None where the caller adds it.
+    """
+    call = layer._training_call
+    if layer.trained_radix is None and call is None:
+        return
+    known = trained_radix(layer)
+    if known is None and call is not None and radix is not call.radix:
+        layer._training_call = None  # from which no weight has learned
+    if known is not None and radix is not None and radix is not known:
+        codes = {True: "radix spikes", False: "spikes that all weigh the same"}
+        raise ValueError(
+            f"{f'{name}: ' if name else ''}input must be {codes[known]} (radix={known}), with which the layer was "
+            f"trained, got {codes[radix]}; make the train with radix={known}, or set the layer's trained_radix to None "
+            f"to train it with {codes[radix]}"
+        )
+
+
+def note_training(layer: Any, radix: bool) -> None:
+    """Note a call after which the weights may change, if it is in training mode and with gradients."""
+    if not (layer.training and layer.trained_radix is None and torch.is_grad_enabled()):
+        return
+    if not torch.compiler.is_compiling():
+        layer._training_call = TrainingCall(radix, _version(layer))
+
+
+def forget_untrained(layer: Any) -> None:
+    """Forget a call after which the weights have not changed: a file changes them now, or a copy counts anew."""
+    trained_radix(layer)
+    layer._training_call = None
+
+
+def _version(layer: Any) -> int | None:
+    weight = layer._parameters.get("weight")
+    if weight is None and "parametrizations" in layer._modules:  # dictionaries, since each training call asks
+        computed = layer._modules["parametrizations"]._modules.get("weight")
+        weight = None if computed is None else next(iter(computed._parameters.values()), None)
+    return None if weight is None or weight.is_inference() else weight._version
