@@ -96,7 +96,7 @@ class CalibrationSettings:
     def not_default(self, neuron: Neuron | None, time_steps: int, mode: str | None) -> list[str]:
         """Return the names of the arguments that make a network less accurate than the defaults.
 
-        ``neuron`` and ``mode`` are those of the call.
+        ``neuron`` and ``mode`` are the arguments of the call.
         """
         best = most_accurate(time_steps, None)
         worse = {

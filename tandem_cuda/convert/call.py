@@ -355,7 +355,7 @@ class Call:
         return Current([Branch(train, self._name(), layer)], origin=self.node)
 
     def constant(self, place: int | str) -> Tensor | None:
-        """Return an argument that is a tensor of constants, by place or name, in double precision; None for others."""
+        """Return an argument that is a tensor of constants, by place or name, in double precision, or else None."""
         given = self._inputs[place : place + 1] if isinstance(place, int) else [self.node.kwargs.get(place)]
         node = next(iter(given), None)
         if not isinstance(node, fx.Node) or not isinstance(self._writer.value(node), Real):

@@ -46,8 +46,7 @@ def from_qcfs(
     to ``set_time_steps``, has the same range in T levels: the network computes the ANN with L = T, an approximation.
 
     The result is a conversion by :func:`convert`, which shares the ANN's parameters. Its thresholds are constants: if
-    those of the ANN change, by training it or by loading, the network raises a RuntimeError; then convert again. The
-    rule for ``activation`` is registered (:func:`tandem_cuda.convert.rules.register`), also for later conversions.
+    the ANN's thresholds change, by training or loading, the network raises a RuntimeError; then convert again. The rule for ``activation`` is registered (:func:`tandem_cuda.convert.rules.register`), also for later conversions.
 
     Args:
         ann: the ANN, with its checkpoint loaded. It computes QCFS, not the spikes of its own simulation.
@@ -59,7 +58,7 @@ def from_qcfs(
         neuron: other neurons. ``IF(initial=0.5)`` spike while they integrate, as the authors' do, and approximate the
             levels. ``RadixIF()`` is exact for L = 2^T - 1, and refused for another L.
         calibrate: as for :func:`convert`. Needed if the ANN has other values before its last weight layer that get
-            neurons, such as those of nn.ReLU or of sums without an activation.
+            neurons, such as nn.ReLU's or a sum's without an activation.
         options: other arguments of :func:`convert`. By default, ``mode`` is "impulse", or "constant" for neurons that
             spike while they integrate, and ``per_channel`` and ``correct_bias`` are False.
 

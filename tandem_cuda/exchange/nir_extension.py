@@ -65,7 +65,7 @@ class TandemGate(_Node):
     """A current of g * c / T in each of the T steps, for the first input's count c and the sum g of the second one.
 
     With ``signed``, channels 2i and 2i + 1 are the positive and the negative part of channel i: c is their difference,
-    and the currents are those of g * c and of -g * c.
+    and the currents come from g * c and from -g * c.
     """
 
     inputs: str

@@ -161,7 +161,7 @@ class _Import:
         """Calls of functions, which are no modules."""
 
     def _taken_together(self) -> dict[str, tuple[Found, dict[str, nir.NIRNode]]]:
-        """Make one node of those of each maximum of two; return what they are, by the name of that node."""
+        """Replace the nodes of each maximum of two by one node; return the nodes, by the name of the new one."""
         found = {}
         for name, parts in found_in(self.nodes, self.sources, self._readers()).items():
             found[name] = parts, {part: self.nodes[part] for part in (*parts[:-1], name)}

@@ -19,7 +19,7 @@ _FLAT_NEXT = "must be followed by flattening to [N, F]: NIR has no other node fo
 
 
 class Moves(Builder):
-    """The part of a :class:`~tandem_cuda.nn.nir.NirWriter` that adds no nodes but those of flattening."""
+    """The part of a :class:`~tandem_cuda.nn.nir.NirWriter` that adds no nodes, except for flattening."""
 
     def _spikes(self, sources: Sequence[NirSource], why: str = "") -> Signal:
         """Return the layer's output."""

@@ -1,4 +1,4 @@
-"""Compare the integers of a spiking network, layer by layer, with those of the quantised network it was made from."""
+"""Compare the integers of a spiking network, layer by layer, with the quantised network's."""
 
 from __future__ import annotations
 

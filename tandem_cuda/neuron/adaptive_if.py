@@ -18,7 +18,7 @@ DECAY = Parameter("decay", "in [0, 1)", 0, 1 - 2.0**-25, "[)")  # what is nearer
 
 @dataclass(frozen=True, repr=False)
 class AdaptiveIF(Neuron):
-    """Integrate-and-fire neurons with an adaptive threshold: those of Bellec et al. 2018, without leak.
+    """Integrate-and-fire neurons with an adaptive threshold, as in Bellec et al. 2018, without leak.
 
     Every spike raises the threshold, which then falls back (arXiv:1803.09574, section 2, adaptive LIF neurons or ALIF;
     ``adaptation`` is their beta, ``decay`` their rho). At every time step t = 1..T, with b[0] = s[0] = 0::

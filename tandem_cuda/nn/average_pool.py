@@ -124,7 +124,7 @@ class SpikingAverage(Pooling):
     ) -> tuple[Tensor, Tensor]:
         """Pool volumes, one output depth after the other.
 
-        The slices of its window become one image, whose rows are those of all slices in turn: a window of that image
+        The slices of its window become one image, which has the rows of all slices in turn: a window of that image
         holds just the neurons of the window of the volume.
         """
         depth, rows, columns = axes
@@ -189,7 +189,7 @@ class SpikingAverage(Pooling):
     ) -> tuple[Tensor, Tensor]:
         """Return the bits of neurons for ``divisor`` times the windows' means, and their final state.
 
-        ``bits`` are those of x, padded or flattened, for a product with ``weight`` and these options.
+        ``bits`` are the bits of x, padded or flattened, for a product with ``weight`` and these options.
         """
         steps, linear = x.time_steps, weight.dim() == 2
         if x.code.radix:

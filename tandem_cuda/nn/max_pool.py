@@ -80,7 +80,7 @@ class MaxPooling(Pooling):
         M[t] = max over i of d_i[t],      s+[t] = 1 if M[t] > M[t-1],      s-[t] = 1 if M[t] < M[t-1]
 
     A difference changes by at most one per step, and so does M: the difference of the pooled counts is exactly the
-    largest difference. Where each pair has spikes of one sign only, as those of two-phase neurons have, the pooled
+    largest difference. Where each pair has spikes of one sign only, as of two-phase neurons, the pooled
     pair has, too: the positive count is the largest positive count, and the negative count is the smallest negative
     count of windows without a positive one.
     """
@@ -307,7 +307,7 @@ class SpikingGlobalMaxPool2d(MaxPooling):
 
     Raises:
         TypeError: the input is not a SpikeTrain.
-        ValueError: the input is not [N, C, H, W], or ``dims`` are others.
+        ValueError: the input is not [N, C, H, W], or ``dims`` are not 2, 3 or both.
 
     Examples:
         >>> x = SpikeTrain.from_dense(torch.ones(4, 2, 3, 7, 5))

@@ -140,7 +140,7 @@ class SpikingAvgPool3d(WindowAverage, nn.AvgPool3d):  # type: ignore[misc]  # as
 class SpikingAdaptiveAvgPool3d(AdaptiveAverage, nn.AdaptiveAvgPool3d):  # type: ignore[misc]  # as above
     """Adaptive average pooling of spikes: :class:`SpikingAvgPool3d` with one window for each output.
 
-    The windows are those of nn.AdaptiveAvgPool3d, as :class:`SpikingAdaptiveAvgPool2d` describes them.
+    It has the windows of nn.AdaptiveAvgPool3d, as :class:`SpikingAdaptiveAvgPool2d` describes them.
 
     Args:
         output_size: Do, Ho and Wo, an int or three; None keeps the size of the input.

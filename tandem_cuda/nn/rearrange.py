@@ -42,7 +42,7 @@ class SpikeRearrange(Spiking):
     | "pixel_shuffle", r; "pixel_unshuffle", r | nn.PixelShuffle, nn.PixelUnshuffle |
     | "channel_shuffle", groups | nn.ChannelShuffle |
     | "channels", start, stop | x[:, start:stop] |
-    | "channel_pad", before, after | silent channels before and after those of the input |
+    | "channel_pad", before, after | silent channels before and after the input's channels |
     | "slice", dim, start, stop, step | x[..., start:stop:step] of dimension ``dim``, from 1; 2^30 as stop is the end |
     | "flatten" | nn.Flatten |
     | "unflatten", C, H, W | nn.Unflatten(1, (C, H, W)), images for features [N, F] |

@@ -36,8 +36,13 @@ def drop_ins() -> dict[type[nn.Module], type[TandemLayer]]:
 class TandemLayer(SpikingTwin):
     """A weight layer whose spiking and ANN twin share parameters (Wu et al. 2021, section III).
 
-    The spiking twin processes the input spikes s[t], the ANN twin their counts c. The output contains the spikes, and
-    their count with the gradient of the ANN's activation of v = W * c + b.
+    The spiking twin processes the input spikes s_in[t] of t = 1..T, the ANN twin their counts c_in::
+
+        spiking twin    x[t] = W * s_in[t] + b / T,  u[t] = u[t-1] - theta * s[t-1] + x[t],  s[t] = 1 if u[t] >= theta
+        ANN twin        v = W * c_in + b = sum over t of x[t],  a = relu(v) / theta
+        coupling        the output is c = sum over t of s[t], with the gradient of a
+
+    This is for IF neurons; :mod:`tandem_cuda.neuron` has the equations of all models.
 
     Three objects know what the rule needs. They are made in every call and hold no tensors of their own:
 

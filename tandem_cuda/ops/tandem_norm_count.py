@@ -75,7 +75,7 @@ def tandem_norm_count(
         eps: added to the variance.
         threshold: firing threshold, positive; of radix neurons ``neuron.threshold_at(T)``.
         upper: the gradient is zero where v > upper or v is NaN.
-        radix: whether the bits are those of :func:`radix_spikes`.
+        radix: whether the bits come from :func:`radix_spikes`.
 
     Returns:
         [N, C, ...] in the dtype of ``product``, channels last in memory. Twice differentiable in ``product``, ``gamma``
