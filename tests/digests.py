@@ -114,8 +114,9 @@ def expected(name, *kinds):
 class Watch:
     """The spikes that the layers of a network, frozen or not, send out."""
 
-    def __init__(self, net):
+    def __init__(self, net, steps=STEPS):
         self.trains = {}
+        self.steps = steps
         self.radix = False  # whether the last layer's are radix spikes
         for name, layer in layers_of(net).items():
             layer.register_forward_hook(self._keeper(name))
@@ -131,7 +132,7 @@ class Watch:
     def digests(self, dim=1):
         """Of all calls since the last time: of other samples (dim 1), or of further time steps (dim 0)."""
         spikes = {name: torch.cat(trains, dim).numpy() for name, trains in self.trains.items()}
-        assert all(len(steps) == STEPS for steps in spikes.values())
+        assert all(len(steps) == self.steps for steps in spikes.values())
         self.trains = {}
         hidden = spikes["hidden"]
         read = np.packbits(hidden, axis=0)[0] if self.radix else hidden.sum(0, dtype=np.uint8)
@@ -142,9 +143,9 @@ class Watch:
 
 
 @torch.no_grad()
-def digests_of(net, watch, batch=100):
+def digests_of(net, watch, batch=100, samples=100):
     device = next(net.buffers()).device
-    for x in digits()[0].split(batch):
+    for x in digits()[0][:samples].split(batch):
         net(x.to(device))
     return watch.digests()
 

@@ -36,7 +36,7 @@ class LayerCase:
             return nn.Identity()
         if self.kind != "TandemAdd":
             return getattr(package, self.kind)(*self.arguments, **self.named | more)
-        own = {name: more.pop(name) for name in ("neuron",) if name in more}
+        own = {name: more.pop(name) for name in ("neuron", "learn_threshold") if name in more}
         return package.TandemAdd(*(branch.make(package, **more) for branch in self.arguments), **self.named | own)
 
     def inputs(self, batch=3, time_steps=8, rate=0.4, dtype=torch.float32, **code):

@@ -12,11 +12,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import training_files as files
+from tandem_cuda import models
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -226,6 +228,33 @@ def test_early_exit(analyse, refused, mnist, autoencoders, tmp_path):
     assert 2 < steps[0] < steps[-1] <= 6  # 2, or 2 and 4
     assert number(exits[0], "synops_per_sample") < sum(number(row, "synops_per_sample") for row in whole)
     assert "early_exit: it needs runs of a classifier" in refused(autoencoders[0], "--only", "early_exit")
+
+
+@pytest.mark.usefixtures("example")
+def test_early_exit_of_radix_spikes():
+    """At T = 2, 4 and 8, whatever the network was trained for."""
+    from analyses.early_exit import CONFIDENCES, points_of
+    from finished import Run
+    from tandem_module import TandemModule
+
+    torch.manual_seed(0)
+    batches = [(torch.rand(20, 1, 8, 8), torch.arange(20) % 10)] * 2
+    data = SimpleNamespace(
+        limit=None,
+        parts={"train": None},
+        setup=lambda stage: None,
+        loader=lambda *samples, **how: batches,
+        test_batches=lambda time_steps: batches,
+    )
+    module = TandemModule(models.mnist_cnn(size=8), 4, "impulse", radix=True).eval()
+    run = Run("untrained", module, data, {}, Path(), torch.device("cpu"), None)
+    points = points_of(run)
+    assert [point.steps for point in points["as a whole"]] == [2, 4, 8]
+    for steps, point in zip((2, 4, 8), points["as a whole"], strict=True):
+        assert point.accuracy == pytest.approx(run.evaluated(steps)["accuracy"])
+    exits = points["early exit"]
+    assert [point.exit_confidence for point in exits] == [*CONFIDENCES]
+    assert exits[-1].steps == 2 + 4 + 8
 
 
 def test_autoencoder(analyse, autoencoders, tmp_path):

@@ -19,17 +19,17 @@ from torch.utils.checkpoint import checkpoint
 
 from exact import HALVES, META, dyadic, generator, planes, same
 from pairwise import pairs
-from tandem_cuda import Decode, Encode, SpikeTrain, TandemConv2d, TandemLinear, from_authors, ops, quantise
+from tandem_cuda import IF, Decode, Encode, RadixIF, SpikeTrain, TandemConv2d, TandemLinear, from_authors, ops, quantise
 from tandem_cuda.ops.pack_weight import packed_like
 from tandem_cuda.ops.spike_count import spike_value
 
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
 
 
-def network(norm="batch", mode="constant", engine="auto", dtype=torch.float32):
+def network(norm="batch", mode="constant", engine="auto", dtype=torch.float32, neuron=IF()):
     """Two convolutions, two linear layers; its layers have the names that an ANN gives them."""
     torch.manual_seed(0)
-    named = {"norm": norm, "engine": engine}
+    named = {"norm": norm, "engine": engine, "neuron": neuron}
     layers = OrderedDict(
         encode=Encode(8, mode),
         conv1=TandemConv2d(1, 4, 3, padding=1, **named),
@@ -97,10 +97,11 @@ def test_compile_with_inductor(norm):
 # --- autocast --------------------------------------------------------------------------------------------------------
 
 
-@pairs(norm=[None, "batch"], engine=["auto", "event", "dense"], mode=["constant", "impulse"])
+@pairs(norm=[None, "batch"], engine=["auto", "event", "dense"], mode=["constant", "impulse", "impulse, radix"])
 def test_autocast(norm, engine, mode):
     """Products with real numbers in bfloat16; spikes, currents, parameters' gradients in float32."""
-    net, x = network(norm, mode, engine), images()
+    mode, _, radix = mode.partition(", ")
+    net, x = network(norm, mode, engine, neuron=RadixIF(2.0) if radix else IF()), images()
     want = step(copy.deepcopy(net), x)
     seen = []
     for layer in net:
@@ -119,21 +120,28 @@ def test_autocast(norm, engine, mode):
         assert F.cosine_similarity(got.flatten(), reference.flatten(), 0) > 0.8
 
 
-@pairs(norm=[None, "batch"], engine=["auto", "event", "dense"], training=[True, False], weights=[None, "int8"])
-def test_autocast_lowers_gradients_alone(norm, engine, training, weights):
+@pairs(
+    norm=[None, "batch"],
+    engine=["auto", "event", "dense"],
+    training=[True, False],
+    weights=[None, "int8"],
+    radix=[False, True],
+)
+def test_autocast_lowers_gradients_alone(norm, engine, training, weights, radix):
     """The same bits and counts as without, and nearly the same gradients, whether backward() runs under it or not."""
-    net = network(norm, engine=engine)[2:5].train(training)
+    net = network(norm, engine=engine, neuron=RadixIF(2.0) if radix else IF())[2:5].train(training)
+    code = {"radix": radix, "amplitude": 1 / 64 if radix else 1.0}
     if weights:
         quantise(net, 8)
     bits = planes(8, 8, 4, 8, 8, seed=1, rate=0.3)
     modules, results = [], []
     for forward, backward in ((True, True), (True, False), (False, False)):
-        module, count = copy.deepcopy(net), ops.spike_count(bits).requires_grad_()
+        module, value = copy.deepcopy(net), spike_value(bits, torch.float32, radix).requires_grad_()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=forward):
-            out = module(SpikeTrain(bits, 8, count))
+            out = module(SpikeTrain(bits, 8, value=value, **code))
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=backward):
-            out.count.square().sum().backward()
-        results.append((out.bits, out.count.detach(), count.grad, *(p.grad for p in module.parameters())))
+            out.value.square().sum().backward()
+        results.append((out.bits, out.value.detach(), value.grad, *(p.grad for p in module.parameters())))
         modules.append(module.eval())
     assert results[2][0].any()
     same(results[0], results[1])
@@ -142,7 +150,7 @@ def test_autocast_lowers_gradients_alone(norm, engine, training, weights):
         assert got.dtype == torch.float32
         assert (got - want).norm() <= 2**-5 * want.norm()
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        same(*(module(SpikeTrain(bits, 8)).bits for module in modules[1:]))
+        same(*(module(SpikeTrain(bits, 8, **code)).bits for module in modules[1:]))
 
 
 @pytest.mark.parametrize("scaled", [False, True])

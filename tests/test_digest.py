@@ -20,9 +20,9 @@ from digests import (
     radix,
     unfrozen_network,
 )
-from elsewhere import CUDA_ENGINES, Programs, Reference
+from elsewhere import CUDA_ENGINES, Elsewhere, Programs, Reference
 from exact import ENGINES, ISAS, THREADS, as_on_cuda
-from tandem_cuda import _C
+from tandem_cuda import _C, freeze
 
 pytest.importorskip("safetensors")
 
@@ -48,6 +48,31 @@ def test_every_path(name, form):
             for threads, batch in zip(THREADS, (WHOLE, IN_SEVENS), strict=True):
                 torch.set_num_threads(threads)
                 assert digests_of(net, watch, batch) == want, (isa, engine, threads)
+
+
+@every_network
+def test_samples_by_themselves(name):
+    net = frozen_network(name)
+    assert digests_of(net, Watch(net), 1) == expected(name)
+
+
+@radix
+def test_every_path_in_fewer_steps(name):
+    """The same weights at T = 4."""
+    unfrozen = unfrozen_network(name)
+    unfrozen.set_time_steps(4)
+    frozen = freeze(unfrozen)
+    watch = Watch(frozen, 4)
+    with Elsewhere(Reference()):
+        want = digests_of(frozen, watch, samples=8)
+    for net, seen in ((frozen, watch), (unfrozen, Watch(unfrozen, 4))):
+        for isa in ISAS:
+            _C.set_cpu_isa(isa)
+            for engine in ENGINES:
+                use(net, engine)
+                for threads, batch in zip(THREADS, (8, 3), strict=True):
+                    torch.set_num_threads(threads)
+                    assert digests_of(net, seen, batch, samples=8) == want, (isa, engine, threads)
 
 
 @every_network

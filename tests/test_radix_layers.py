@@ -2,6 +2,8 @@
 
 import copy
 import io
+import itertools
+import math
 import pickle
 from itertools import pairwise
 
@@ -125,10 +127,11 @@ two_phase = pytest.mark.parametrize(
 @two_phase
 def test_training(case, learn_threshold, amplitude, neuron):
     """Neurons fire from the v that the ANN has normalised with the batch's statistics."""
-    learn_threshold = learn_threshold and case.kind != "TandemAdd"
     named = {} if "norm" in case.named or not case.has_weights else {"norm": "batch"}
-    named |= {"learn_threshold": True} if learn_threshold else {}
-    ours, theirs = twins(case, 4, neuron=neuron, **named)
+    ours, theirs = (layer.double() for layer in twins(case, 4, neuron=neuron, learn_threshold=learn_threshold, **named))
+    if learn_threshold:
+        for layer in (ours, theirs):
+            nn.init.constant_(layer.log_threshold, 0.3)
     results = []
     for module, inputs in zip((ours, theirs), numbers(case, 4, amplitude=amplitude, batch=5), strict=True):
         norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
@@ -139,6 +142,29 @@ def test_training(case, learn_threshold, amplitude, neuron):
         results.append((y.to_dense(), *grads, *(b.double() for norm in norms for b in norm.buffers())))
     same(results[0][0], results[1][0])
     torch.testing.assert_close(results[0][1:], results[1][1:], rtol=1e-9, atol=1e-9)
+
+
+@pairs(identity=[False, True], norm=[None, "batch"], clip=[False, True])
+def test_gradient_of_thresholds(identity, norm, clip):
+    """dq/dl = -v / theta where the tandem rule passes a gradient, shared by the neurons of a sample and the values."""
+    neuron, theta = RadixIF(2.0, clip), 2 / 16
+    named = {"norm": norm, "neuron": neuron, "dtype": torch.float64}
+    conv = tandem_cuda.TandemConv2d(3, 3, 3, padding=1, learn_threshold=not identity, **named)
+    layer = TandemAdd(conv, nn.Identity(), neuron=neuron, learn_threshold=True) if identity else conv
+    nn.init.constant_(layer.log_threshold, 0.3)
+    spikes = (train(4, 3, 3, 5, 6, seed=i, rate=0.4).double() for i in range(1 + identity))
+    inputs = [SpikeTrain.from_dense(s, radix=True).replace(amplitude=0.5) for s in spikes]
+    y = layer(*inputs)
+    weight = normal(*y.shape, seed=2, dtype=torch.float64)
+    (grad,) = torch.autograd.grad((y.value * weight).sum(), [layer.log_threshold])
+    v = nn.functional.conv2d(0.5 * inputs[0].value, conv.weight, conv.bias, padding=1)
+    if norm:
+        v = nn.functional.batch_norm(v, None, None, conv.norm.weight, conv.norm.bias, training=True)
+    v = (v + 0.5 * inputs[1].value if identity else v) / math.exp(0.3)
+    gate = (v > 0) & ((v <= 15 * theta) | (not clip))
+    assert (v > 15 * theta).any()
+    want = -(weight * v * gate).sum() / theta / math.sqrt(v[0].numel() * 15)
+    torch.testing.assert_close(grad, want.detach(), rtol=1e-9, atol=1e-9)
 
 
 @every_layer
@@ -283,6 +309,19 @@ def test_pixels(dtype):
     operations = synops(net, [x])[0].synops
     ones = sum(int(p).bit_count() for p in pixels.flatten().tolist())
     assert operations == pytest.approx(6 * ones / 4)
+
+
+def test_operations_of_a_convolution():
+    """Every spike of a pixel, whatever it weighs, once for every neuron that it reaches."""
+    spikes = train(4, 3, 2, 5, 6, seed=0, rate=0.4).double()
+    layer = tandem_cuda.TandemConv2d(2, 7, 3, stride=2, padding=1, neuron=RadixIF())
+    (row,) = synops(layer, SpikeTrain.from_dense(spikes, radix=True))
+    positions = itertools.product(range(3), range(3), range(3), range(3))
+    taps = [(2 * y + dy - 1, 2 * x + dx - 1) for y, x, dy, dx in positions]
+    inside = [(i, j) for i, j in taps if 0 <= i < 5 and 0 <= j < 6]
+    assert row.synops == pytest.approx(7 * sum(spikes[..., i, j].sum().item() for i, j in inside) / 3)
+    assert row.time_steps == 4
+    assert row.macs == 2 * 7 * len(inside)
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------

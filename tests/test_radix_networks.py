@@ -1,5 +1,7 @@
 """Networks of radix spikes: conversion, calibration, every T, cascades, penalties, compiled and exported."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,7 @@ from exact import same
 from tandem_cuda import (
     IF,
     LIF,
+    ActivePenalty,
     Decode,
     Encode,
     FiringRatePenalty,
@@ -154,21 +157,27 @@ def cnn_layers():
 def test_cascades():
     """T = 2, then 4, then 8 for unsure samples, of one set of weights."""
     ann, x = example()
+    ann.last.weight.mul_(10)
     networks = []
     for steps in (2, 4, 8):
         snn = convert(ann, 4, neuron=RadixIF(), calibrate=x)
         snn.set_time_steps(steps)
         networks.append(freeze(snn))
     cascade = tandem_cuda.Cascade(networks)
-    for confidence in (0.1, 0.3, 1.0):
+    outputs = torch.stack([network(x) for network in networks])
+    for confidence, stops in ((0.1, 1), (0.7, 3), (1.0, 1)):
         prediction = cascade.predict(x, exit_confidence=confidence)
-        assert len(prediction.classes) == len(x)
-    torch.testing.assert_close(prediction.logits, networks[-1](x))
+        unsure = outputs.softmax(2).amax(2) < confidence
+        last = unsure[:-1].cumprod(0).sum(0)
+        assert len(last.unique()) == stops
+        same(prediction.steps, torch.tensor([2, 2 + 4, 2 + 4 + 8])[last])
+        logits = outputs[last, torch.arange(len(x))]
+        same(prediction.classes, logits.argmax(1))
+        torch.testing.assert_close(prediction.logits, logits)
 
 
-@pytest.mark.parametrize("penalty_class", [FiringRatePenalty, SynOpsPenalty])
-def test_penalties(penalty_class):
-    """Spikes get the gradient of a line from no spike at 0 to T at the largest value."""
+def penalised():
+    """A network in training mode, and samples."""
     torch.manual_seed(0)
     net = nn.Sequential(
         Encode(3, "impulse"),
@@ -177,7 +186,13 @@ def test_penalties(penalty_class):
         Decode(),
         nn.Linear(4, 2),
     ).train()
-    x = torch.rand(16, 6) * 3
+    return net, torch.rand(16, 6) * 3
+
+
+@pytest.mark.parametrize("penalty_class", [FiringRatePenalty, ActivePenalty, SynOpsPenalty])
+def test_penalties(penalty_class):
+    """Spikes get the gradient of a line from no spike at 0 to T at the largest value."""
+    net, x = penalised()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     values = []
     with penalty_class(net) as penalty:
@@ -192,6 +207,25 @@ def test_penalties(penalty_class):
     assert values[-1] < 0.5 * values[0]
 
 
+def test_the_share_of_active_neurons():
+    """Of each layer, those with a spike at any step."""
+    net, x = penalised()
+    dense = []
+    for layer in net[1:3]:
+        layer.register_forward_hook(lambda module, inputs, output: dense.append(output.to_dense(torch.bool)))
+    with ActivePenalty(net, target=0.05) as penalty:
+        net(x)
+        value = penalty()
+    shares = [spikes.any(0).double().mean().item() for spikes in dense]
+    assert len(shares) == 2
+    assert 0.05 < min(shares) <= max(shares) < 1
+    assert value.item() == pytest.approx(sum((share - 0.05) ** 2 for share in shares))
+    value.backward()
+    for layer in net[1:3]:
+        assert layer.weight.grad.isfinite().all()
+        assert layer.weight.grad.abs().sum() > 0
+
+
 @torch.no_grad()
 def test_activity():
     ann, x = example()
@@ -202,16 +236,32 @@ def test_activity():
 
 
 def test_learned_thresholds():
+    """Their gradients are those of relu(v) / theta in the range of the neurons, shared as in LSQ."""
     ann, x = example()
-    snn = convert(ann, 3, neuron=RadixIF(clip=True), calibrate=x, learn_thresholds=True).train()
+    snn = convert(ann, 3, neuron=RadixIF(clip=True), calibrate=x, learn_thresholds=True)
+    learned = [snn.snn.get_submodule(name) for name in snn.spiking_layers]
+    snn.train()(x).square().mean().backward()
+    assert all(layer.log_threshold.grad.isfinite() and layer.log_threshold.grad != 0 for layer in learned)
+    snn.eval().zero_grad()
+    calls = {}
+
+    def keep(layer, inputs, output):
+        output.value.retain_grad()
+        calls[layer] = inputs, output
+
+    for layer in learned:
+        nn.init.constant_(layer.log_threshold, 0.1)
+    hooks = [layer.register_forward_hook(keep) for layer in learned]
     snn(x).square().mean().backward()
-    learned = [p for name, p in snn.named_parameters() if name.endswith("log_threshold")]
-    assert learned
-    assert all(p.grad is not None and p.grad.isfinite() for p in learned)
-    snn.eval()
+    assert calls.keys() == {*learned}
+    for hook in hooks:
+        hook.remove()
     with torch.no_grad():
-        for p in learned:
-            p.add_(0.1)
+        for layer, (inputs, output) in calls.items():
+            v, theta = layer.integrated(*inputs), layer.neuron.threshold_at(3)
+            inside = (v > 0) & (v <= 7 * theta)
+            want = -(output.value.grad * v * inside).sum() / theta / math.sqrt(v[0].numel() * 7)
+            torch.testing.assert_close(layer.log_threshold.grad, want, rtol=1e-4, atol=0)
         same(freeze(snn)(x), snn(x))
 
 
@@ -250,7 +300,8 @@ def test_nir_refuses_them():
 
     pytest.importorskip("nir")
     ann, x = example(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)))
-    with pytest.raises(ValueError, match="RadixIF"):
+    with pytest.raises(ValueError, match=r"RadixIF\(.*\); use IF\(\)"):
         to_nir(convert(ann, 4, neuron=RadixIF()), x[:1])
+    to_nir(convert(ann, 4, neuron=IF()), x[:1])
     with pytest.raises(ValueError, match="since all spikes weigh the same in NIR"):
         to_nir(convert(ann, 4, neuron=IF(two_phase=True), mode="radix"), x[:1])

@@ -12,8 +12,9 @@ from torch import nn
 from torch.utils import _pytree as pytree
 from torch.utils.data import default_collate
 
+import tandem_cuda
 from exact import FLOATS, SEEDS, generator, same
-from layer_cases import CASES
+from layer_cases import CASES, every
 from tandem_cuda import (
     Decode,
     RadixIF,
@@ -34,11 +35,7 @@ STEPS = range(1, 9)
 every_t = pytest.mark.parametrize("steps", STEPS)
 
 
-MOVES = (
-    *("SpikeRearrange", "SpikeWindows", "SpikeCat"),
-    *("TandemDropout", "TandemDropout2d", "TandemDropout3d", "TandemStochasticDepth"),
-)
-"""Layers that only move or silence neurons: they keep numbers."""
+DROPOUTS = ("TandemDropout", "TandemDropout2d", "TandemDropout3d", "TandemStochasticDepth")
 MAXIMA = ("SpikingMaxPool2d", "SpikingMaxPool3d", "SpikingGlobalMaxPool2d")
 
 
@@ -222,6 +219,22 @@ def test_concatenation(steps):
     same(Decode()(signed), torch.cat([x.value[:, ::2] - x.value[:, 1::2], y.value], 1))
     with pytest.raises(ValueError, match="SpikeCat: inputs must have the same radix, got True and, for input 1, False"):
         SpikeCat(False, False)(x, y.replace(radix=False))
+
+
+@every([case for case in CASES if case.kind in DROPOUTS])
+def test_dropout(case):
+    """What is left keeps its value and weighs 1 / (1 - p); the gradient has the same mask."""
+    bits = numbers(6, 100, *case.samples[0]).unsqueeze(0)
+    x = SpikeTrain(bits, 6, radix=True, amplitude=3.0, dtype=torch.float64)
+    leaf = x.value.clone().requires_grad_()
+    y = getattr(tandem_cuda, case.kind)(0.25)(x.replace(value=leaf))
+    assert y.code == SpikeCode(4.0, None, True)
+    (mask,) = torch.autograd.grad(y.value.sum(), leaf)
+    assert mask.unique().tolist() == [0, 1]
+    assert 0.5 < mask.mean() < 0.95
+    same(y.value.detach(), x.value * mask)
+    same(y.bits[0].double(), x.value * mask)
+    same(y.to_dense(), x.to_dense() * mask)
 
 
 def test_windows():

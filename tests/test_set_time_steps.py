@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from exact import same
-from tandem_cuda import IF, Encode, SpikeTrain, convert, freeze
+from pairwise import pairs
+from tandem_cuda import IF, Encode, RadixIF, SpikeTrain, convert, freeze
 from tensors import generator
 
 NEURON = IF(0.5, initial=0.5, two_phase=True)
@@ -52,6 +53,33 @@ def test_is_a_new_conversion_of_the_same_levels(mode, pool):
         same(made(x), again(x))
         torch.testing.assert_close(made.levels, again.levels, rtol=0, atol=0)
         same(freeze(made)(x), made(x).detach())
+
+
+@pairs(mode=["impulse", "radix"], pool=POOLS, calibrated=["not", "by layer", "by channel"])
+def test_radix_neurons_keep_their_levels(mode, pool, calibrated):
+    """There and back, all is as before."""
+    net = ann(pool).eval()
+    sample = torch.rand(4, 2, 8, 8)
+    net(sample)
+    how = {"mode": mode, "neuron": RadixIF(0.5)}
+    found = {"calibrate": sample, "per_channel": calibrated == "by channel"} if calibrated != "not" else {}
+    made, x = convert(net, 4, **how, **found), inputs(mode, 4)
+    if found:
+        found = {"calibrate": made.calibration}
+
+    def levels():
+        layers = [made.snn.get_submodule(name) for name in made.spiking_layers]
+        factors = [torch.ones(1) if layer.thresholds is None else layer.thresholds for layer in layers]
+        return torch.cat([layer.neuron.level * factor for layer, factor in zip(layers, factors, strict=True)])
+
+    before, want = levels(), made(x).detach()
+    for steps in (8, 1, 4):
+        made.set_time_steps(steps)
+        same(levels(), before)
+        again = convert(net, steps, **how, **found)
+        same(made(x), again(x))
+        same(freeze(made)(x), made(x).detach())
+        assert torch.equal(made(x), want) == (steps == 4)
 
 
 def test_spikes_of_another_T_are_refused():

@@ -46,7 +46,8 @@ def from_qcfs(
     to ``set_time_steps``, has the same range in T levels: the network computes the ANN with L = T, an approximation.
 
     The result is a conversion by :func:`convert`, which shares the ANN's parameters. Its thresholds are constants: if
-    the ANN's thresholds change, by training or loading, the network raises a RuntimeError; then convert again. The rule for ``activation`` is registered (:func:`tandem_cuda.convert.rules.register`), also for later conversions.
+    the ANN's thresholds change, by training or loading, the network raises a RuntimeError; then convert again. The rule
+    for ``activation`` is registered (:func:`tandem_cuda.convert.rules.register`), also for later conversions.
 
     Args:
         ann: the ANN, with its checkpoint loaded. It computes QCFS, not the spikes of its own simulation.
