@@ -36,7 +36,8 @@ class RadixIF(Neuron):
         q = sum over t of 2^(T-t) * s[t] = clip(floor(v / theta + initial), 0, 2^T - 1)
 
     A spike of step t weighs theta * 2^(T-t) = level / 2^t in the layer behind, so that theta * q approximates relu(v)
-    up to ``level``. T sets how fine the values are, not their range: one set of weights serves every T.
+    up to ``level``. T sets how fine the values are, not their range: one set of weights serves every T. So there is no
+    ``amplitude``, which would have to change with T.
 
     Stoeckl & Maass ("Optimized spiking neurons can classify images with high accuracy through temporal coding with two
     spikes", 2021, arXiv:2002.00860) call them few-spike (FS) neurons, here with T(t) = h(t) = d(t) = theta * 2^(T-t).

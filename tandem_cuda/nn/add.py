@@ -29,7 +29,7 @@ from .spiking import KINDS, Spiking
 from .summands import Summands
 from .synapses import Synapses
 from .tandem import TandemLayer
-from .trained_code import check_code, note_training
+from .trained_code import check_code, check_train
 from .weight_cache import Kernel, SpikingWeights
 
 BranchInput = tuple[Any, SpikeTrain]
@@ -127,9 +127,6 @@ class TandemAdd(Spiking):
         steps = inputs[0].time_steps
         v, kernels = None, None
         if self._needs_pre_activation(inputs):
-            for branch, x in pairs:
-                if isinstance(branch, TandemLayer) and branch._training_call is None:
-                    note_training(branch, x.code.radix)
             kernels = self._kernels()
             v = self._pre_activation(pairs, kernels)
             if self.log_threshold is not None:
@@ -202,7 +199,7 @@ class TandemAdd(Spiking):
         pairs = list(zip(self.branches, inputs, strict=True))
         for branch, x in pairs:
             if isinstance(branch, TandemLayer):
-                check_code(branch, x.code.radix, "TandemAdd")
+                check_train(branch, x.code.radix, "TandemAdd")
                 branch.synapses.check_pairs(x)
         shapes = []
         for branch, x in pairs:

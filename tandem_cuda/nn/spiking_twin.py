@@ -23,7 +23,7 @@ from .leak import check_folds, check_two_phase, folded, folds_of, negative
 from .repeated import OrderedCall, RadixCall, Repeated
 from .schema import Settings, Tensors
 from .sizes import ENCODED, SPIKES, Value, check_count
-from .trained_code import check_code, forget_untrained, trained_radix
+from .trained_code import check_code, check_train, forget_untrained, trained_radix
 from .weight_cache import Kernel, SpikingWeights
 from .weighted import WeightedLayer
 from .weights import Weights
@@ -298,7 +298,7 @@ class SpikingTwin(WeightedLayer):
         elif isinstance(x, SpikeTrain):
             if x.code.radix:
                 check_reads_radix(self.neuron, type(self).__name__)
-            check_code(self, x.code.radix, type(self).__name__)
+            check_train(self, x.code.radix, type(self).__name__)
             self.synapses.check_pairs(x)
             weights = self.of_spikes(kernel, self.neuron.shares(span.total), x.amplitude)
             firing, before = Firing(self.neuron, self.engine), None if state is None else stacked(state)

@@ -22,7 +22,7 @@ from .nir import NirWriter, Product, Shape, Signal
 from .spiking import KINDS
 from .spiking_twin import SpikingTwin
 from .synapses import Synapses
-from .trained_code import check_code, note_training
+from .trained_code import check_train
 from .weight_cache import SpikingWeights
 from .weights import Weights
 
@@ -87,14 +87,12 @@ class TandemLayer(SpikingTwin):
             )
         if x.code.radix:
             check_reads_radix(self.neuron, type(self).__name__)
-        check_code(self, x.code.radix, type(self).__name__)
+        check_train(self, x.code.radix, type(self).__name__)
         synapses.check_pairs(x)
         steps, dtype = x.time_steps, weights.dtype
         checks.check_dtype(type(self).__name__, "weight", dtype)
         normalises = drive.uses_batch_statistics()
         learns = normalises or (torch.is_grad_enabled() and needs_gradient(*weights.sources(), x.carried_value))
-        if learns and self._training_call is None:
-            note_training(self, x.code.radix)
         if normalises or (learns and drive.norm is not None):
             return self._behind_norm(x, weights, drive)
         # The currents of all steps add up to v, so one product serves both twins.

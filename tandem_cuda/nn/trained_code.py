@@ -1,7 +1,8 @@
 """Which spikes a layer's weights have learned from: spikes that all weigh the same, or radix spikes.
 
-Both fit into every product, so a network that is fed the other ones would be wrong in silence. A layer notes the code
-of the train of a training call. If its weights have changed at a later call, they have learned from such trains.
+Both fit into every product, so a network that gets the wrong ones would be wrong in silence. A layer notes the code of
+the train of a training call. If its weights have changed at a later call, they have learned from such trains. Copies,
+pickles, frozen networks and their files keep this; state dicts, which the ANN shares, do not.
 """
 
 from __future__ import annotations
@@ -29,32 +30,42 @@ def trained_radix(layer: Any) -> bool | None:
     return layer.trained_radix
 
 
+def check_train(layer: Any, radix: bool, name: str) -> None:
+    """Raise ValueError if the weights have learned from other spikes than a train's; note a training call.
+
+    Args:
+        layer: the layer with the weights.
+        radix: whether the train has radix spikes.
+        name: of the layer that got the train, for the message.
+    """
+    call = layer._training_call
+    if call is not None or layer.trained_radix is not None:
+        if trained_radix(layer) is not None:
+            check_code(layer, radix, name)
+            return
+        if call.radix is radix:
+            return
+    if layer.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        layer._training_call = TrainingCall(radix, _version(layer))
+
+
 def check_code(layer: Any, radix: bool | None, name: str | None = None) -> None:
     """Raise ValueError if the weights have learned from other spikes than these.
 
-    radix: of the train; None if it is not known. name: of the layer, for the message; None where the caller adds it.
+    Args:
+        layer: the layer with the weights.
+        radix: whether the spikes are radix spikes; None if it is not known.
+        name: of the layer that gets the spikes, for the message; None where the caller adds it.
     """
-    call = layer._training_call
-    if layer.trained_radix is None and call is None:
-        return
     known = trained_radix(layer)
-    if known is None and call is not None and radix is not call.radix:
-        layer._training_call = None  # from which no weight has learned
-    if known is not None and radix is not None and radix is not known:
-        codes = {True: "radix spikes", False: "spikes that all weigh the same"}
-        raise ValueError(
-            f"{f'{name}: ' if name else ''}input must be {codes[known]} (radix={known}), with which the layer was "
-            f"trained, got {codes[radix]}; make the train with radix={known}, or set the layer's trained_radix to None "
-            f"to train it with {codes[radix]}"
-        )
-
-
-def note_training(layer: Any, radix: bool) -> None:
-    """Note a call after which the weights may change, if it is in training mode and with gradients."""
-    if not (layer.training and layer.trained_radix is None and torch.is_grad_enabled()):
+    if known is None or radix is None or radix is known:
         return
-    if not torch.compiler.is_compiling():
-        layer._training_call = TrainingCall(radix, _version(layer))
+    codes = {True: "radix spikes", False: "spikes that all weigh the same"}
+    raise ValueError(
+        f"{f'{name}: ' if name else ''}input must be {codes[known]} (radix={known}), with which the layer was trained, "
+        f"got {codes[radix]}; make the train with radix={known}, or set the layer's trained_radix to None to train it "
+        f"with {codes[radix]}"
+    )
 
 
 def forget_untrained(layer: Any) -> None:
