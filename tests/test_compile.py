@@ -90,7 +90,6 @@ def frozen(net):
 
 
 def check_training(make, size, batches=BATCHES, **how):
-    torch.compiler.reset()
     net, twin = make(), make()
     compiled = torch.compile(twin, fullgraph=True, **how)
     for batch in batches:
@@ -130,7 +129,6 @@ def test_dynamic_shapes():
     ],
     ids=["refractory", "AdaptiveIF"],
 )
-@pytest.mark.usefixtures("fresh_compiler")
 def test_layers_take_other_neurons(neurons):
     """torch.compile traces a number that has changed as one that it does not know."""
     layer, x = TandemLinear(6, 4), torch.rand(5, 6)
@@ -147,7 +145,6 @@ def test_layers_take_other_neurons(neurons):
 
 def test_windows_of_different_sizes():
     """An image of every size has its own divisors."""
-    torch.compiler.reset()
     pool = SpikingAdaptiveAvgPool2d((3, 2))
     compiled = torch.compile(pool, backend="aot_eager", fullgraph=True, dynamic=True)
     for batch, size in ((3, 8), (4, 8), (2, 7)):

@@ -176,7 +176,6 @@ def test_pools_of_earlier_files():
 @pytest.mark.filterwarnings("error:tandem_cuda")
 @pytest.mark.parametrize("make", [pooled_conv, PooledJoin])
 def test_compiled_averages(make):
-    torch.compiler.reset()
     torch.manual_seed(0)
     snn, x = convert(make().eval(), 8, calibrate=inputs()), inputs()
     compiled = torch.compile(copy.deepcopy(snn), backend="aot_eager", fullgraph=True)

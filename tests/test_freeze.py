@@ -304,7 +304,6 @@ def test_export_and_compile(mode):
     if mode != "events":
         exported = torch.export.export(frozen, (x,))
         same(exported.module()(x), want)
-    torch.compiler.reset()
     same(torch.compile(frozen, backend="aot_eager", fullgraph=True)(x), want)
 
 
@@ -490,7 +489,6 @@ def test_what_is_kept_of_gains_is_no_inference_tensor():
 def test_weights_of_sums_that_change_beside_compiled_code(two_phase):
     net, x = joined(IF(0.5, two_phase=two_phase)), torch.randn(3, 2, 6, 6, generator=generator(0))
     frozen = freeze(graph_of(net, CALLS))
-    torch.compiler.reset()
     compiled = torch.compile(frozen, backend="aot_eager", fullgraph=True)
     before = compiled(x)
     for name, weight in frozen.named_buffers():

@@ -204,7 +204,6 @@ def test_export_and_compile(make):
     frozen, x = freeze(converted(make)), inputs_of(make)
     want = outputs(frozen(*x))
     same(outputs(torch.export.export(frozen, x).module()(*x)), want)
-    torch.compiler.reset()
     same(outputs(torch.compile(frozen, backend="aot_eager", fullgraph=True)(*x)), want)
 
 

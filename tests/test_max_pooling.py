@@ -143,7 +143,6 @@ def test_more_steps_than_are_counted():
 @pytest.mark.parametrize("training", [True, slow(False)])
 def test_compile(training):
     """One graph, forward and backward."""
-    torch.compiler.reset()
     net, x = network(9).train(training), dyadic(3, 2, 9, 5, seed=3)
     compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
     results = []

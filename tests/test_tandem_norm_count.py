@@ -313,7 +313,6 @@ def test_a_layer_compiles_with_it():
     nets = [tc.TandemLinear(5, 3, norm="batch").double() for _ in range(2)]
     nets[1].load_state_dict(nets[0].state_dict())
     bits = planes(8, 6, 5, seed=0)
-    torch.compiler.reset()
     results = []
     compiled = torch.compile(nets[1], backend="aot_eager", fullgraph=True)
     for f, net in zip((nets[0], compiled), nets, strict=True):

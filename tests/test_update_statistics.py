@@ -113,7 +113,6 @@ def test_compiled(backend, dynamic):
         ops.update_statistics_(*statistics, mean, var, product)
         return gain + bias, statistics[0] * 2
 
-    torch.compiler.reset()
     compiled = torch.compile(f, backend=backend, fullgraph=True, dynamic=dynamic)
     got, want = running(), running()
     places = [x.data_ptr() for x in got]
