@@ -10,7 +10,7 @@ from dataclasses import replace as replaced_fields
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ..neuron import Neuron
 from ..neuron.radix_if import MOST_STEPS, check_radix_steps
@@ -22,7 +22,7 @@ from ..nn.weights import stored
 from ..ops import checks
 from ..ops.product import ENGINES
 from .advice import Problem, refusal
-from .batches import calibration_batches, names_inputs
+from .batches import Batch, calibration_batches, names_inputs
 from .calibrate import Calibration, Level
 from .calibrator import CalibrationSettings, Calibrator
 from .comparison import likeness
@@ -34,7 +34,7 @@ from .network import TandemNetwork
 from .nodes import inputs_of, some
 from .options import Options
 from .quantised_ann import refuse_quantised
-from .record import Sample
+from .record import Record, Sample
 from .replace import check_found, check_replacements, warn_of
 from .rules import RULES
 from .trace import Traced, refuse_compiled, traced
@@ -176,11 +176,7 @@ def convert(
         >>> snn(images).shape
         torch.Size([16, 10])
     """
-    if not isinstance(ann, nn.Module):
-        raise TypeError(f"convert: ann must be an nn.Module, got {type(ann).__name__}")
-    refuse_compiled(ann)
-    refuse_quantised(ann)
-    _refuse_spiking(ann)
+    _check_ann(ann)
     checks.check_time_steps("convert", time_steps)
     if names_inputs(ann, calibrate):
         calibrate = [calibrate]
@@ -197,54 +193,80 @@ def convert(
     batches = calibration_batches(ann, calibrate) if settings.on_data else []
     if example is None and batches and inputs_of(ann) is not None:
         example = tuple(x[:3] for x in batches[0])
-    calibrated, earlier = calibrate is not None, settings.earlier(time_steps)
     replace = {} if replace is None else replace
     check_replacements(replace, ann)
-    per_channel = settings.channels(earlier)
+    calibrated, per_channel = calibrate is not None, settings.channels(settings.earlier(time_steps))
     options = Options(
         time_steps, mode, neuron, engine, learn_thresholds, gates is not None, calibrated, per_channel, spiking_layers
     )
     with torch.inference_mode(False), ExitStack() as undone_on_error:  # calibration makes tensors that training needs
-        corrects = correct_bias is not False
-        names, effect = undone_on_error.enter_context(replacing(ann, replace, batches, corrects))
+        names, effect = undone_on_error.enter_context(replacing(ann, replace, batches, correct_bias is not False))
         # Calibration compares the trace with the ANN once more, on up to two samples.
         trace = _traced(ann, example, (3,) if batches else (2, 3), options)
         check_found(replace, ann, names, trace.replaced, trace.graph)
-        conversion, per_layer = _converted(trace, options)
-        if conversion.problems and example is None:
-            conversion.problems = _with_guess(ann, conversion.problems, options)
-        snn = conversion.written()
-        repeated = () if per_channel is False else _repeated_integers(snn, weights)
-        if repeated:
-            if per_channel:
-                raise ValueError(
-                    "convert: per_channel must be False with integer weights of a layer that is called several times: "
-                    "they would contain the thresholds of one call, got thresholds of channels and calls of "
-                    f"{repeated[0]}"
-                )
-            conversion, per_layer = _converted(trace, replaced_fields(options, per_channel=False))[0], repeated
-            snn = conversion.written()
+        conversion, snn, per_layer = _written(trace, ann, options, weights)
         record = conversion.record()
         record.replaced, record.per_layer = (*names, *trace.replaced), per_layer
         record.sizes = None if example is None else _sizes(example)
         with _quantised(ann, snn, weights):
-            calibrator, calibration = Calibrator(conversion, snn, settings), None
-            if earlier is not None:
-                calibration = calibrator.fitting(earlier)
-            elif calibrated:
-                calibration = calibrator.calibration(batches)
-            network = TandemNetwork(snn, ann, calibration, conversion.writer, record)
-            if calibration is not None and batches and mode != "spikes":  # for counts do not tell when the spikes come
-                record.sample = Sample(batches[0])
-                if corrects:
-                    network.calibration = replaced_fields(calibration, corrections=calibrator.corrections(batches))
-            network.split()
+            network = _calibrated(conversion, snn, ann, options, settings, batches, record)
             if record.sample.inputs:
                 has_levels = any(layer.level is not None for layer in conversion.writer.layers)
                 _warn_if_unlike(network, trace, [] if has_levels else changed, neuron)
             warn_of(names, trace.replaced if replace else (), effect)
             warn_of_stored(trace.stored)
             return network
+
+
+def _written(
+    trace: Traced, ann: nn.Module, options: Options, weights: str | None
+) -> tuple[Conversion, fx.GraphModule, tuple[str, ...]]:
+    """Convert, and write the SNN.
+
+    Returns:
+        The conversion, the SNN, and what rules out thresholds of channels where ``per_channel`` is None.
+
+    Raises:
+        ValueError: parts of the ANN cannot be converted, or cannot have thresholds of channels.
+    """
+    conversion, per_layer = _converted(trace, options)
+    if conversion.problems and trace.example is None:
+        conversion.problems = _with_guess(ann, conversion.problems, options)
+    snn = conversion.written()
+    repeated = () if options.per_channel is False else _repeated_integers(snn, weights)
+    if not repeated:
+        return conversion, snn, per_layer
+    if options.per_channel:
+        raise ValueError(
+            "convert: per_channel must be False with integer weights of a layer that is called several times: they "
+            f"would contain the thresholds of one call, got thresholds of channels and calls of {repeated[0]}"
+        )
+    conversion, _ = _converted(trace, replaced_fields(options, per_channel=False))
+    return conversion, conversion.written(), repeated
+
+
+def _calibrated(
+    conversion: Conversion,
+    snn: fx.GraphModule,
+    ann: nn.Module,
+    options: Options,
+    settings: CalibrationSettings,
+    batches: list[Batch],
+    record: Record,
+) -> TandemNetwork:
+    """Return the network, with thresholds and corrected biases as the settings say."""
+    calibrator, earlier = Calibrator(conversion, snn, settings), settings.earlier(options.time_steps)
+    if earlier is not None:
+        calibration: Calibration | None = calibrator.fitting(earlier)
+    else:
+        calibration = calibrator.calibration(batches) if options.calibrated else None
+    network = TandemNetwork(snn, ann, calibration, conversion.writer, record)
+    if calibration is not None and batches and options.mode != "spikes":  # counts do not tell when the spikes come
+        record.sample = Sample(batches[0])
+        if settings.correct_bias is not False:
+            network.calibration = replaced_fields(calibration, corrections=calibrator.corrections(batches))
+    network.split()
+    return network
 
 
 def _traced(ann: nn.Module, example: Any, samples: Collection[int], options: Options) -> Traced:
@@ -395,8 +417,12 @@ def _quantised(ann: nn.Module, snn: nn.Module, weights: str | None) -> Iterator[
         raise
 
 
-def _refuse_spiking(ann: nn.Module) -> None:
-    """Raise a ValueError for a network that spikes already."""
+def _check_ann(ann: Any) -> None:
+    """Raise a TypeError unless it is a module, a ValueError if it was compiled or quantised, or spikes already."""
+    if not isinstance(ann, nn.Module):
+        raise TypeError(f"convert: ann must be an nn.Module, got {type(ann).__name__}")
+    refuse_compiled(ann)
+    refuse_quantised(ann)
     for name, module in ann.named_modules():
         if isinstance(module, (Spiking, TandemNetwork)):
             where = f"{name} ({type(module).__name__})" if name else f"a {type(module).__name__}"
