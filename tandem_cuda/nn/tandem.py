@@ -74,23 +74,12 @@ class TandemLayer(SpikingTwin):
         return self.with_pairs(fired)
 
     def _both_twins(self, x: SpikeTrain | EncodedInput, weights: Weights) -> SpikeTrain:
-        synapses = weights.synapses
+        synapses, dtype = weights.synapses, weights.dtype
         drive = Drive(self, synapses)
-        if drive.norm is not None:
-            self._check_norm(x, synapses)
+        self._check_input(x, drive, dtype)
         if isinstance(x, EncodedInput):
             return self._from_values(x, weights, drive)
-        if not isinstance(x, SpikeTrain):
-            raise TypeError(
-                f"{type(self).__name__}: input must be a SpikeTrain, got {type(x).__name__}; put Encode(time_steps) in "
-                "front of the first tandem layer, or SpikeTrain.from_dense(spikes) for recorded spikes"
-            )
-        if x.code.radix:
-            check_reads_radix(self.neuron, type(self).__name__)
-        check_train(self, x.code.radix, type(self).__name__)
-        synapses.check_pairs(x)
-        steps, dtype = x.time_steps, weights.dtype
-        checks.check_dtype(type(self).__name__, "weight", dtype)
+        steps = x.time_steps
         normalises = drive.uses_batch_statistics()
         learns = normalises or (torch.is_grad_enabled() and needs_gradient(*weights.sources(), x.carried_value))
         if normalises or (learns and drive.norm is not None):
@@ -115,16 +104,28 @@ class TandemLayer(SpikingTwin):
         bits = self.synapses.discharged(v, x.time_steps, self.neuron).bits
         return self.with_pairs(coupled(self.neuron, bits, None, x.time_steps, v.dtype))
 
-    def _check_norm(self, x: Any, synapses: Synapses) -> None:
-        """Raise ValueError where batch norm of the ANN normalises another dimension than the features."""
-        if self.wiring is None or synapses.features == 1:
+    def _check_input(self, x: Any, drive: Drive, dtype: torch.dtype) -> None:
+        """Raise TypeError or ValueError if the layer cannot take the input."""
+        name, synapses = type(self).__name__, drive.synapses
+        if drive.norm is not None and self.wiring is not None and synapses.features != 1:
+            shape = list(x.value.shape if isinstance(x, EncodedInput) else x.shape)
+            if len(shape) > 2:
+                raise ValueError(
+                    f"{name}: input of a converted layer with batch norm must be [N, F], got {shape}; pass example= to "
+                    "convert, since nn.BatchNorm1d normalises dimension 1"
+                )
+        if isinstance(x, EncodedInput):
             return
-        shape = list(x.value.shape if isinstance(x, EncodedInput) else x.shape)
-        if len(shape) > 2:
-            raise ValueError(
-                f"{type(self).__name__}: input of a converted layer with batch norm must be [N, F], got {shape}; pass "
-                "example= to convert, since nn.BatchNorm1d normalises dimension 1"
+        if not isinstance(x, SpikeTrain):
+            raise TypeError(
+                f"{name}: input must be a SpikeTrain, got {type(x).__name__}; put Encode(time_steps) in front of the "
+                "first tandem layer, or SpikeTrain.from_dense(spikes) for recorded spikes"
             )
+        if x.code.radix:
+            check_reads_radix(self.neuron, name)
+        check_train(self, x.code.radix, name)
+        synapses.check_pairs(x)
+        checks.check_dtype(name, "weight", dtype)
 
     def _behind_norm(self, x: SpikeTrain, weights: Weights, drive: Drive) -> SpikeTrain:
         """Run spikes through a layer with batch norm, in training or where a gradient is needed."""
