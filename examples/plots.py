@@ -127,8 +127,8 @@ def accuracy_at_time_steps(
     save(figure, path)
 
 
-def count_against_activation(layers: Mapping[str, tuple[Tensor, Tensor]], time_steps: int, path: Path) -> None:
-    """How well spike counts follow the ANN; layers: ANN activation and spike count of the same neurons, [N, ...]."""
+def values_against_activations(layers: Mapping[str, tuple[Tensor, Tensor]], time_steps: int, path: Path) -> None:
+    """How well radix spikes follow the ANN; layers: value and ANN activation of the same neurons, [N, ...]."""
     figure, row = plt.subplots(
         1,
         len(layers),
@@ -138,28 +138,13 @@ def count_against_activation(layers: Mapping[str, tuple[Tensor, Tensor]], time_s
         squeeze=False,
         layout="constrained",
     )
-    for axes, (name, (activation, count)) in zip(row[0], layers.items(), strict=True):
-        plot.counts_against_activations(count, activation, time_steps, ax=axes)
-        axes.set(title=f"{name}: {axes.get_title()}", xlabel="ANN activation, relu(v) / threshold")
+    for axes, (name, (value, activation)) in zip(row[0], layers.items(), strict=True):
+        plot.counts_against_activations(value, activation, time_steps, radix=True, ax=axes)
+        axes.set(title=f"{name}: {axes.get_title()}")
         axes.label_outer()
     row[0, 0].legend(frameon=False, loc="lower right", fontsize=9)
     figure.colorbar(axes.collections[0], ax=row[0], label="share of neurons and test digits", pad=0.01)
-    figure.suptitle("Spike count of every neuron against its ANN twin, both given the spike counts of the layer below")
-    save(figure, path)
-
-
-def accuracy_over_time(accuracies: Sequence[float], ann_accuracy: float, digits: int, path: Path) -> None:
-    """Accuracy of a read-out after t = 1..T time steps."""
-    steps = range(1, len(accuracies) + 1)
-    figure, axes = plt.subplots(figsize=(6.5, 4.2), layout="constrained")
-    axes.axhline(ann_accuracy, color=ANN, ls="--", lw=1.3, label=f"ANN: {ann_accuracy:.1%}")
-    axes.plot(steps, accuracies, "o-", color=SNN, label=f"SNN: {accuracies[-1]:.1%} after {len(accuracies)} steps")
-    axes.set(xlabel="time steps until the read-out decides", ylabel=f"accuracy on {digits} test digits", ylim=(0, 1.04))
-    axes.set_title("Accuracy against time")
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False, loc="lower right")
+    figure.suptitle("Value of every neuron's spikes against its ANN twin, both given the spikes of the layer below")
     save(figure, path)
 
 

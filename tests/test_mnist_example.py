@@ -12,7 +12,7 @@ from exact import nightly
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "mnist.py"
 FROZEN = ["snn_float.safetensors", "snn_int8.safetensors"]
-PICTURES = ["training.png", "spike_raster.png", "count_vs_activation.png", "accuracy_over_time.png"]
+PICTURES = ["training.png", "spike_raster.png", "values_and_activations.png", "accuracy_at_time_steps.png"]
 
 
 def run(*options: str | Path) -> subprocess.CompletedProcess[str]:
@@ -33,9 +33,9 @@ def extras() -> None:
     "options",
     [
         nightly(("--epochs", "3", "--limit", "1000")),
-        ("--epochs", "1", "--limit", "200", "--encoding", "impulse", "--time-steps", "11", "--batch-size", "1000"),
+        ("--epochs", "1", "--limit", "200", "--time-steps", "8", "--batch-size", "1000"),
     ],
-    ids=["default", "impulse"],
+    ids=["default", "eight steps"],
 )
 def test_example(tmp_path: Path, options: tuple[str, ...]) -> None:
     out = tmp_path / "new" / "folder"
@@ -54,10 +54,12 @@ def test_example(tmp_path: Path, options: tuple[str, ...]) -> None:
     results = json.loads((out / "results.json").read_text())
     epochs = int(options[1])
     assert [len(history) for history in results["training"].values()] == [epochs, epochs]
-    assert results["accuracy_over_time"][-1] == pytest.approx(results["accuracy"]["SNN"], abs=1e-6)
-    assert results["share_of_counts_differing_from_reference"] <= 1e-3
+    at_time_steps = results["accuracy_at_time_steps"]
+    assert [*at_time_steps] == [str(steps) for steps in range(1, 9)]
+    assert at_time_steps[str(results["settings"]["time_steps"])] == results["accuracy"]["SNN"]
+    assert results["share_of_neurons_differing_from_reference"] <= 1e-3
     floats, integers = results["frozen"]["float"], results["frozen"]["int8"]
-    assert integers["share_of_counts_differing_between_engines"] == 0
+    assert integers["share_of_neurons_differing_between_engines"] == 0
     assert integers["bytes"] == (out / FROZEN[1]).stat().st_size < 0.27 * floats["bytes"]
     assert floats["accuracy"] == pytest.approx(results["accuracy"]["SNN"])
     if options[3] == "1000":
@@ -71,11 +73,15 @@ def test_example(tmp_path: Path, options: tuple[str, ...]) -> None:
 def test_help_and_bad_options() -> None:
     done = run("--help")
     assert done.returncode == 0
-    for option in ["device", "threads", "time-steps", "encoding", "epochs", "batch-size", "lr", "seed", "limit", "out"]:
+    for option in ["device", "threads", "time-steps", "epochs", "batch-size", "lr", "seed", "limit", "out"]:
         assert f"--{option} " in done.stdout
-    done = run("--time-steps", "0")
-    assert done.returncode == 2
-    assert "argument --time-steps: must be at least 1, got 0" in done.stderr
+    for options, message in {
+        ("--epochs", "0"): "argument --epochs: must be at least 1, got 0",
+        ("--time-steps", "9"): "argument --time-steps: invalid choice: 9",
+    }.items():
+        done = run(*options)
+        assert done.returncode == 2
+        assert message in done.stderr
 
 
 @pytest.mark.slow
