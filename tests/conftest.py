@@ -172,6 +172,12 @@ def laid_out(tmp_path_factory):
     return folder
 
 
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    """Networks that a file makes when it is imported have the same weights in every run, too."""
+    if isinstance(collector, pytest.Module):
+        torch.manual_seed(0)
+
+
 @pytest.fixture(autouse=True)
 def _same_random_numbers(request: pytest.FixtureRequest) -> None:
     """Networks of a test have the same weights in every run, whatever ran before in this process."""
