@@ -148,7 +148,7 @@ def _registries() -> Iterator[None]:
 
 @pytest.mark.parametrize("page", PAGES_WITH_BLOCKS, ids=lambda page: page.name)
 @pytest.mark.usefixtures("_registries")
-@pytest.mark.filterwarnings("ignore:convert. .* were replaced:UserWarning")  # as docs/convert.md says
+@pytest.mark.filterwarnings("ignore:convert. .* were replaced:UserWarning")  # as docs/what_converts.md says
 def test_blocks_of_a_page_run_one_after_another(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In an empty folder, as a reader pastes them into one session; they print what the page says."""
     monkeypatch.chdir(tmp_path)
