@@ -19,7 +19,21 @@ from torch.utils.checkpoint import checkpoint
 
 from exact import HALVES, META, dyadic, generator, planes, same
 from pairwise import pairs
-from tandem_cuda import IF, Decode, Encode, RadixIF, SpikeTrain, TandemConv2d, TandemLinear, from_authors, ops, quantise
+from tandem_cuda import (
+    IF,
+    Decode,
+    Encode,
+    RadixIF,
+    SpikeTrain,
+    TandemConv2d,
+    TandemGate,
+    TandemLinear,
+    convert,
+    freeze,
+    from_authors,
+    ops,
+    quantise,
+)
 from tandem_cuda.ops.pack_weight import packed_like
 from tandem_cuda.ops.spike_count import spike_value
 
@@ -202,6 +216,35 @@ def test_autocast_stem():
     assert stem.weight.grad.abs().sum() > 0
     with pytest.raises(TypeError, match="TandemConv2d: input must have the dtype of weight"):
         net(value.detach())
+
+
+@pytest.mark.parametrize("neuron", [RadixIF(), IF(initial=0.5, two_phase=True)])
+@pytest.mark.parametrize("dtype", HALVES)
+def test_autocast_of_gates(neuron, dtype):
+    """The ANN's layers compute the gate in the lower precision; spikes and their sums keep float32."""
+
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.gate, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 3)
+
+        def forward(self, x):
+            x = F.relu(self.first(x))
+            return F.relu(self.last(x * torch.sigmoid(self.gate(x.mean((2, 3), keepdim=True))))).mean((2, 3))
+
+    net, x = nn.Sequential(Gated(), nn.Linear(4, 2)).eval(), torch.rand(8, 3, 8, 8)
+    snn = convert(net, 4, calibrate=x, gates="analogue", neuron=neuron)
+    for each in (snn, freeze(snn)):
+        want = each(x)
+        with torch.autocast("cpu", dtype=dtype):
+            got = each(x)
+        assert (got.float() - want).norm() < 0.05 * want.norm()
+    with torch.autocast("cpu", dtype=dtype):
+        snn.train()(x).float().sum().backward()
+    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in net.parameters())
+    gate, spikes = torch.rand(8, 3, 1, 1, dtype=dtype), SpikeTrain.from_dense(torch.ones(4, 8, 3, 2, 2))
+    with pytest.raises(TypeError, match="TandemGate: gate must have the dtype of the spikes"):
+        TandemGate(neuron)(spikes, gate)
 
 
 class Packed(TorchDispatchMode):

@@ -132,6 +132,10 @@ def test_bad_arguments(tmp_path: Path):
         to_nir(3, x)
     with pytest.raises(TypeError, match="to_nir: sample must be a Tensor or a SpikeTrain, got list"):
         to_nir(net, [1])
+    with pytest.raises(
+        ValueError, match="to_nir: sample must have spikes that all weigh the same, as in NIR, got radix"
+    ):
+        to_nir(nn.Sequential(nn.Flatten(), Decode(), nn.Linear(4, 2)), x.replace(radix=True))
     with pytest.raises(ValueError, match="to_nir: dt must be positive and finite, got 0"):
         to_nir(net, x, dt=0)
     with pytest.raises(TypeError, match="to_nir: dt must be a number, got str"):

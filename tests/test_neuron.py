@@ -223,6 +223,13 @@ def test_upper(neuron: Neuron) -> None:
 
 
 @every_neuron
+@pytest.mark.parametrize("wrong", [1, "no", None])
+def test_clip_is_a_bool(neuron: Neuron, wrong: Any) -> None:
+    with pytest.raises(TypeError, match=rf"^{type(neuron).__name__}: clip must be True or False, got"):
+        dataclasses.replace(neuron, clip=wrong)
+
+
+@every_neuron
 def test_calibrated(neuron: Neuron) -> None:
     """IF neurons count in units of their threshold; the rate of other models bends."""
     if neuron.kind == IF().kind:

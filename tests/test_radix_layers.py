@@ -402,7 +402,11 @@ def test_more_than_8_steps_are_refused():
 @pytest.mark.parametrize(
     ("x", "error", "message"),
     [
-        (torch.tensor([[1.5]]), ValueError, "input must be from 0 to 1, got 1.5"),
+        (
+            torch.tensor([[1.5]]),
+            ValueError,
+            "input must be from 0 to 1, got 1.5; pass images / 255, or with other numbers use",
+        ),
         (torch.tensor([[-0.5]]), ValueError, "input must be from 0 to 1, got -0.5"),
         (torch.tensor([[float("nan")]]), ValueError, "input must be from 0 to 1, got nan"),
         (torch.tensor([[1]]), TypeError, "input must be floating point or uint8, got torch.int64"),

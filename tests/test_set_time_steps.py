@@ -168,3 +168,23 @@ def test_bad_values(steps, error):
     with pytest.raises(error, match="set_time_steps: time_steps must be"):
         made.set_time_steps(steps)
     assert made.time_steps == 8
+
+
+def test_more_than_8_steps_of_radix_spikes_are_refused():
+    ann, x = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)), torch.rand(16, 6)
+    snn = convert(ann, 4, calibrate=x)
+    message = r"^set_time_steps: time_steps of radix spikes must be from 1 to 8, .* got 9; convert the ANN with neuron="
+    with pytest.raises(ValueError, match=message):
+        snn.set_time_steps(9)
+    assert snn.time_steps == 4
+    convert(ann, 4, calibrate=x, neuron=IF(initial=0.5, two_phase=True)).set_time_steps(9)  # the advice
+    with pytest.raises(ValueError, match=r"^convert: time_steps of radix .* got 9; pass mode='impulse' for more"):
+        convert(ann, 9, mode="radix", neuron=IF(two_phase=True))
+    convert(ann, 9, mode="impulse", neuron=IF(two_phase=True))(x)  # likewise
+
+
+def test_pixels_out_of_range_in_a_conversion():
+    ann, x = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)), 4 * torch.rand(16, 6) - 1
+    with pytest.raises(ValueError, match=r"^Encode: input must be from 0 to 1, got .*; pass images / 255, or"):
+        convert(ann, 8, mode="radix", calibrate=x)
+    convert(ann, 8, mode="impulse", calibrate=x)(x)  # the advice

@@ -3,13 +3,14 @@
 import copy
 import io
 import pickle
+from collections import OrderedDict
 
 import pytest
 import torch
 from torch import nn
 
 from layer_cases import CASES, every
-from tandem_cuda import IF, Decode, Encode, RadixIF, SpikeTrain, TandemLinear, freeze
+from tandem_cuda import IF, Decode, Encode, RadixIF, SpikeTrain, TandemLinear, convert, freeze
 from tandem_cuda.freeze import FrozenNetwork
 
 READING_SPIKES = [case for case in CASES if case.has_weights and not case.encodes]
@@ -139,6 +140,46 @@ def test_loading_is_no_training():
     net.load_state_dict(network(True).state_dict())  # a checkpoint of this training, for example
     with pytest.raises(ValueError, match=REFUSAL):
         net(rate)
+
+
+@CODES
+def test_state_dicts(radix):
+    """They keep the ANN's keys: the note is in their metadata, which files have, too."""
+    net, (ours, other) = network(radix), trains(radix)
+    step(net[0], [ours])
+    file = io.BytesIO()
+    torch.save(net.state_dict(), file)
+    file.seek(0)
+    for state in (net.state_dict(), copy.deepcopy(net.state_dict()), torch.load(file)):
+        assert [*state] == ["0.weight", "0.bias", "2.weight", "2.bias"]
+        loaded = network(radix).eval()
+        loaded.load_state_dict(state)
+        assert torch.equal(loaded(ours), net(ours))
+        for refusing in (loaded, freeze(loaded)):
+            with pytest.raises(ValueError, match=REFUSAL):
+                refusing(other)
+    net.load_state_dict(OrderedDict(net.state_dict().items()))  # without metadata
+    with pytest.raises(ValueError, match=REFUSAL):
+        net(other)
+
+
+@CODES
+def test_state_dicts_of_converted_networks(radix):
+    def converted():
+        ann = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2))
+        return convert(ann, 4, mode="spikes", **two_phase(radix))
+
+    net, (ours, other) = converted(), trains(radix)
+    net.train()(ours).sum().backward()
+    torch.optim.SGD(net.parameters(), 0.1).step()
+    state, loaded = net.eval().state_dict(), converted().eval()
+    assert [*state] == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    loaded(other)
+    loaded.load_state_dict(state)
+    loaded.ann().load_state_dict(state)
+    assert torch.equal(loaded(ours), net(ours))
+    with pytest.raises(ValueError, match=REFUSAL):
+        loaded(other)
 
 
 def test_real_input_is_no_train():

@@ -360,17 +360,14 @@ def _warn_if_unlike(network: TandemNetwork, trace: Traced, changed: Sequence[str
 def _check_code(neuron: Neuron, mode: str, time_steps: int) -> None:
     """Raise a ValueError unless the neurons can read what Encode returns, and can have that many time steps."""
     if neuron.radix:
-        try:
-            check_radix_steps("convert", time_steps)
-        except ValueError as error:
-            raise ValueError(f"{error}; pass neuron=IF(initial=0.5, two_phase=True) for more") from None
+        check_radix_steps("convert", time_steps, "pass neuron=IF(initial=0.5, two_phase=True) for more")
         if mode == "constant":
             raise ValueError(
                 f"convert: mode must be 'impulse', 'radix' or 'spikes' with {type(neuron).__name__} neurons, got "
                 "'constant'"
             )
     if mode == "radix":
-        check_radix_steps("convert", time_steps)
+        check_radix_steps("convert", time_steps, "pass mode='impulse' for more")
         if not neuron.two_phase:
             raise ValueError(
                 "convert: neuron must wait for all time steps with mode 'radix', as RadixIF(...) and "

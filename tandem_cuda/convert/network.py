@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from ..neuron.radix_if import check_radix_steps
 from ..nn import TandemAdd, TandemConvTranspose2d
 from ..nn.encode import Decode, Encode
+from ..nn.trained_code import read_code, written_code
+from ..nn.weighted import WeightedLayer
 from ..ops import checks
 from ..spike_train import SpikeTrain
 from .arguments import arguments_of
@@ -115,12 +118,12 @@ class TandemNetwork(nn.Module):
     def set_time_steps(self, time_steps: int) -> None:
         """Run with another number of time steps from now on, on the same weights.
 
-        The currents of all steps add up to the same pre-activations: constant input is scaled by T_before / T, and the
-        thresholds of a calibrated network are its ``levels`` divided by T, times exp(log_threshold) if they learn.
-        Corrections of biases shrink like the thresholds: by the T of ``calibration`` over T. Other thresholds stay. The
-        levels of least error depend on T, so convert anew for the best ones. To serve several T well, a network must be
-        trained with them: draw T anew for every batch. RadixIF neurons keep their range at every T, so a network of
-        them only needs batch norm's statistics of the new T, if it was trained for another one.
+        The currents of all steps add up to the same pre-activations: constant input is scaled by T_before / T. A
+        calibrated network keeps its ``levels``. Its thresholds are the levels divided by T, or by 2^T for RadixIF
+        neurons, times exp(log_threshold) if they learn, and corrections of biases shrink like them. Other thresholds
+        stay. The levels of least error depend on T, so convert anew for the best ones. To serve several T well, a
+        network must be trained with them: draw T anew for every batch. RadixIF neurons keep their range at every T, so
+        a network of them only needs batch norm's statistics of the new T, if it was trained for another one.
 
         Args:
             time_steps: T, at least 1. In mode "spikes", the T of the spike trains that follow.
@@ -138,7 +141,9 @@ class TandemNetwork(nn.Module):
             )
         for name in self.spiking_layers:
             neuron: Any = self.snn.get_submodule(name).neuron
-            neuron.levels(time_steps)  # refuses a T that the neurons cannot have
+            if neuron.radix:
+                remedy = "convert the ANN with neuron=IF(initial=0.5, two_phase=True) for more"
+                check_radix_steps("set_time_steps", time_steps, remedy)
         self.time_steps = time_steps
         for encode in (module for module in self.snn.modules() if isinstance(module, Encode)):
             if encode.mode == "constant":
@@ -307,9 +312,15 @@ class TandemNetwork(nn.Module):
         calibration = self.__dict__.get("calibration")  # absent from networks pickled by earlier versions
         if calibration is not None:
             state[prefix + EXTRA_STATE] = calibration.as_tensor()
-        elif self.levels is None and hasattr(state, "_metadata"):
-            state._metadata.setdefault(prefix[:-1], {})[_UNCALIBRATED] = True
+        if hasattr(state, "_metadata"):
+            metadata = state._metadata.setdefault(prefix[:-1], {})
+            metadata[_CODES] = {name: codes for name, layer in self._weighted() if (codes := written_code(layer))}
+            if calibration is None and self.levels is None:
+                metadata[_UNCALIBRATED] = True
         return state
+
+    def _weighted(self) -> Iterator[tuple[str, WeightedLayer]]:
+        return ((name, layer) for name, layer in self.snn.named_modules() if isinstance(layer, WeightedLayer))
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
         self.check_twins()
@@ -340,6 +351,8 @@ class TandemNetwork(nn.Module):
                 with torch.no_grad():
                     old.copy_(new)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+        for name, layer in self._weighted():
+            read_code(layer, local_metadata.get(_CODES, {}).get(name, {}))
 
     def _load_calibration(self, state: Any, metadata: Any) -> str:
         """Take over the thresholds of the network whose state is loaded. Return why that is impossible, or ""."""
@@ -397,6 +410,8 @@ class TandemNetwork(nn.Module):
 
 _UNCALIBRATED = "uncalibrated"
 """In the metadata of a state dict: the state of a converted network without calibration."""
+_CODES = "trained_radix"
+"""In these metadata: for each layer of the spiking twin, with which spikes it was trained."""
 
 
 def _shapes(levels: Mapping[str, Level]) -> dict[str, tuple[int, ...]]:

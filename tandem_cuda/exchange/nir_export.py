@@ -96,8 +96,8 @@ def to_nir(
 
     Raises:
         TypeError: an argument has the wrong type.
-        ValueError: ``dt`` is not positive; ``sample`` is empty; parts of ``model`` cannot be exported (the message
-            names all of them); or weights are not finite.
+        ValueError: ``dt`` is not positive; ``sample`` is empty or has radix spikes; parts of ``model`` cannot be
+            exported (the message names all of them); or weights are not finite.
         OSError: the file cannot be written.
 
     Examples:
@@ -113,6 +113,8 @@ def to_nir(
         raise TypeError(f"to_nir: sample must be a Tensor or a SpikeTrain, got {type(sample).__name__}")
     if len(sample.shape) < 2 or 0 in sample.shape:
         raise ValueError(f"to_nir: sample must be [N, ...] and not empty, got {list(sample.shape)}")
+    if isinstance(sample, SpikeTrain) and sample.radix:
+        raise ValueError("to_nir: sample must have spikes that all weigh the same, as in NIR, got radix spikes")
     check_dt("to_nir", dt)
     if not isinstance(groups, bool):
         raise TypeError(f"to_nir: groups must be True or False, got {type(groups).__name__}")

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from .parameter import Parameter
+from .parameter import CLIP, Parameter
 
 State = tuple[Tensor, ...]
 """The state variables of a model, each [N, ...]; operators take and return them as one tensor [S, N, ...]."""
@@ -80,6 +80,7 @@ class Neuron:
 
     def __post_init__(self) -> None:
         owner = type(self).__name__
+        CLIP.check(owner, self.clip)
         for parameter in self.PARAMETERS:
             value = getattr(self, parameter.name)
             parameter.check(owner, value)

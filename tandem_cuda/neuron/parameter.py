@@ -64,6 +64,7 @@ class Parameter:
 
 
 THRESHOLD = Parameter("threshold", "positive and finite", 0, sys.float_info.max, "(]", potential=True)
+CLIP = Parameter("clip", "True or False", 0, 1, flag=True)
 AMPLITUDE = Parameter("amplitude", "positive and finite", 0, sys.float_info.max, "(]")
 LEAK = Parameter("leak", "in (0, 1]", 0, 1, "(]")
 INITIAL = Parameter(

@@ -158,10 +158,10 @@ class RadixIF(Neuron):
         raise ValueError(f"neuron must have a form in NIR (whose spikes all weigh the same), got {self}; use IF()")
 
 
-def check_radix_steps(name: str, steps: int) -> None:
-    """Raise a ValueError unless radix trains may have T = ``steps`` time steps."""
+def check_radix_steps(name: str, steps: int, remedy: str = "neurons such as IF take more") -> None:
+    """Raise a ValueError unless radix trains may have T = ``steps`` time steps. ``remedy``: what to do for more."""
     if not 1 <= steps <= MOST_STEPS:
         raise ValueError(
             f"{name}: time_steps of radix spikes must be from 1 to {MOST_STEPS}, since a value of T binary digits "
-            f"fills a byte, got {steps}"
+            f"fills a byte, got {steps}" + (f"; {remedy}" if steps > MOST_STEPS else "")
         )

@@ -123,7 +123,8 @@ class Encode(Spiking):
         if x.dtype == torch.uint8:
             value = value / 255
         else:
-            checks.check_share("Encode", "input", value)
+            remedy = "; pass images / 255, or with other numbers use mode 'impulse'"
+            checks.check_share("Encode", "input", value, remedy)
         steps = self.time_steps
         levels = 2**steps - 1
         # 1 is the largest value; 1 / levels is the same double, whether it is rounded before or after the division.

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import ops
 from ..neuron import IF, Neuron, check_neuron, of_settings
-from ..ops import checks
+from ..ops import autocast, checks
 from ..ops.division import divided
 from ..spike_train import SpikeTrain, interleaved
 from . import schema
@@ -78,6 +79,8 @@ class TandemGate(Spiking):
         if not isinstance(x, SpikeTrain):
             raise TypeError(f"TandemGate: input must be a SpikeTrain, got {type(x).__name__}")
         checks.check_tensor("TandemGate", "gate", gate)
+        if gate.dtype in (torch.float16, torch.bfloat16) and autocast.is_on(gate.device):
+            gate = gate.to(x.dtype)  # autocast computes layers of the ANN in the lower precision
         if gate.dtype != x.dtype:
             raise TypeError(f"TandemGate: gate must have the dtype of the spikes, {x.dtype}, got {gate.dtype}")
         value: Tensor = self.decode(x)

@@ -23,7 +23,7 @@ from .leak import check_folds, check_two_phase, folded, folds_of, negative
 from .repeated import OrderedCall, RadixCall, Repeated
 from .schema import Settings, Tensors
 from .sizes import ENCODED, SPIKES, Value, check_count
-from .trained_code import check_code, check_train, forget_untrained, trained_radix
+from .trained_code import check_code, check_train, forget_untrained, read_code, trained_radix, written_code
 from .weight_cache import Kernel, SpikingWeights
 from .weighted import WeightedLayer
 from .weights import Weights
@@ -263,9 +263,14 @@ class SpikingTwin(WeightedLayer):
             self.pack()
         return converted
 
-    def _load_from_state_dict(self, *args: Any) -> None:
-        forget_untrained(self)
-        super()._load_from_state_dict(*args)
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if hasattr(destination, "_metadata"):
+            destination._metadata[prefix[:-1]] |= written_code(self)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
+        read_code(self, local_metadata)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
         if self.is_frozen:
             self.pack()
 

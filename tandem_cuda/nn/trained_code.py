@@ -2,11 +2,12 @@
 
 Both fit into every product, so a network that gets the wrong ones would be wrong in silence. A layer notes the code of
 the train of a training call. If its weights have changed at a later call, they have learned from such trains. Copies,
-pickles, frozen networks and their files keep this; state dicts, which the ANN shares, do not.
+pickles, frozen networks and their files keep this, and so do the metadata of state dicts, whose keys are the ANN's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -66,6 +67,18 @@ def check_code(layer: Any, radix: bool | None, name: str | None = None) -> None:
         f"got {codes[radix]}; make the train with radix={known}, or set the layer's trained_radix to None to train it "
         f"with {codes[radix]}"
     )
+
+
+def written_code(layer: Any) -> dict[str, bool]:
+    """Return what the metadata of a state dict say of the layer: with which spikes it was trained, if it was."""
+    radix = trained_radix(layer)
+    return {} if radix is None else {"trained_radix": radix}
+
+
+def read_code(layer: Any, metadata: Mapping[str, Any]) -> None:
+    """Take over the note of a state dict. Without one, the weights may be the layer's own: its note stays."""
+    forget_untrained(layer)
+    layer.trained_radix = metadata.get("trained_radix", layer.trained_radix)
 
 
 def forget_untrained(layer: Any) -> None:

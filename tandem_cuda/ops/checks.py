@@ -142,7 +142,7 @@ def check_finite(op: str, argument: str, value: Tensor) -> None:
     raise ValueError(f"{op}: {argument} must be finite, got {wrong}")
 
 
-def check_share(op: str, argument: str, value: Tensor) -> None:
+def check_share(op: str, argument: str, value: Tensor, remedy: str = "") -> None:
     """Raise ValueError if a CPU tensor contains numbers outside [0, 1]. Where check_finite is skipped, this is, too."""
     if torch.compiler.is_compiling() or not value.is_cpu or value.numel() == 0:
         return
@@ -153,7 +153,7 @@ def check_share(op: str, argument: str, value: Tensor) -> None:
         return
     if not (low >= 0 and high <= 1):
         wrong = low if not low >= 0 else high
-        raise ValueError(f"{op}: {argument} must be from 0 to 1, got {wrong}")
+        raise ValueError(f"{op}: {argument} must be from 0 to 1, got {wrong}{remedy}")
 
 
 def is_transformed(x: Tensor) -> bool:
