@@ -10,6 +10,7 @@ from tandem_cuda.neuron.radix_if import MOST_STEPS
 
 QUICK = ("--data.limit", "400", "--trainer.max_epochs", "1")
 FOLDER = ("--data.source", "folder")
+RADIX, COUNTS = ("--model.radix", "true"), ("--model.radix", "false")
 
 
 @dataclass(frozen=True)
@@ -24,27 +25,30 @@ class Network:
     def spiking(self) -> bool:
         return self.name != "ann"
 
+    @property
+    def radix(self) -> bool:
+        return self.options[:2] == RADIX
+
     def takes(self, time_steps: int) -> bool:
         """Whether it runs in so many steps: a value of radix spikes fills a byte."""
-        return "--model.radix" not in self.options or time_steps <= MOST_STEPS
+        return not self.radix or time_steps <= MOST_STEPS
 
 
 # -- networks
 
 
 def trained_for(time_steps: int, *options: str) -> Network:
-    return Network(f"t{time_steps}", f"SNN, T = {time_steps}", ("--model.time_steps", str(time_steps), *options))
+    how = (*COUNTS, "--model.time_steps", str(time_steps), *options)
+    return Network(f"t{time_steps}", f"SNN, T = {time_steps}", how)
 
 
 def radix_at(time_steps: int, *options: str) -> Network:
-    how = ("--model.radix", "true", "--model.time_steps", str(time_steps), *options)
+    how = (*RADIX, "--model.time_steps", str(time_steps), *options)
     return Network(f"radix{time_steps}", f"SNN, radix spikes, T = {time_steps}", how)
 
 
-MANY = Network("many", "SNN, T = 2, 4, 8", ("--model.time_steps", "[2,4,8]"))
-RADIX_MANY = Network(
-    "radix_many", "SNN, radix spikes, T = 2, 3, 4", ("--model.radix", "true", "--model.time_steps", "[2,3,4]")
-)
+MANY = Network("many", "SNN, T = 2, 4, 8", (*COUNTS, "--model.time_steps", "[2,4,8]"))
+RADIX_MANY = Network("radix_many", "SNN, radix spikes, T = 2, 3, 4", (*RADIX, "--model.time_steps", "[2,3,4]"))
 
 
 def ann(*options: str) -> Network:
@@ -110,7 +114,7 @@ def at_most_active(share: float) -> Network:
 
 def recipes(epochs: int) -> tuple[Network, ...]:
     """The recipes for a training of so many epochs, from the paper's neurons to all that helps."""
-    at_4 = ("--model.time_steps", "4")
+    at_4 = (*COUNTS, "--model.time_steps", "4")
     calibrated = (*at_4, "--model.level", "null")
     return (
         Network("two_phase", "two-phase", at_4),

@@ -57,7 +57,8 @@ class TandemModule(lightning.LightningModule):
         clip: of IF: whether neurons get no gradient where the ANN's pre-activation exceeds T thresholds, since they
             spike at most T times.
         initial: of IF: where the membrane potential starts, as a share of the threshold.
-        two_phase: of IF: whether layers integrate the input of all steps before they spike.
+        two_phase: whether layers integrate the input of all steps before they spike, as RadixIF neurons always do. By
+            default IF neurons do not.
         radix: whether neurons are RadixIF, whose spike of step t weighs 2^(T-t), not IF. ``level`` is then their
             range, the same for every T.
         learn_thresholds: whether each layer's threshold is trained, too, from ``threshold`` on; use it with ``clip``.
@@ -88,7 +89,7 @@ class TandemModule(lightning.LightningModule):
         level: float | dict[str, float] | None = None,
         clip: bool = False,
         initial: float = 0.0,
-        two_phase: bool = False,
+        two_phase: bool | None = None,
         radix: bool = False,
         learn_thresholds: bool = False,
         loss: Literal["cross_entropy", "mse"] = "cross_entropy",
@@ -113,7 +114,11 @@ class TandemModule(lightning.LightningModule):
             raise ValueError("level: must be given with several time_steps, got None")
         self.threshold = threshold
         self.level = level
-        counting = IF(1.0, clip, initial=initial, two_phase=two_phase)
+        if radix and two_phase is False:
+            raise ValueError(
+                "two_phase: must not be false with radix, got False. Pass radix false for one-phase neurons"
+            )
+        counting = IF(1.0, clip, initial=initial, two_phase=two_phase is True)
         self.neuron: IF | RadixIF = RadixIF(1.0, clip, initial=initial) if radix else counting
         self.learn_thresholds = learn_thresholds
         self.log_thresholds: dict[str, nn.Parameter] = {}

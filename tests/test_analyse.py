@@ -27,6 +27,7 @@ for module in ("lightning", "jsonargparse", "tensorboard", "torchvision", "tonic
     pytest.importorskip(module)
 
 CLASSIFIER = ("counts", "angles", "gradients", "curves", "time_steps", "synops", "rates", "bits", "early_exit")
+COUNTS = ("--model.radix", "false")
 WHOLE = ("--data.limit", "600", "--trainer.max_epochs", "3")
 
 
@@ -48,7 +49,7 @@ def mnist(laid_out):
 def digits(mnist, tmp_path_factory):
     """Runs of a classifier: SNN and ANN."""
     folder = tmp_path_factory.mktemp("digits")
-    size = ("--data.shift", "0", "--model.ann", "tandem_cuda.models.mnist_cnn")
+    size = ("--data.shift", "0", "--model.ann", "tandem_cuda.models.mnist_cnn", *COUNTS, "--model.time_steps", "8")
     return [
         train("mnist", mnist, folder / kind, *WHOLE, *size, "--model.spiking", spiking)
         for kind, spiking in (("snn", "true"), ("ann", "false"))
@@ -58,7 +59,7 @@ def digits(mnist, tmp_path_factory):
 @pytest.fixture(scope="module")
 def autoencoders(mnist, tmp_path_factory):
     folder = tmp_path_factory.mktemp("autoencoders")
-    plain = ("--trainer.callbacks", "null", "--model.time_steps", "8", "--model.learning_rate", "0.005")
+    plain = ("--trainer.callbacks", "null", *COUNTS, "--model.time_steps", "8", "--model.learning_rate", "0.005")
     plain += ("--model.schedule", "one_cycle")
     return [
         train("mnist_autoencoder", mnist, folder / kind, *WHOLE, *plain, "--model.spiking", spiking)
@@ -213,7 +214,7 @@ def test_classifier(analyse, digits, tmp_path):
 
 def test_early_exit(analyse, refused, mnist, autoencoders, tmp_path):
     """One network for several T, as a whole at each and as a cascade."""
-    size = ("--data.shift", "0", "--model.ann", "tandem_cuda.models.mnist_cnn", "--model.time_steps", "[2,4]")
+    size = ("--data.shift", "0", "--model.ann", "tandem_cuda.models.mnist_cnn", *COUNTS, "--model.time_steps", "[2,4]")
     run = train("mnist", mnist, tmp_path / "many", *WHOLE, *size)
     analyse(run, "--out", tmp_path, "--only", "early_exit")
     rows = table(tmp_path, "early_exit")

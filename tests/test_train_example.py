@@ -211,8 +211,12 @@ NEW_RUNS = {
     "missing data": (("--data.dir", "/nowhere"), "no /nowhere/MNIST/raw/train-images-idx3-ubyte"),
     "spikes of images": (("--model.encoding", "spikes"), "--model.encoding must be constant, impulse or radix"),
     "T of radix spikes": (
-        ("--model.radix", "true", "--model.level", "3", "--test_time_steps", "[4,16]"),
+        ("--test_time_steps", "[4,16]"),
         "--test_time_steps must be at most 8 with radix spikes, got [4, 16]",
+    ),
+    "one phase of radix spikes": (
+        ("--model.two_phase", "false"),
+        "two_phase: must not be false with radix, got False. Pass radix false for one-phase neurons",
     ),
     "another size": (("--model.ann.size", "20"), r"--model.ann does not take samples of [1, 28, 28]"),
     "too few outputs": (("--model.ann.classes", "3"), "--model.ann puts out [3] for a sample"),
@@ -249,8 +253,9 @@ def test_refused_before_anything_is_written(refused, tmp_path, options, message)
 
 RESUMED = {
     "finished": ((), "holds a run already"),
-    "other T": (("--ckpt_path", "last", "--model.time_steps", "4"), "was trained with time_steps = 8, this run has 4"),
-    "other input": (("--ckpt_path", "last", "--model.encoding", "constant"), "was trained with encoding = impulse"),
+    "other T": (("--ckpt_path", "last", "--model.time_steps", "3"), "was trained with time_steps = 4, this run has 3"),
+    "other spikes": (("--ckpt_path", "last", "--model.radix", "false"), "was trained with radix = True, this run has"),
+    "other input": (("--ckpt_path", "last", "--model.encoding", "radix"), "was trained with encoding = impulse"),
     "other network": (
         ("--ckpt_path", "last", "--model.ann", "tandem_cuda.models.small_cifarnet"),
         "the checkpoint is of another network: net.conv1.weight is [32, 1, 3, 3] there and [8, 3, 3, 3] here",
