@@ -57,8 +57,8 @@ class TandemAdd(Spiking):
     One operator computes the product of the branch with the most inputs per neuron, and runs the neurons. All other
     branches add to its currents at every time step: an identity adds its spikes, a layer the currents of its product.
     So x[t] is the current of that branch plus the sum of all others, layers in their order before identities; each
-    addition is rounded once. Two-phase neurons need only one product of spike counts for each layer. The ANN twin
-    computes v branch by branch.
+    addition is rounded once. The currents of all other layers are stored for all steps. Two-phase neurons need only
+    one product of spike counts for each layer. The ANN twin computes v branch by branch.
 
     Args:
         branches: two or more tandem layers or nn.Identity modules.

@@ -197,7 +197,7 @@ class TandemConv3d(TandemConvolution, nn.Conv3d):  # type: ignore[misc]  # forwa
     """A convolutional tandem layer over three dimensions: nn.Conv3d whose neurons spike (Wu et al. 2021, section III).
 
     It is computed as a 2-D convolution. For each depth of the output, the kD slices that the kernel covers stand side
-    by side as channels, so that bits are copied kD times.
+    by side as channels, so that bits are copied kD times, and in training counts, which the backward pass keeps.
 
     Args:
         in_channels: C.
