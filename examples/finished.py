@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -113,7 +114,9 @@ class Run:
             x, _ = chosen[torch.arange(len(chosen)), 0]
             x = (x.count if isinstance(x, SpikeTrain) else x).to(self.device)
             of_layers: dict[str, Any] = {"percentile": 99.9, "per_channel": False, "correct_bias": False}
-            self._levels = convert(self.module.net, time_steps, **how, calibrate=x, **of_layers).levels
+            with warnings.catch_warnings():  # of networks unlike their ANN: a picture says how unlike
+                warnings.simplefilter("ignore", UserWarning)
+                self._levels = convert(self.module.net, time_steps, **how, calibrate=x, **of_layers).levels
         return convert(self.module.net, time_steps, **how, calibrate=self._levels)
 
     def evaluated(self, time_steps: int | None = None) -> dict[str, Any]:

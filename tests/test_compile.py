@@ -20,8 +20,10 @@ from tandem_cuda import (
     AdaptiveIF,
     Decode,
     Encode,
+    RadixIF,
     SpikeTrain,
     SpikingAdaptiveAvgPool2d,
+    SpikingAvgPool2d,
     TandemConv2d,
     TandemLinear,
     freeze,
@@ -186,6 +188,13 @@ def check_export(net, size, dynamic_shapes=(BATCH,), **how):
         same(exported(x).detach(), net(x).detach())
 
 
+def test_export_of_networks_that_take_spikes():
+    x = SpikeTrain.from_dense((torch.rand(4, 3, 6) < 0.5).float(), radix=True)
+    net = freeze(nn.Sequential(TandemLinear(6, 5, neuron=RadixIF(2.0)), Decode()))
+    for strict in (False, True):
+        same(torch.export.export(net, (x,), strict=strict).module()(x), net(x))
+
+
 def test_export_layers_with_a_dynamic_batch():
     net = nn.Sequential(Encode(9), TandemConv2d(1, 3, 3, norm="batch"), nn.Flatten(), TandemLinear(108, 4), Decode())
     check_export(net.double().eval(), (1, 8, 8))
@@ -250,6 +259,31 @@ net = nn.Sequential(Encode(4), TandemLinear(8, 8), TandemLinear(8, 4))
 torch.compile(net)(3 * torch.rand(2, 8)).count.sum().backward()
 print(counters["aot_autograd"]["autograd_cache_hit"], net[2].weight.grad.double().sum().item())
 """
+
+
+def _pooled(x):
+    neuron = IF(0.25 * x, initial=0.5, two_phase=True, amplitude=x)
+    return TandemConv2d(1, 5, 3, neuron=neuron), SpikingAvgPool2d(2, threshold=0.5 * x, amplitude=x), nn.Flatten()
+
+
+# Layers whose numbers differ from network to network.
+NUMBERS = {
+    "level": lambda x: (Encode(4, "impulse"), nn.Flatten(), TandemLinear(36, 20, neuron=RadixIF(x))),
+    "amplitude": lambda x: (Encode(4, "impulse"), *_pooled(x)),
+    "scale": lambda x: (Encode(4, "radix", scale=x), nn.Flatten(), TandemLinear(36, 20, neuron=RadixIF(x))),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NUMBERS)
+def test_graphs_in_the_cache_serve_one_number(name, tmp_path, monkeypatch):
+    """From the second network on, torch compiles a number as a variable. Its cache mixed up products of them."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    x = torch.rand(16, 1, 6, 6)
+    for number in (1.0, 2.0, 3.0, 0.7):
+        torch.manual_seed(0)
+        net = freeze(nn.Sequential(*NUMBERS[name](number), Decode()).eval())
+        same(torch.compile(net, fullgraph=True)(x), net(x))
 
 
 @pytest.mark.slow

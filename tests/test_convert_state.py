@@ -138,6 +138,46 @@ def test_twins_that_come_apart_are_noticed(change, name):
         assert set(convert(ann, 8, calibrate=snn.levels).parameters()) == set(ann.parameters())
 
 
+@pytest.mark.parametrize("change", [lambda x: prune.l1_unstructured(x, "weight", 0.5), parametrizations.weight_norm])
+def test_parameters_replaced_in_the_spiking_twin_are_noticed(change):
+    ann, snn = made(Residual, calibrate=inputs())
+    change(snn.snn.get_submodule("stem"))
+    with pytest.raises(RuntimeError, match=r"TandemNetwork: the spiking twin .* stem\.weight was .* Prune the ANN"):
+        snn(inputs())
+    prune.l1_unstructured(ann.stem, "weight", 0.5)  # the advice
+    prune.remove(ann.stem, "weight")
+    again = convert(ann, 8, calibrate=snn.calibration)
+    assert again.snn.get_submodule("stem").weight is ann.stem.weight
+    again(inputs())
+
+
+class Tied(nn.Module):
+    """A weight, a module or the read-out's weight in two places."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.second = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4)
+        self.again, self.last, self.unused = self.norm, nn.Linear(4, 4), nn.Linear(4, 4)
+        self.second.weight, self.unused.weight = self.first.weight, self.last.weight
+
+    def forward(self, x):
+        return self.last(torch.relu(self.again(self.second(torch.relu(self.norm(self.first(x)))))))
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_state_of_tied_weights(calibrated):
+    x = torch.rand(32, 4)
+    settings = {"calibrate": x} if calibrated else {}
+    snn, other = (convert(Tied().eval(), 4, **settings) for _ in range(2))
+    assert [*snn.state_dict()][: len(snn.ann().state_dict())] == [*snn.ann().state_dict()]
+    for state in (snn.state_dict(), copy.deepcopy(snn).state_dict()):
+        other.load_state_dict(state)
+        same(other(x), snn(x))
+    other.load_state_dict(snn.ann().state_dict(), strict=not calibrated)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        other.load_state_dict({name: x for name, x in snn.state_dict().items() if not name.startswith("second.")})
+
+
 def test_twins_that_stay_together():
     """What moves or loads in place, or lends the spiking twin other tensors, does not part them."""
     ann, snn = made(Functional, calibrate=inputs())

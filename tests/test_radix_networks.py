@@ -87,7 +87,7 @@ def test_calibrations_are_taken_over():
     assert levels.levels.keys() == snn.levels.keys()
     snn.set_time_steps(5)
     assert snn.levels.keys() == levels.levels.keys()
-    with pytest.raises(ValueError, match=r"RadixIF: time_steps of radix spikes must be from 1 to 8, .* got 9"):
+    with pytest.raises(ValueError, match=r"set_time_steps: time_steps of radix spikes must be from 1 to 8, .* got 9"):
         snn.set_time_steps(9)
     assert snn.time_steps == 5
 

@@ -17,6 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image
 
+from tandem_cuda.neuron.radix_if import MOST_STEPS
+
 SNN_COLOURS = (plots.SNN, "#e09f3e", "#7b2d26", "#d88c9a", "#a26769", "#f2c14e")
 ANN_COLOURS = (plots.ANN, "#5b8e7d", "#1d3557", "#7aa5d2", "#4a6fa5", "#9bc1bc")
 
@@ -50,7 +52,9 @@ class Work:
         return self.runs[0].results["data"]["source"]
 
     def steps_of(self, run: Run) -> list[int]:
-        return sorted({*self.time_steps, run.time_steps} if run.spiking else set(self.time_steps))
+        """The T of tables and pictures that its neurons can have, or an ANN's, if it is transferred."""
+        steps = {*self.time_steps, run.time_steps} if run.spiking else set(self.time_steps)
+        return sorted(t for t in steps if not run.module.neuron.radix or t <= MOST_STEPS)
 
     def colour(self, run: Run) -> str:
         same = [other for other in self.runs if other.spiking == run.spiking]

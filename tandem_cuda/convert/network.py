@@ -334,6 +334,7 @@ class TandemNetwork(nn.Module):
         for name, theirs in self._twins.names.items():
             if theirs in renamed:
                 state_dict[prefix + name] = renamed[theirs]
+        self._drop_aliases(state_dict, prefix, {*shared, *self._twins.only_ann})
         for name, public in self._twins.only_snn.items():
             if prefix + public in state_dict:
                 state_dict[prefix + name] = state_dict.pop(prefix + public)
@@ -353,6 +354,14 @@ class TandemNetwork(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
         for name, layer in self._weighted():
             read_code(layer, local_metadata.get(_CODES, {}).get(name, {}))
+
+    def _drop_aliases(self, state_dict: Any, prefix: str, loaded: set[str]) -> None:
+        """Take out the other names of tensors that are loaded: of weights or modules that the ANN has in two places."""
+        state = self.ann().state_dict(keep_vars=True)
+        ids = {id(state[name]) for name in loaded if name in state}
+        for name, x in state.items():
+            if id(x) in ids and name not in loaded:
+                state_dict.pop(prefix + name, None)
 
     def _load_calibration(self, state: Any, metadata: Any) -> str:
         """Take over the thresholds of the network whose state is loaded. Return why that is impossible, or ""."""

@@ -50,6 +50,9 @@ class Twins:
         ann, network = self.ann, self.network
         shared = {*network.modules()} & {*ann.modules()}
         paths = {name: None for name, module in ann.named_modules() if module in shared}
+        held = ((theirs, *owner_of(network, mine)) for mine, theirs in self.names.items())
+        self._mine = [(theirs, owner, key) for theirs, owner, key in held if owner not in shared]
+        """Shared tensors that modules of the spiking twin alone hold: the ANN's name, the module, the key in it."""
         self._held: list[tuple[str, nn.Module, str, Any]] = []
         """The ANN's shared parameters: qualified name, owning module, key in that module, parameter."""
         self._buffers: list[tuple[nn.Module, str, nn.Module, str, Tensor]] = []
@@ -123,6 +126,13 @@ class Twins:
                 "load_state_dict(assign=True), pruning, "
                 f"a parametrization or an assignment). Call convert on the ANN again {_AGAIN}, or load with "
                 "snn.load_state_dict"
+            )
+        # That they are the ANN's, functional_call would break for a while.
+        if lost := [n for n, owner, key in self._mine if key not in owner._parameters and key not in owner._buffers]:
+            raise RuntimeError(
+                f"TandemNetwork: the spiking twin must keep what it shares with its ANN, but {some(lost, 3)} "
+                f"{'was' if len(lost) == 1 else 'were'} replaced in it (by pruning or a parametrization). Prune the "
+                f"ANN instead, make it permanent, and call convert on it again {_AGAIN}"
             )
         for mine, name, other in self._weights:
             bits = [getattr(quantiser(layer), "bits", None) for layer in (mine, other)]

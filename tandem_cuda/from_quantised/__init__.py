@@ -121,8 +121,8 @@ def _check_form(model: nn.Module) -> None:
         return
     if foreign := foreign_weights(model):
         reason = (
-            f"weights of {', '.join(foreign)}, whose layers quantise their inputs in each call, most of them with "
-            "scales of that input; quantise with PT2E (torchao.quantization.pt2e)"
+            f"weights of {', '.join(foreign)}, whose layers quantise their inputs in each call and return floats; "
+            "quantise with PT2E (torchao.quantization.pt2e)"
         )
     elif has_observers(model):
         reason = "observers; call torch.ao.quantization.convert or convert_pt2e"

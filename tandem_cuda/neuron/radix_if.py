@@ -90,7 +90,9 @@ class RadixIF(Neuron):
             ValueError: T is not from 1 to 8.
         """
         check_radix_steps("RadixIF", steps)
-        return self.level * 2.0**-steps
+        # Not level * 2**-steps: where torch.compile traces the level as a variable, its cache mixes up products that
+        # are both an operator's argument and a factor. It takes what ldexp returns for a constant.
+        return math.ldexp(self.level, -steps)
 
     def amplitude_at(self, steps: int) -> float:
         return self.threshold_at(steps)

@@ -74,7 +74,8 @@ class Encode(Spiking):
         TypeError: ``time_steps`` is not an int, ``scale`` is not a number, or the input is not a Tensor of such a dtype
             (for recorded spikes use ``SpikeTrain.from_dense``).
         ValueError: ``time_steps`` or ``scale`` is out of range, or an unknown mode; on the CPU, an input that contains
-            NaN or infinity or, with mode "radix", numbers outside [0, 1].
+            NaN or infinity or, with mode "radix", numbers outside [0, 1]. Compiled and exported programs do not look
+            at their input.
 
     Examples:
         >>> encoded = Encode(time_steps=4, mode="impulse")(torch.rand(2, 1, 28, 28))
