@@ -82,7 +82,7 @@ BUGS = [
         "pass\n        with torch.no_grad():\n            now = drive.of",
         "test_radix_layers.py::test_training"),
     Bug("range of radix neurons that grows with T", "neuron/radix_if.py",
-        "return self.level * 2.0**-steps", "return self.level * 2.0**-4",
+        "math.ldexp(self.level, -steps)", "math.ldexp(self.level, -4)",
         "test_radix_if.py::test_every_t_has_the_same_range"),
     Bug("counts of radix spikes read for values", "nn/synapses.py",
         "if x.code.radix:", "if False:",

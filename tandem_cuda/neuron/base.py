@@ -80,7 +80,7 @@ class Neuron:
 
     def __post_init__(self) -> None:
         owner = type(self).__name__
-        CLIP.check(owner, self.clip)
+        CLIP.check(owner, getattr(self, "clip", False))  # a model of one's own may have none
         for parameter in self.PARAMETERS:
             value = getattr(self, parameter.name)
             parameter.check(owner, value)
