@@ -480,11 +480,6 @@ def _flatten(train: SpikeTrain) -> tuple[list[Any], _Context]:
     return [train.bits, train.carried_value], (train.time_steps, train.dtype, train.code)
 
 
-def _flatten_with_keys(train: SpikeTrain) -> tuple[list[tuple[_pytree.KeyEntry, Any]], _Context]:
-    leaves, context = _flatten(train)
-    return [(_pytree.GetAttrKey(name), x) for name, x in zip(("bits", "value"), leaves, strict=True)], context
-
-
 def _unflatten(leaves: Any, context: _Context) -> SpikeTrain:
     bits, value = leaves
     time_steps, dtype, code = context
@@ -495,7 +490,10 @@ _pytree.register_pytree_node(
     SpikeTrain,
     _flatten,
     _unflatten,
-    flatten_with_keys_fn=_flatten_with_keys,
+    flatten_with_keys_fn=lambda train: (
+        [(_pytree.GetAttrKey("bits"), train.bits), (_pytree.GetAttrKey("value"), train.carried_value)],
+        _flatten(train)[1],
+    ),
     serialized_type_name="tandem_cuda.SpikeTrain",
     to_dumpable_context=lambda context: [context[0], str(context[1]).removeprefix("torch."), *context[2]],
     from_dumpable_context=lambda context: (context[0], getattr(torch, context[1]), SpikeCode(*context[2:])),
