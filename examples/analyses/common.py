@@ -52,7 +52,7 @@ class Work:
         return self.runs[0].results["data"]["source"]
 
     def steps_of(self, run: Run) -> list[int]:
-        """The T of tables and pictures that its neurons can have, or an ANN's, if it is transferred."""
+        """The T of tables and pictures at which the run's neurons work, or an ANN's when it is transferred."""
         steps = {*self.time_steps, run.time_steps} if run.spiking else set(self.time_steps)
         return sorted(t for t in steps if not run.module.neuron.radix or t <= MOST_STEPS)
 

@@ -419,7 +419,7 @@ class TandemNetwork(nn.Module):
 
 _UNCALIBRATED = "uncalibrated"
 """In the metadata of a state dict: the state of a converted network without calibration."""
-_CODES = "trained_radix"
+_CODES = "trained_codes"
 """In these metadata: for each layer of the spiking twin, with which spikes it was trained."""
 
 
