@@ -91,6 +91,17 @@ def test_twins_round_to_the_same_bits(change, use):
         use(snn)
 
 
+def test_quantising_the_spiking_twin_alone_is_noticed():
+    ann = linear(6, 5, 4, 3).eval()
+    snn, other, x = convert(ann, 8), convert(copy.deepcopy(ann), 8), torch.rand(2, 6)
+    quantise(snn.snn, 4)
+    with pytest.raises(RuntimeError, match=r"must round its weights as its spiking twin does.* Call quantise on the"):
+        snn(x)
+    quantise(snn, 4)  # the advice
+    quantise(other, 4)
+    assert torch.equal(snn(x), other(x))
+
+
 def test_quantising_both_twins_is_fine():
     ann = linear(6, 5, 4, 3).eval()
     snn = convert(ann, 8, weights="int8")

@@ -127,13 +127,6 @@ class Twins:
                 f"a parametrization or an assignment). Call convert on the ANN again {_AGAIN}, or load with "
                 "snn.load_state_dict"
             )
-        # That they are the ANN's, functional_call would break for a while.
-        if lost := [n for n, owner, key in self._mine if key not in owner._parameters and key not in owner._buffers]:
-            raise RuntimeError(
-                f"TandemNetwork: the spiking twin must keep what it shares with its ANN, but {some(lost, 3)} "
-                f"{'was' if len(lost) == 1 else 'were'} replaced in it (by pruning or a parametrization). Prune the "
-                f"ANN instead, make it permanent, and call convert on it again {_AGAIN}"
-            )
         for mine, name, other in self._weights:
             bits = [getattr(quantiser(layer), "bits", None) for layer in (mine, other)]
             if bits[0] != bits[1]:
@@ -143,6 +136,13 @@ class Twins:
                     "quantise change one of the two?). Call quantise on the TandemNetwork, or convert on the ANN again "
                     f"{_AGAIN}"
                 )
+        # That they are the ANN's, functional_call would break for a while.
+        if lost := [n for n, owner, key in self._mine if key not in owner._parameters and key not in owner._buffers]:
+            raise RuntimeError(
+                f"TandemNetwork: the spiking twin must keep what it shares with its ANN, but {some(lost, 3)} "
+                f"{'was' if len(lost) == 1 else 'were'} replaced in it (by pruning or a parametrization). Prune the "
+                f"ANN instead, make it permanent, and call convert on it again {_AGAIN}"
+            )
 
     def check_scales(self) -> None:
         """Raise a RuntimeError if another conversion makes the ANN's weights stand for other integers."""

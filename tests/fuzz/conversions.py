@@ -10,6 +10,7 @@ import pickle
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import prune
 
 from tandem_cuda import IF, convert, freeze, quantise
 from tandem_cuda.convert import Calibration
@@ -216,6 +217,14 @@ def quantised(draw, ann, snn, x):
     return x
 
 
+def pruned(draw, ann, snn, x):
+    modules = draw.one((ann, snn.snn)).modules()
+    layers = [module for module in modules if getattr(module._parameters.get("weight"), "ndim", 0) > 1]
+    if layers:
+        prune.l1_unstructured(draw.one(layers), "weight", 0.5)
+    return x
+
+
 def loaded(draw, ann, snn, x):
     state = {name: value * 0.9 if value.is_floating_point() else value for name, value in ann.state_dict().items()}
     draw.one((ann, snn)).load_state_dict(state, assign=draw.chance(0.3))
@@ -226,7 +235,7 @@ def copied(draw, ann, snn, x):
     return x
 
 
-EDITS = (replaced, set_differently, overridden, moved, converted_again, quantised, loaded, copied)
+EDITS = (replaced, set_differently, overridden, moved, converted_again, quantised, pruned, loaded, copied)
 
 
 def again(ann, snn, how):
@@ -251,7 +260,7 @@ def check_edits(draw, ann, snn, x, how):
         try:
             got = snn(x)
         except RuntimeError as refused:
-            if "TandemNetwork: the ANN must" not in str(refused):
+            if not str(refused).startswith(("TandemNetwork: the ANN must", "TandemNetwork: the spiking twin must")):
                 raise
             return
         with torch.no_grad():
