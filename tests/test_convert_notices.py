@@ -1126,6 +1126,25 @@ def test_equal_conversions_of_one_quantised_ann_may_stand_side_by_side():
         one(x)
 
 
+@pytest.mark.parametrize("first", [True, False], ids=["channels first", "layers first"])
+@pytest.mark.parametrize("weights", ["int8", None], ids=["quantised again", "quantised before"])
+def test_conversions_with_thresholds_of_channels_and_of_layers_are_told_apart(first, weights):
+    torch.manual_seed(0)
+    ann, x = linear(6, 5, 4, 3).eval(), torch.rand(32, 6)
+    plain = copy.deepcopy(ann)
+    one = convert(ann, 4, calibrate=x, weights="int8", per_channel=first)
+    want = one(x)
+    other = convert(ann, 4, calibrate=x, weights=weights, per_channel=not first)
+    with pytest.raises(RuntimeError, match="another conversion of it has other thresholds"):
+        one(x)
+    alone = convert(plain, 4, calibrate=other.calibration, weights="int8")
+    assert torch.equal(ann(x), plain(x))
+    assert torch.equal(other(x), alone(x))
+    assert torch.equal(other.double()(x.double()), alone.double()(x.double()))
+    other.float()
+    assert torch.equal(convert(ann, 4, calibrate=one.calibration)(x), want)  # the advice
+
+
 def test_outputs_that_are_no_numbers_are_not_compared():
     def run(n, x):
         y = n.layers(x)

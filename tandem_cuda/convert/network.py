@@ -174,7 +174,7 @@ class TandemNetwork(nn.Module):
         for module, sources in self._readers:
             self._set_scale(module, torch.tensor(self.weights_of(sources), dtype=torch.float64))
         if "_twins" in self.__dict__:  # otherwise when they are there
-            self._scale_integers()
+            self._twins.scale_integers()
 
     def report(self, inputs: Any = None) -> ConversionReport:
         """Compare the network with its ANN, layer by layer: ``print(snn.report())``.
@@ -269,10 +269,6 @@ class TandemNetwork(nn.Module):
     def tie_names(self) -> None:
         """Find anew which tensors both twins hold, and under which names."""
         self._twins = Twins(self, super().state_dict(keep_vars=True), self.ann())
-        self._scale_integers()
-
-    def _scale_integers(self) -> None:
-        self._twins.scale_integers(module for module, _ in self._readers)
 
     def _move_own_tensors(self) -> None:
         self._twins.move_own_tensors()
@@ -295,10 +291,6 @@ class TandemNetwork(nn.Module):
         self._twins.follow_buffers()
         if self._twins.ann_has_moved():
             self._move_own_tensors()
-
-    def _tie(self) -> None:
-        self._twins.tie()
-        self._scale_integers()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Return the ANN's state_dict, under the ANN's names, and thresholds that learn."""
@@ -404,7 +396,7 @@ class TandemNetwork(nn.Module):
                 x.data = fn(x.data)
             else:
                 setattr(owner, key, fn(x))
-        self._tie()
+        self._twins.tie()
         self._move_own_tensors()
         return self
 
@@ -428,4 +420,4 @@ def _shapes(levels: Mapping[str, Level]) -> dict[str, tuple[int, ...]]:
 
 
 def _tie_again(network: TandemNetwork, incompatible_keys: Any) -> None:
-    network._tie()
+    network._twins.tie()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,8 +41,6 @@ class Twins:
         """State of the spiking twin alone: the thresholds that learn, and their names in a state dict."""
         self.only_ann = sorted(set(names.values()) - set(self.names.values()))
         """State of the ANN alone."""
-        self.scaled: Sequence[tuple[Any, Any]] = ()
-        """The ANN's quantisers, and the scale of inputs that each must have."""
         self._note()
 
     def _note(self) -> None:
@@ -84,6 +82,7 @@ class Twins:
                 child, name = parent.get_submodule(key), f"{name}.{key}".lstrip(".")
                 self._placed[name] = parent, key, child
                 parent = child
+        self.scale_integers()
 
     def _note_unsaved_buffers(self, shared: set[nn.Module]) -> None:
         saved = {*self.names.values()}
@@ -195,22 +194,20 @@ class Twins:
                 setattr(other, other_key, x)
         self._note()
 
-    def scale_integers(self, readers: Iterable[Any]) -> None:
-        """Make the ANN round the weights of ``readers``, modules that weigh spikes, as these modules do."""
+    def scale_integers(self) -> None:
+        """Make the ANN round its weights as the spiking twin does, whatever another conversion has made of them."""
         scaled = []
-        for module in readers:
-            if not isinstance(module, TandemLayer) or quantiser(module) is None:
+        held = [(layer, getattr(*stored(layer, "weight"))) for layer in self.ann.modules() if quantiser(layer)]
+        for mine, _, _ in self._weights:
+            if quantiser(mine) is None:
                 continue
-            weight = module.weights.stored()
-            twin = next(
-                layer
-                for layer in self.ann.modules()
-                if layer is not module and quantiser(layer) is not None and getattr(*stored(layer, "weight")) is weight
-            )
-            scale_integers(module, twin)
-            rounding: Any = quantiser(twin)
-            scaled.append((rounding, rounding.input_scale))
-        self.scaled = scaled
+            weight = mine.weights.stored()
+            for twin in (layer for layer, x in held if x is weight):
+                scale_integers(mine, twin)
+                rounding: Any = quantiser(twin)
+                scaled.append((rounding, rounding.input_scale))
+        self.scaled: Sequence[tuple[Any, Any]] = scaled
+        """The ANN's quantisers, and the scale of inputs that each must have."""
 
 
 def _same(one: Tensor | None, other: Tensor | None) -> bool:
