@@ -278,8 +278,8 @@ class TandemNetwork(nn.Module):
     def check_twins(self) -> None:
         """Raise a RuntimeError if the ANN no longer computes what its spiking twin stands for.
 
-        Cheap as long as nothing has changed: it compares identities and settings. The spiking twin itself is not
-        checked: torch.func.functional_call swaps its tensors temporarily.
+        Cheap as long as nothing has changed: it compares identities and settings. Which tensors the spiking twin
+        holds is not compared, only that it holds them: torch.func.functional_call swaps them temporarily.
         """
         self._twins.check_shared()
         if self._watch is not None and (changes := self._watch.changes()):
