@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from .convert import TandemNetwork
-from .nn.quantised import Named, check_quantisable, quantise_layers, unquantise_layers, weight_layers
+from .nn.quantised import Named, check_quantisable, quantised_layers, unquantise_layers, weight_layers
 from .nn.quantiser import WeightQuantiser, check_bits, quantiser
 
 __all__ = ["WeightQuantiser", "quantise", "quantiser", "unquantise"]
@@ -33,7 +33,8 @@ def quantise(model: nn.Module, bits: int) -> None:
     Raises:
         TypeError: ``model`` is not an nn.Module, ``bits`` is not an int, or a weight is neither float32 nor float64.
         ValueError: ``bits`` is neither from 2 to 8 nor 16, ``model`` has no weight layer, or a weight has another
-            parametrisation, is computed by a hook, is empty, or is NaN or infinite. The model is then unchanged.
+            parametrisation, is computed by a hook, is empty, or is NaN or infinite; or calls of one layer of a
+            converted network read channels of different thresholds. The model is then unchanged.
 
     Examples:
         >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
@@ -46,8 +47,12 @@ def quantise(model: nn.Module, bits: int) -> None:
     if not layers:
         raise ValueError(f"quantise: model must have weight layers, got a {type(model).__name__} without any")
     check_quantisable("quantise", "model", layers)
-    quantise_layers((layer for _, layer in layers), bits)
-    _tie(model)
+    try:
+        with quantised_layers(layers, bits):
+            _tie(model)
+    except ValueError:
+        _tie(model)
+        raise
 
 
 def unquantise(model: nn.Module) -> None:

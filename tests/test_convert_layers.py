@@ -728,6 +728,47 @@ def test_an_activation_in_place_of_spikes_changes_nothing():
     convert(between(lambda n, x: n.b(F.relu(n.a(x), inplace=True)) + x, 8, a=nn.Identity(), b=conv(8, 8)), 4)
 
 
+class SharedWeights(nn.Module):
+    """Two layers with one weight, or one layer called twice, behind concatenations of different trains."""
+
+    def __init__(self, calls, plain):
+        super().__init__()
+        self.a, self.b, self.last = nn.Linear(4, 3), nn.Linear(4, 3), nn.Linear(6, 2)
+        self.first, self.plain = nn.Linear(6, 6), nn.Linear(4, 6) if plain else None
+        self.second = self.first if calls == "one layer" else nn.Linear(6, 6)
+        if calls == "one weight":
+            self.second.weight = self.first.weight
+        with torch.no_grad():
+            self.b.weight.mul_(3)  # its trains have a higher threshold
+
+    def forward(self, x):
+        a, b = F.relu(self.a(x)), F.relu(self.b(x))
+        other = torch.cat([b, a], 1) if self.plain is None else F.relu(self.plain(x))
+        return self.last(F.relu(self.first(torch.cat([a, b], 1))) + F.relu(self.second(other)))
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("calls", ["two weights", "one weight", "one layer"])
+def test_shared_integers_and_spikes_of_different_weight(calls, plain):
+    torch.manual_seed(0)
+    ann, x = SharedWeights(calls, plain).eval(), torch.rand(32, 4)
+    if calls == "one layer":
+        plainly = convert(ann, 8, calibrate=x)  # the advice
+        want = plainly(x)
+        for refused in (lambda: convert(ann, 8, calibrate=x, weights="int8"), lambda: quantise(plainly, 8)):
+            with pytest.raises(ValueError, match=r"TandemNetwork: calls of .* which first and first_1 do not"):
+                refused()
+            assert torch.equal(plainly(x), want)
+        ann.second = copy.deepcopy(ann.first)
+    snn = convert(ann, 8, calibrate=x, weights="int8")
+    quantise(snn, 4)
+    for name, layer in ann.named_modules():
+        if isinstance(layer, nn.Linear):
+            assert torch.equal(layer.weight, snn.snn.get_submodule(name).weight)
+    assert not torch.equal(ann.first.weight, ann.second.weight)
+    snn(x)
+
+
 def test_integers_and_spikes_of_different_weight():
     """The ANN rounds as its twin does, also in other numbers of steps, and notices if it no longer can."""
     ann, x = made("cat")

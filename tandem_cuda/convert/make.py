@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace as replaced_fields
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from ..neuron import Neuron
 from ..neuron.radix_if import MOST_STEPS, check_radix_steps
-from ..nn.quantised import check_quantisable, quantise_layers, unquantise_layers, weight_layers
+from ..nn.quantised import check_quantisable, quantised_layers, weight_layers
 from ..nn.quantiser import quantiser
 from ..nn.spiking import Spiking
 from ..nn.tandem import TandemLayer
@@ -208,7 +208,7 @@ def convert(
         record = conversion.record()
         record.replaced, record.per_layer = (*names, *trace.replaced), per_layer
         record.sizes = None if example is None else _sizes(example)
-        with _quantised(ann, snn, weights):
+        with quantised_layers(weight_layers(ann, snn), _BITS[weights]) if weights else nullcontext():
             network = _calibrated(conversion, snn, ann, options, settings, batches, record)
             if record.sample.inputs:
                 has_levels = any(layer.level is not None for layer in conversion.writer.layers)
@@ -395,23 +395,6 @@ def _check_choices(
             raise ValueError(
                 f"convert: spiking_layers must be at least 1 (with none, use the ANN itself), got {spiking_layers}"
             )
-
-
-@contextmanager
-def _quantised(ann: nn.Module, snn: nn.Module, weights: str | None) -> Iterator[None]:
-    """Quantise the weights of both twins; undo it if the body of the context fails."""
-    layers = [layer for _, layer in weight_layers(ann, snn)] if weights else []
-    before = [(layer, getattr(quantiser(layer), "bits", None)) for layer in layers]
-    if weights:
-        quantise_layers(layers, _BITS[weights])
-    try:
-        yield
-    except BaseException:
-        unquantise_layers(layer for layer, bits in before if bits is None)
-        for layer, bits in before:
-            if bits is not None:
-                quantise_layers([layer], bits)
-        raise
 
 
 def _check_ann(ann: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -195,19 +195,40 @@ class Twins:
         self._note()
 
     def scale_integers(self) -> None:
-        """Make the ANN round its weights as the spiking twin does, whatever another conversion has made of them."""
-        scaled = []
-        held = [(layer, getattr(*stored(layer, "weight"))) for layer in self.ann.modules() if quantiser(layer)]
-        for mine, _, _ in self._weights:
-            if quantiser(mine) is None:
-                continue
-            weight = mine.weights.stored()
-            for twin in (layer for layer, x in held if x is weight):
-                scale_integers(mine, twin)
-                rounding: Any = quantiser(twin)
-                scaled.append((rounding, rounding.input_scale))
-        self.scaled: Sequence[tuple[Any, Any]] = scaled
+        """Make the ANN round its weights as the spiking twin does, whatever another conversion has made of them.
+
+        Raises:
+            ValueError: calls of a layer with quantised weights read channels of different thresholds.
+        """
+        layers = [mine for mine, _, _ in self._weights if quantiser(mine)]
+        for mine in layers:
+            scale_integers(mine)
+        self.scaled: list[tuple[Any, Any]] = []
         """The ANN's quantisers, and the scale of inputs that each must have."""
+        for twin, mine in self._rounded_as(layers).items():
+            scale_integers(mine, twin)
+            rounding: Any = quantiser(twin)
+            self.scaled.append((rounding, rounding.input_scale))
+
+    def _rounded_as(self, layers: list[Any]) -> dict[nn.Module, Any]:
+        """Return which of ``layers``, of the spiking twin, each quantised layer of the ANN must round as."""
+        held = [(layer, getattr(*stored(layer, "weight"))) for layer in self.ann.modules() if quantiser(layer)]
+        names = {module: name.removeprefix("snn.") for name, module in self.network.named_modules()}
+        of_ann = dict(self.ann.named_modules())
+        found: dict[nn.Module, Any] = {}
+        for mine in layers:
+            weight = mine.weights.stored()
+            twins = [layer for layer, x in held if x is weight]
+            namesake = of_ann.get(names[mine])  # of tied weights, each layer has its own rounding
+            for twin in [namesake] if namesake in twins else twins:
+                other = found.setdefault(twin, mine)
+                if not _same(mine.input_scale, other.input_scale):
+                    raise ValueError(
+                        "TandemNetwork: calls of a layer with quantised weights must read channels of equal "
+                        f"thresholds, which {names[other]} and {names[mine]} do not. Give each call a layer of its "
+                        "own, or keep the weights in floating point"
+                    )
+        return found
 
 
 def _same(one: Tensor | None, other: Tensor | None) -> bool:

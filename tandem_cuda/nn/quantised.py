@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -72,6 +73,21 @@ def quantise_layers(layers: Iterable[nn.Module], bits: int) -> None:
         hooks: Any = layer  # torch gives these two no types
         hooks.register_state_dict_post_hook(_plain_name)
         hooks.register_load_state_dict_pre_hook(_parametrised_name)
+
+
+@contextmanager
+def quantised_layers(layers: Named, bits: int) -> Iterator[None]:
+    """Work as :func:`quantise_layers`, and undo it if the body of the context fails."""
+    before = [(layer, getattr(quantiser(layer), "bits", None)) for _, layer in layers]
+    quantise_layers((layer for _, layer in layers), bits)
+    try:
+        yield
+    except BaseException:
+        unquantise_layers(layer for layer, earlier in before if earlier is None)
+        for layer, earlier in before:
+            if earlier is not None:
+                quantise_layers([layer], earlier)
+        raise
 
 
 def scale_integers(layer: Any, twin: nn.Module | None = None) -> None:
