@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from .._table import table
-from ..nn import Encode, TandemAdd, TandemGate
+from ..nn import Encode, TandemAdd, TandemNeurons
 from ..nn.average_pool import SpikingAverage
 from ..nn.operations import synapses_by_input
 from ..nn.tandem import TandemLayer
 from ..spike_train import SpikeTrain
-from .comparison import Converted, Likeness, Sums, inputs_of, run_both
-from .nodes import kind_of, name_in_ann, some
-from .record import Origin, Record
+from .comparison import Converted, Likeness, Sums, arguments_of, run_both
+from .nodes import some
+from .record import AnalogueCall, Origin, Record
+from .writer import word_of_class
 
-_WITH_NEURONS = (TandemLayer, TandemAdd, TandemGate, SpikingAverage)
+_WITH_NEURONS = (TandemLayer, TandemAdd, TandemNeurons, SpikingAverage)
 _SATURATED = 0.05  # share of neurons from which on a layer is said to saturate
 _MOST = 6  # names in a list
 
@@ -102,8 +105,8 @@ class ConversionReport:
     """In order of execution. Modules that only move spikes are not listed, nor Encode and Decode."""
     unchanged: tuple[str, ...]
     """The ANN's own modules in the spiking network."""
-    gates: tuple[str, ...]
-    """The ANN's own modules that compute gates from spike counts, and so stay analogue."""
+    analogue: tuple[AnalogueCall, ...]
+    """The calls between weight layers that are computed on real values, each with the reason."""
     replaced: tuple[str, ...]
     """The ANN's modules that ``replace`` has replaced."""
     agreement: float | None
@@ -189,7 +192,7 @@ def report_on(network: Converted, record: Record, inputs: Any) -> ConversionRepo
         inputs: the samples; None for the record's.
     """
     calibrated, snn = network.levels is not None, network.snn
-    batches = inputs_of(network, record, inputs)
+    batches = arguments_of(network, record, inputs)
     origins = {origin.name: origin for origin in record.origins}
     called = dict.fromkeys(str(node.target) for node in snn.graph.nodes if node.op == "call_module")
     own = {id(vars(module)) for module in network.ann().modules()}
@@ -198,7 +201,7 @@ def report_on(network: Converted, record: Record, inputs: Any) -> ConversionRepo
     sums = {name: Sums() for name in layers if isinstance(snn.get_submodule(name), _WITH_NEURONS)}
     answers = run_both(network, record, batches, sums, None)
     found = answers.likeness() if calibrated else Likeness(answers.samples, None, None)
-    time_steps = next((x.time_steps for x in batches if isinstance(x, SpikeTrain)), network.time_steps)
+    time_steps = next((x.time_steps for x in tree_leaves(batches, is_leaf=_is_train) if _is_train(x)), network.time_steps)
     converted = [_layer(network, origins[name], sums.get(name)) for name in layers]
     rows = tuple(replace(layer, saturates=_saturates(network, layer, time_steps)) for layer in converted)
     report = ConversionReport(
@@ -207,8 +210,8 @@ def report_on(network: Converted, record: Record, inputs: Any) -> ConversionRepo
         calibrated=calibrated,
         samples=found.samples,
         layers=rows,
-        unchanged=tuple(name for name in map(name_in_ann, unchanged) if name not in record.gates),
-        gates=record.gates,
+        unchanged=tuple(unchanged),
+        analogue=record.analogue,
         replaced=record.replaced,
         agreement=found.agreement,
         output_error=found.output_error,
@@ -218,9 +221,19 @@ def report_on(network: Converted, record: Record, inputs: Any) -> ConversionRepo
     return replace(report, warnings=(*_warnings(report), *answers.warnings()))
 
 
+def in_words(calls: Sequence[AnalogueCall]) -> str:
+    """Return the analogue calls, each kind with its number."""
+    counts = Counter(call.what for call in calls)
+    return some([f"{number} {what}" for what, number in counts.most_common()], _MOST)
+
+
+def _is_train(x: Any) -> bool:
+    return isinstance(x, SpikeTrain)
+
+
 def _layer(network: Converted, origin: Origin, sums: Sums | None) -> ConvertedLayer:
     module: Any = network.snn.get_submodule(origin.name)
-    kind = kind_of(module).__name__ + (" of counts" if origin.real else "")
+    kind = word_of_class(module)
     known: dict[str, Any] = {}
     if sums is not None and sums.samples:
         pairs = sums.neurons * sums.samples
@@ -270,10 +283,9 @@ def _notes(
     averages = [name for name in sums if isinstance(network.snn.get_submodule(name), SpikingAverage)]
     if averages:
         yield f"averages with neurons of their own, which round once more: {some(averages, _MOST)}"
-    if record.gates:
-        yield f"gates that stay analogue, computed from the counts of all time steps: {some(record.gates, _MOST)}"
-    if record.per_layer:
-        yield f"thresholds of layers and not of channels, which {some(record.per_layer, _MOST)} cannot take"
+    if record.analogue:
+        yield f"{in_words(record.analogue)} {'is' if len(record.analogue) == 1 else 'are'} computed on real values"
+    yield from record.notes
     if record.replaced:
         yield f"activations of the ANN itself were replaced, and it wants fine-tuning: {some(record.replaced, _MOST)}"
     if any(float(x.detach()) for name, x in network.snn.named_parameters() if name.endswith("log_threshold")):
@@ -282,16 +294,11 @@ def _notes(
         yield f"no error for {some(misfits, _MOST)}: they have another number of values than the ANN"
     if not samples:
         spikes = "" if any(isinstance(module, Encode) for module in network.snn.modules()) else ", spike trains"
-        yield f"no rates, errors and operations without samples: call report({_wanted(network)}){spikes}"
+        names = record.inputs.names
+        wanted = names[0] if len(names) == 1 else f"({', '.join(names)})"
+        yield f"no rates, errors and operations without samples: call report({wanted}){spikes}"
     elif network.levels is None:
         yield "no errors: without calibrate, counts do not approximate the ANN's own activations"
-
-
-def _wanted(network: Converted) -> str:
-    """Return the arguments that a report needs, in words."""
-    nodes = [node for node in network.snn.graph.nodes if node.op == "placeholder"]
-    names = [str(node.target).lstrip("*") for node in nodes]
-    return ", ".join(names) if len(names) == 1 else f"({', '.join(names)})"
 
 
 def _warnings(report: ConversionReport) -> Iterable[str]:

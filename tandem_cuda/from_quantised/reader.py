@@ -11,7 +11,6 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from ..convert.nodes import word_of
-from ..convert.run_graph import Showing
 from .steps import (
     Branch,
     Code,
@@ -46,6 +45,7 @@ POOLS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 defaults; and the settings of the spiking layer that the pooling does not change."""
 BROKEN = object()
 """The value of a node that has no stand-in."""
+Showing: Any = object
 
 
 def as_graph(model: nn.Module) -> fx.GraphModule:

@@ -85,6 +85,13 @@ class WeightedLayer(Spiking, ABC):
         for name in OF_CONVERSION:
             self._buffers.setdefault(name, None)  # likewise
 
+    def __getattr__(self, name: str) -> Any:
+        if name in ("weight", "bias"):
+            computed = self.__dict__.get("_modules", {}).get("computed")
+            if computed is not None and name in computed:
+                return computed.tensor(name)
+        return super().__getattr__(name)
+
     def hold_constants(self, weight: Tensor, bias: Tensor | None, like: Tensor) -> None:
         """Take constants, in double precision, in place of parameters."""
         self.exact = weight, bias
