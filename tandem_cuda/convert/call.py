@@ -27,7 +27,7 @@ class Call:
         self._writer, self.node, self._part = writer, node, part
         """``node``: the call's node in the ANN's graph."""
         self._given = bound_arguments(node)
-        self.source: fx.Node = next(x for x in self._given.values() if isinstance(x, fx.Node))
+        self.source: fx.Node = node.all_input_nodes[0]
         """The node of the first argument."""
 
     def __getitem__(self, name: str) -> Any:

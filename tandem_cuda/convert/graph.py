@@ -19,7 +19,7 @@ from ..nn.modes import evaluating
 from ..nn.quantiser import WeightQuantiser
 from .functional import Unwritable, functional, inlined
 from .inputs import Inputs
-from .training import Differs, Training, as_in_eval, compared, found_in
+from .training import Differs, Training, as_in_eval, compared
 
 aten = torch.ops.aten
 _SAMPLES = 3
@@ -112,20 +112,7 @@ def exported(ann: nn.Module, example: tuple[Any, ...]) -> Graph:
         graph.training = _in_training(graph, samples)
     except Differs as error:
         raise ValueError(f"convert: forward of {type(ann).__name__} cannot be converted: {error}") from None
-    if graph.training.outputs is not None:
-        _return_both(graph, graph.training.outputs)
     return graph
-
-
-def _return_both(graph: Graph, larger: fx.Graph) -> None:
-    """Let the graph return what forward returns in training, beside what it returns in eval mode."""
-    found = found_in(larger, graph.graph)
-    assert found is not None
-    ((in_eval,),) = graph.graph.output_node().args
-    output = larger.output_node()
-    ((in_training,),) = output.args
-    output.args = ((fx.node.map_arg(in_eval, found.__getitem__), in_training),)
-    graph.graph = larger
 
 
 def _in_training(graph: Graph, samples: tuple[Any, ...]) -> Training:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +19,8 @@ class Training:
 
     notes: tuple[str, ...] = ()
     """What is random in training alone, and left out; in words."""
-    outputs: fx.Graph | None = None
-    """The graph in training, where forward returns more than in eval mode; else None."""
     out_spec: TreeSpec | None = None
+    """The structure of the outputs in training, where it is another one than in eval mode; else None."""
 
 
 class Differs(ValueError):
@@ -53,7 +51,7 @@ _TRAIN_FLAG = {aten.lstm.input: 6, aten.gru.input: 6, aten.rnn_tanh.input: 6, at
 
 
 def compared(ours: fx.Graph, theirs: fx.Graph, spec: TreeSpec, spec_in_training: TreeSpec, drawn: bool) -> Training:
-    """Compare the graphs in eval mode and in training.
+    """Compare the graphs in eval mode and in training. Add outputs of training alone to the graph in eval mode.
 
     Args:
         ours: the graph in eval mode.
@@ -65,23 +63,58 @@ def compared(ours: fx.Graph, theirs: fx.Graph, spec: TreeSpec, spec_in_training:
     Raises:
         Differs: forward computes something else in training that is not random.
     """
-    same = spec == spec_in_training
-    if same and _described(ours) == _described(theirs):
+    numbers: dict[str, int] = {}  # of each operation; calls that do the same have the same number
+    ours_of: dict[int, fx.Node] = {}
+    number: dict[fx.Node, int] = {}
+    for node in ours.nodes:
+        number[node] = numbers.setdefault(operation(node, number), len(numbers))
+        ours_of.setdefault(number[node], node)
+    found: dict[fx.Node, fx.Node] = {}
+    missing: list[fx.Node] = []
+    for node in theirs.nodes:
+        if node.op == "output":
+            break
+        number[node] = numbers.setdefault(operation(node, number), len(numbers))
+        if number[node] in ours_of:
+            found[node] = ours_of[number[node]]
+        else:
+            missing.append(node)
+    ((in_eval,),), ((in_training,),) = ours.output_node().args, theirs.output_node().args
+    alike = spec == spec_in_training
+    if alike and all(number.get(x, x) == number.get(y, y) for x, y in zip(in_training, in_eval, strict=True)):
         return Training()
-    found = found_in(theirs, ours)
-    if found is not None:
-        return Training(outputs=theirs, out_spec=spec_in_training)
-    places = list(dict.fromkeys(_place(node) for node in theirs.nodes if is_random(node)))
-    before = {_place(node) for node in ours.nodes if is_random(node)}
-    places = [place for place in places if place not in before]
+    needed = _leading_to(in_training)
+    places = list(dict.fromkeys(_place(node) for node in missing if node in needed and is_random(node)))
     if not places and drawn:
         places = ["forward, which draws from Python's random"]
-    if not places:
-        raise Differs(f"it computes something else in training than in eval mode{_first(ours, theirs)}")
-    notes = [f"random in training alone, and left out: {', '.join(places[:6])}"]
-    if not same:
-        notes.append("outputs of training alone are left out: they depend on what is random")
-    return Training(notes=tuple(notes))
+    if places:
+        notes = [f"random in training alone, and left out: {', '.join(places[:6])}"]
+        if not alike:
+            notes.append("outputs of training alone are left out: they depend on what is random")
+        return Training(notes=tuple(notes))
+    if alike:
+        where = next((node for node in missing if node in needed and node.op == "call_function"), None)
+        what = "" if where is None else f": there, {getattr(where.target, '__name__', where.target)} in {_place(where)}"
+        raise Differs(f"it computes something else in training than in eval mode{what}")
+    output = ours.output_node()
+    with ours.inserting_before(output):
+        for node in missing:
+            if node in needed:
+                found[node] = ours.node_copy(node, found.__getitem__)
+                found[node].meta = dict(node.meta)
+    output.args = ((in_eval, tuple(found[x] if isinstance(x, fx.Node) else x for x in in_training)),)
+    return Training(out_spec=spec_in_training)
+
+
+def _leading_to(outputs: Any) -> set[fx.Node]:
+    found: set[fx.Node] = set()
+    waiting = [x for x in outputs if isinstance(x, fx.Node)]
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting += node.all_input_nodes
+    return found
 
 
 def is_random(node: fx.Node) -> bool:
@@ -101,52 +134,14 @@ def _place(node: fx.Node) -> str:
     return path or "forward"
 
 
-def _first(ours: fx.Graph, theirs: fx.Graph) -> str:
-    for one, other in zip(ours.nodes, theirs.nodes, strict=False):
-        if one.target != other.target or one.op != other.op:
-            if other.op == "call_function":
-                return f": there, {getattr(other.target, '__name__', other.target)} in {_place(other)}"
-            break
-    return ""
-
-
-def _described(graph: fx.Graph) -> list[str]:
-    order: dict[fx.Node, int] = {}
-    lines = []
-    for node in graph.nodes:
-        lines.append(operation(node, order))
-        order[node] = len(order)
-    return lines
-
-
 def operation(node: fx.Node, order: dict[fx.Node, int]) -> str:
-    """Return what a node does, by the positions of its inputs."""
-    if node.op == "output":
-        return "output"
-    arguments: Any = fx.node.map_arg((node.args, node.kwargs), lambda x: f"%{order.get(x)}")
+    """Return what a node does, by the positions of its inputs; arguments that have their defaults are left out."""
+    args, kwargs = node.args, dict(node.kwargs)
+    if isinstance(node.target, torch._ops.OpOverload):
+        schema = node.target._schema.arguments
+        kwargs = dict(zip((a.name for a in schema), args, strict=False)) | kwargs
+        defaults = {a.name: a.default_value for a in schema if a.has_default_value()}
+        args = ()
+        kwargs = {name: x for name, x in kwargs.items() if isinstance(x, fx.Node) or x != defaults.get(name, schema)}
+    arguments: Any = fx.node.map_arg((args, kwargs), lambda x: f"%{order.get(x)}")
     return f"{node.op} {node.target} {arguments}"
-
-
-def found_in(larger: fx.Graph, smaller: fx.Graph) -> dict[fx.Node, fx.Node] | None:
-    """Find a graph within one that computes more.
-
-    Returns:
-        The node of ``larger`` for each node of ``smaller`` but its output, in the same order; None if one is missing.
-    """
-    order = {node: i for i, node in enumerate(larger.nodes)}
-    alike = defaultdict(list)
-    for node in larger.nodes:
-        alike[operation(node, order)].append(node)
-    found: dict[fx.Node, fx.Node] = {}
-    positions: dict[fx.Node, int] = {}
-    taken: set[fx.Node] = set()
-    for node in smaller.nodes:
-        if node.op == "output":
-            break
-        candidates = alike[operation(node, positions)]
-        theirs = next((x for x in candidates if x not in taken), None)
-        if theirs is None:
-            return None
-        taken.add(theirs)
-        found[node], positions[node] = theirs, order[theirs]
-    return found

@@ -156,6 +156,8 @@ class Writer:
         if (dropout := dropout_of(node)) is not None:
             return self.graph.call_module(self.named(node.name, dropout), (self.real(node.args[0]),))
         copied = self.graph.node_copy(node, self.real)
+        if copied.target is aten.view.default:  # the SNN's values may lie otherwise in memory
+            copied.target = aten.reshape.default
         copied.meta = {}
         return copied
 
@@ -446,6 +448,9 @@ class Writer:
 
     def named(self, name: str, module: Any, replaces: bool = False) -> str:
         """Add a module under a unique name. Only a module that replaces one of the ANN's may take its name."""
+        first, _, rest = name.partition(".")
+        if hasattr(fx.GraphModule, first):  # which is no name for a submodule
+            name = f"{first}_.{rest}" if rest else f"{first}_"
         unique, i = name, 1
         while unique in self.modules or (unique in self.names and not (replaces and unique == name)):
             unique, i = f"{name}_{i}", i + 1
