@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ..convert import TandemNetwork
-from ..freeze._tmp import flattened_to, sized_as_traced
+from ..convert import TandemNetwork, flattened_to, sized_as_traced
 from ..convert.nodes import leading_to
 from ..freeze.functions import constants_of, frozen_call
 from ..nn.modes import evaluating

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from .._progress import progress
-from ..freeze._tmp import flattened_to
+from ..convert import flattened_to
 from ..freeze.functions import FrozenFunction, constants_of, frozen_call
 from ..freeze.plain import FrozenModule
 from ..neuron import Neuron

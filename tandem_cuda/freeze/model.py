@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import torch.nn.functional as F
 from torch import fx, nn
 
-from ..convert import TandemNetwork
-from ._tmp import flattened_to, hooked
+from ..convert import TandemNetwork, flattened_to
+from ..convert.advice import hooked
+from ..convert.aliases import VIEWS, module_writes, writes, writes_alone
 from ..convert.nodes import leading_to, word_of
-VIEWS=(); module_writes=lambda *a,**k: False; writes=module_writes; writes_alone=lambda *a: True
 from ..nn.classes import is_of_torch
 from ..nn.frozen import FORMS, FrozenLayer, class_of
 from ..nn.sizes import ENCODED, Value

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..nn.encode import Encode
 from ..nn.frozen import FrozenLayer, Span
-from ..nn.neurons import TandemNeurons as TandemGate
+from ..nn.gate import TandemGate
 from ..nn.sizes import REAL, SPIKES, Value
 from ..nn.spiking import unwrapped
 from ..ops import checks

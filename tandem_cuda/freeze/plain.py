@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torch import nn as _nn
-IDLE=(_nn.Identity,_nn.Dropout,_nn.Dropout1d,_nn.Dropout2d,_nn.Dropout3d,_nn.AlphaDropout,_nn.FeatureAlphaDropout)
+from ..convert.nodes import IDLE
 from ..nn.batch_norm import NORMS
 from ..nn.frozen import FrozenLayer, Span, State, class_of, register, single
 from ..nn.schema import Settings, Tensors, check_settings, check_tensors, frozen_numbers, frozen_tensor, with_tuples
