@@ -475,16 +475,6 @@ def test_gains_and_biases_that_change(constant, neuron, inference):
         same(frozen(x), before)
 
 
-def test_what_is_kept_of_gains_is_no_inference_tensor():
-    frozen = freeze(graph_of(quantise_all(joined(RadixIF(), Encode(8, "impulse"))), CALLS))
-    x = torch.randn(3, 2, 6, 6, generator=generator(0))
-    with torch.inference_mode():
-        frozen(x)
-    layers = [module for module in frozen.modules() if getattr(module, "_of_spikes", None) is not None]
-    assert layers
-    assert not any(y.is_inference() for layer in layers for y in layer._of_spikes.weights[1:] if y is not None)
-
-
 @pytest.mark.parametrize("two_phase", [False, True])
 def test_weights_of_sums_that_change_beside_compiled_code(two_phase):
     net, x = joined(IF(0.5, two_phase=two_phase)), torch.randn(3, 2, 6, 6, generator=generator(0))

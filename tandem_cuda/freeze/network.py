@@ -187,19 +187,21 @@ class FrozenNetwork(nn.Module):
             ValueError: ``span`` has only some of the time steps, and there are neurons that wait for all of them
                 (``two_phase``, or a TandemGate's).
         """
-        self.check_chunk("advance", span.now, span.total)
+        now, done, total, _ = span
+        if now < total:
+            self.check_chunk("advance", now, total)
         values: dict[str, Any] = dict(zip(self.kinds, x if len(self.kinds) > 1 else (x,), strict=True))
         refuse_tangents("FrozenNetwork", [value for value in values.values() if isinstance(value, Tensor)])
         after: NetworkState = {}
-        for i, (name, layer) in enumerate(zip(self.names, self.layers, strict=True)):
-            if span.done and not self.again[i]:
-                continue
-            inputs = (values.get(source) for source in self.inputs[i])
-            values[name], carried = layer(span, state.get(name), *inputs)
-            if carried is not None:
-                after[name] = carried
-            for source in self.done[i]:
-                values.pop(source, None)
+        layers: Any = self._modules["layers"]  # attributes of modules take longer
+        nodes = zip(self.names, layers._modules.values(), self.inputs, self.done, self.again, strict=True)
+        for name, layer, sources, last, again in nodes:
+            if again or not done:
+                values[name], carried = layer(span, state.get(name), *map(values.get, sources))
+                if carried is not None:
+                    after[name] = carried
+                for source in last:
+                    values.pop(source, None)
         return returned(self.output, values), after
 
     def check_chunk(self, op: str, now: int, total: int) -> None:

@@ -157,11 +157,11 @@ class Encode(Spiking):
 
     def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[EncodedInput | SpikeTrain, None]:
         encoded = self.forward(*inputs)
-        if isinstance(encoded, EncodedInput):
-            return encoded._replace(time_steps=span.now), None
-        if not span.whole:
+        if span.now == span.total:
+            return encoded, None
+        if not isinstance(encoded, EncodedInput):
             refuse_part("Encode")
-        return encoded, None
+        return encoded._replace(time_steps=span.now), None
 
     def extra_repr(self) -> str:
         scale = "" if self.scale == 1 else f", scale={self.scale}"
@@ -239,7 +239,7 @@ class Decode(Spiking):
 
     def factors(self, shape: Sequence[int]) -> Tensor | None:
         """Return the factors of values, ``scale`` as it broadcasts over their shape."""
-        scale = self.scale
+        scale = self._buffers["scale"]
         if scale is None:
             return None
         number = shape[-1 if self.of_features else 1]
@@ -304,12 +304,13 @@ class Decode(Spiking):
         (x,) = inputs
         if not isinstance(x, SpikeTrain):
             raise TypeError(f"Decode: input must be a SpikeTrain, got {type(x).__name__}")
-        if x.code.radix and not span.whole:
+        now, done, total, steady = span
+        if x.code.radix and now < total:
             refuse_part("Decode")
         count = x.value if state is None else x.value + state[0]
-        factor = x.amplitude * (span.total / span.reached) if span.steady else x.amplitude
+        factor = x.code.amplitude * (total / (now + done)) if steady else x.code.amplitude
         value = self.weighted(count if factor == 1 else count * factor, x)
-        return value, None if span.ends else (count,)
+        return value, None if now + done == total else (count,)
 
     def extra_repr(self) -> str:
         return "signed=True" if self.signed else ""

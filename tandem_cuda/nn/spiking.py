@@ -104,7 +104,8 @@ class FrozenSpiking(FrozenLayer):
         return cls(layer_class.of(settings, tensors))
 
     def forward(self, span: Span, state: State | None, *inputs: Any) -> tuple[Any, State | None]:
-        return self.layer.run(span, state, *inputs)
+        layer: Any = self._modules["layer"]  # attributes of modules take longer
+        return layer.run(span, state, *inputs)
 
     def settings(self) -> Settings:
         return self.layer.settings()
