@@ -273,15 +273,6 @@ def test_maxima(case, carried):
     same(layer(x).bits, y.bits)
 
 
-def test_maxima_of_version_0_1_refuse_numbers():
-    frozen = freeze(SpikingMaxPool2d(2).eval())
-    for module in frozen.modules():
-        if isinstance(module, SpikingMaxPool2d):
-            module.gate = "any"
-    with pytest.raises(ValueError, match=r"^SpikingMaxPool2d: input must be a train whose spikes all weigh the same"):
-        frozen(example())
-
-
 @pytest.mark.parametrize("layer", [SpikingMaxPool2d(2), Decode()])
 def test_no_parts_of_numbers(layer):
     """Neither as windows of a whole train nor as trains of few steps."""

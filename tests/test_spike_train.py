@@ -333,20 +333,6 @@ def test_layers_without_a_relu_give_pairs():
     assert [x.paired for x in trains] == [True] * len(trains)
 
 
-def test_trains_of_version_0_2_are_not_paired():
-    x = SpikeTrain.__new__(SpikeTrain)
-    y = example(amplitude=3.0)
-    fields = {"bits": y.bits, "time_steps": 9, "_count": None, "_dtype": torch.float32, "amplitude": 3.0}
-    x.__setstate__((None, fields))
-    equal(x, y)
-    assert x.code == SpikeCode(3.0, None)
-    spec = pytree.tree_structure(y)
-    dumped = pytree.treespec_dumps(spec)
-    older = dumped.replace(", 3.0, null, false]", ", 3.0]")
-    assert older != dumped
-    assert pytree.treespec_loads(older) == spec
-
-
 # --- no field is lost ------------------------------------------------------------------------------------------------
 
 

@@ -69,11 +69,6 @@ def check_scales(kind: str, neuron: Neuron) -> None:
         frozen_scale(kind, name, value)
 
 
-def format_of(neuron: Neuron) -> int:
-    """Return the first version of the file format that has these neurons."""
-    return 1 if neuron.settings().keys() == {"threshold", "leak", "amplitude"} else 2
-
-
 def whole(least: int, axes: int = 1) -> Check:
     """An int of at least ``least``; with several axes perhaps one for each."""
     return lambda kind, name, value: frozen_numbers(kind, name, value, least, axes=axes)
