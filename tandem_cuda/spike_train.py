@@ -249,18 +249,9 @@ class SpikeTrain(NotATensor):
         return self._value
 
     @property
-    def carried_count(self) -> Tensor | None:
-        """``count`` if it exists already, else None. Never computes it."""
-        return None if self.code.radix else self._value
-
-    @property
     def amplitude(self) -> float:
         """The weight of one spike, or of a radix spike of the last time step."""
         return self.code.amplitude
-
-    @amplitude.setter
-    def amplitude(self, amplitude: float) -> None:
-        self.code = self.code._replace(amplitude=amplitude)
 
     @property
     def paired(self) -> bool:

@@ -4,22 +4,19 @@ from ..nn.frozen import FORMS, LOADERS, FrozenLayer, Span, State, register
 from ..nn.schema import Settings, Tensors
 from ..nn.sizes import Size, Value
 from .anytime import AccuracyCurve, OperatingPoint, Prediction, accuracy_curve, predict
-from .cascade import Cascade, CascadeRun
-from .graph import INPUT, NetworkState, Node
+from .cascade import Cascade
+from .graph import Node
 from .model import freeze
 from .network import FrozenNetwork
 from .stream import Stream
 
 __all__ = [
     "FORMS",
-    "INPUT",
     "LOADERS",
     "AccuracyCurve",
     "Cascade",
-    "CascadeRun",
     "FrozenLayer",
     "FrozenNetwork",
-    "NetworkState",
     "Node",
     "OperatingPoint",
     "Prediction",

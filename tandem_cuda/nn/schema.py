@@ -41,14 +41,8 @@ def with_tuples(value: Any) -> Any:
 # -- one setting
 
 
-def frozen_numbers(
-    kind: str, name: str, value: Any, least: int, most: int = 2**30, *, pairs: bool = False, axes: int = 1
-) -> None:
-    """Raise a ValueError unless a setting is an int from least to most, or perhaps one for each of several axes.
-
-    ``pairs`` stands for two axes.
-    """
-    axes = 2 if pairs else axes
+def frozen_numbers(kind: str, name: str, value: Any, least: int, most: int = 2**30, *, axes: int = 1) -> None:
+    """Raise a ValueError unless a setting is an int from least to most, or perhaps one for each of several axes."""
     numbers = value if axes > 1 and isinstance(value, (list, tuple)) and len(value) == axes else [value]
     for number in numbers:
         if isinstance(number, bool) or not isinstance(number, int) or not least <= number <= most:
