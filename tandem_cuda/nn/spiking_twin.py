@@ -244,7 +244,7 @@ class SpikingTwin(WeightedLayer):
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's
         if self.is_frozen:
             self.pack()  # in the order of this device; the network may have been pickled on another one
 
