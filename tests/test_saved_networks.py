@@ -238,8 +238,8 @@ def test_any_other_description_is_refused(tmp_path, make, values):
     # What other networks have too.
     assert {name for name, _ in accepted} <= {
         "time_steps", "scale", "threshold", "amplitude", "initial", "refractory", "two_phase", "stride", "padding",
-        "dilation", "output_padding", "kernel_size", "output_size", "ceil_mode", "count_include_pad", "divisor_override", "start_dim",
-        "end_dim", "name", "inputs",
+        "dilation", "output_padding", "kernel_size", "output_size", "ceil_mode", "count_include_pad",
+        "divisor_override", "start_dim", "end_dim", "name", "inputs",
     }  # fmt: skip
     assert ("time_steps", "7") in accepted
     whole = {odd for name, odd in accepted if name in ("stride", "padding", "dilation")}
