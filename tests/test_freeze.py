@@ -280,17 +280,6 @@ def test_integer_weights_stay_in_float32(weights):
     assert double(x.double()).dtype == torch.float64
 
 
-def test_state_dicts_of_unpickled_networks():
-    """Pickles of earlier versions say that some tensors are no part of the state."""
-    network, other = calibrated(0), calibrated(1)
-    decode = next(node.layer.layer for node in network.nodes if node.layer.kind == "Decode")
-    decode._non_persistent_buffers_set.add("scale")
-    assert not any(name.endswith("scale") and "layer.scale" in name for name in network.state_dict())
-    again = pickle.loads(pickle.dumps(network))
-    assert again.state_dict().keys() == other.state_dict().keys()
-    other.load_state_dict(again.state_dict())
-
-
 def test_engines_do_not_matter_to_state_dicts():
     network, other = freeze(small_network("constant")), freeze(small_network("constant"))
     other.layers[1].layer.engine = "event"

@@ -115,12 +115,7 @@ class FrozenNetwork(nn.Module):
             {"name": name, "kind": layer.kind, "inputs": list(inputs), "settings": layer.settings()}
             for name, layer, inputs in self.nodes
         ]
-        return {"nodes": nodes, "output": self.output}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's
-        for node in self.nodes:
-            _put_in_state_dict(node.layer)
+        return {"nodes": nodes, "inputs": list(self.kinds), "output": self.output}
 
     def get_extra_state(self) -> Tensor:
         """Return what ``state_dict`` says of the network beside its tensors: JSON, as uint8 [n]."""
@@ -271,14 +266,8 @@ class FrozenNetwork(nn.Module):
             OSError: the file cannot be written, for example because the disk is full; the message names the file. An
                 earlier file of that name is left unchanged, and no temporary file remains.
         """
-        description = self._description()
-        version = max((layer.format for _, layer, _ in self.nodes), default=1)
-        if not isinstance(self.output, str) or tuple(self.kinds) != (INPUT,):
-            version = 2
-        if version > 1:
-            description["inputs"] = list(self.kinds)
         tensors = {f"{name}/{key}": tensor for name, layer, _ in self.nodes for key, tensor in layer.tensors().items()}
-        file.write(path, description, tensors, version)
+        file.write(path, self._description(), tensors)
 
     @classmethod
     def load(cls, path: str | PathLike[str], *, device: torch.device | str = "cpu") -> FrozenNetwork:
@@ -291,8 +280,8 @@ class FrozenNetwork(nn.Module):
         Raises:
             ImportError: safetensors is missing.
             OSError: the file cannot be read.
-            ValueError: the file is damaged, of another kind or of a newer format, or it does not describe a network;
-                the message says which.
+            ValueError: the file is damaged, of another kind or of another format version, or it does not describe a
+                network; the message says which.
         """
         description, tensors = file.read(path)
         try:

@@ -116,11 +116,6 @@ class TandemAdd(PreparedLayer):
         )
         self.register_buffer("scale", None)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's
-        self._parameters.setdefault("log_threshold", None)  # not in pickles of earlier versions
-        self._buffers.setdefault("scale", None)
-
     def forward(self, *inputs: SpikeTrain) -> SpikeTrain:
         pairs = self._checked(inputs)
         steps = inputs[0].time_steps
@@ -316,12 +311,6 @@ class TandemAdd(PreparedLayer):
     def needs_all_steps(self) -> bool:
         return self.neuron.two_phase
 
-    @property
-    def file_format(self) -> int:  # format 1 folds the gain of a branch into its weights
-        scaled = self.scale is not None or any(layer.gain is not None for layer in self._layers())
-        newer = scaled or any(layer.synapse_format > 1 for layer in self._layers())
-        return 2 if newer else schema.format_of(self.neuron)
-
     @classmethod
     def of(cls, settings: Settings, tensors: Tensors) -> Any:
         schema.check_settings("TandemAdd", settings, {"branches", "neuron", "engine"})
@@ -349,7 +338,6 @@ class TandemAdd(PreparedLayer):
             schema.check_integers("TandemAdd", name, tensors, name.removesuffix("weight") + "scale")
             i = int(name.removesuffix(".weight"))
             branches[i].with_constants({x: tensors[f"{i}.{x}"] for x in _CONSTANTS if f"{i}.{x}" in tensors})
-        schema.check_no_bool("TandemAdd", settings["neuron"])
         neuron = of_settings("TandemAdd", settings["neuron"])
         return cls._joined(branches, neuron, settings["engine"], tensors.get("scale"))
 

@@ -79,8 +79,6 @@ class SpikingAverage(PreparedLayer, Pooling):
     """Base of average poolings. The matching pooling module of torch must come next in the bases."""
 
     by_size = True
-    initial = 0.0  # of modules pickled by version 0.1
-    two_phase = False  # likewise
 
     def __init__(
         self,
@@ -228,22 +226,6 @@ class SpikingAverage(PreparedLayer, Pooling):
     @property
     def needs_all_steps(self) -> bool:
         return self.two_phase
-
-    @property
-    def file_format(self) -> int:
-        return 1 if self.initial == 0 and not self.two_phase else 2
-
-    def settings(self) -> Settings:
-        settings = super().settings()
-        for name in ("initial", "two_phase"):  # left out if they are 0, so that older versions read the file
-            if settings[name] == 0:
-                del settings[name]
-        return settings
-
-    @classmethod
-    def of(cls, settings: Settings, tensors: Tensors) -> Any:
-        # Files of version 0.1 lack these settings. Newer files leave them out if they have these values.
-        return super().of({"amplitude": 1.0, "initial": 0.0, "two_phase": False} | settings, tensors)
 
     @classmethod
     def made(cls, settings: Settings, tensors: Tensors) -> Any:

@@ -139,10 +139,6 @@ class Encode(Spiking):
     def needs_all_steps(self) -> bool:
         return self.mode == "radix"
 
-    @property
-    def file_format(self) -> int:
-        return 2 if self.mode == "radix" else 1
-
     @classmethod
     def made(cls, settings: Settings, tensors: Tensors) -> Any:
         encode = cls(**settings)
@@ -208,12 +204,6 @@ class Decode(Spiking):
         self.of_features = False
         self.register_buffer("scale", None, persistent=False)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's
-        self.__dict__.setdefault("signed", False)  # not in pickles of earlier versions
-        self.__dict__.setdefault("of_features", False)  # likewise
-        self._buffers.setdefault("scale", None)
-
     def forward(self, x: Any) -> Tensor:
         if not isinstance(x, SpikeTrain):
             raise TypeError(f"Decode: input must be a SpikeTrain, got {type(x).__name__}")
@@ -251,15 +241,11 @@ class Decode(Spiking):
         wide = scale if number == len(scale) else scale.repeat_interleave(number // len(scale))
         return wide.view(-1, *[1] * (len(shape) - 2))
 
-    def settings(self) -> Settings:  # left out if they are false, so that older versions read the file
+    def settings(self) -> Settings:  # which leave out what is false
         return {name: True for name in ("signed", "of_features") if getattr(self, name)}
 
     def constants(self) -> dict[str, Tensor]:
         return {} if self.scale is None else {"scale": self.scale}
-
-    @property
-    def file_format(self) -> int:
-        return 2 if self.settings() or self.scale is not None else 1
 
     @classmethod
     def of(cls, settings: Settings, tensors: Tensors) -> Any:

@@ -58,7 +58,6 @@ class TandemGate(Spiking):
     nir_takes = ("spikes", "current")
     nir_by_input = True
     needs_all_steps = True
-    file_format = 2
 
     def __init__(self, neuron: Neuron = IF(), signed: bool = False) -> None:
         super().__init__()

@@ -43,7 +43,7 @@ class SpikingTwin(PreparedLayer, WeightedLayer):
     """
 
     FLAGS: ClassVar[tuple[str, ...]] = ()
-    """Further settings, which files leave out if they are false, so that older versions read them."""
+    """Further settings, which files leave out if they are false."""
     gain: Tensor | None
     packed: Tensor | None
     _constant: _Constant | None
@@ -110,7 +110,7 @@ class SpikingTwin(PreparedLayer, WeightedLayer):
         optional = {"multiplicity", "paired", "folds", *flags} & settings.keys()
         for name in optional & flags:
             schema.flag(kind, name, settings[name])
-        numbers = settings.keys() - {"paired", "folds", *flags}
+        numbers = settings.keys() - {"neuron", "paired", "folds", *flags}
         schema.check_no_bool(kind, {name: settings[name] for name in numbers})
         schema.check_settings(kind, settings, {*cls.SETTINGS, *optional, "neuron", "engine"})
         cls.check(settings)
@@ -179,15 +179,6 @@ class SpikingTwin(PreparedLayer, WeightedLayer):
         return self.neuron.two_phase
 
     @property
-    def file_format(self) -> int:
-        return max(self.synapse_format, schema.format_of(self.neuron))
-
-    @property
-    def synapse_format(self) -> int:
-        """The first version of the file format that has these weights."""
-        return 2 if self.weight.dtype in INTEGERS or self.wiring is not None or self.trained_radix is not None else 1
-
-    @property
     def synapses_per_weight(self) -> int:
         """How many synapses share a weight of the ANN."""
         return 1 if self.wiring is None else self.wiring.synapses_per_weight
@@ -234,7 +225,7 @@ class SpikingTwin(PreparedLayer, WeightedLayer):
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's
         if self.is_frozen:
             self.pack()  # in the order of this device; the network may have been pickled on another one
 

@@ -16,7 +16,7 @@ from .spiking import Spiking
 from .synapses import Synapses
 from .trained_code import TrainingCall
 from .weight_cache import WeightCache
-from .wiring import Wiring, of_attributes
+from .wiring import Wiring
 
 OF_CONVERSION = ("input_scale", "correction", "thresholds")
 """Buffers of tandem layers that conversion sets."""
@@ -75,15 +75,6 @@ class WeightedLayer(Spiking, ABC):
         self.register_parameter("log_threshold", log_threshold)
         for name in OF_CONVERSION:
             self.register_buffer(name, None, persistent=False)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        wiring = of_attributes(state)
-        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's
-        if wiring is not None:
-            self.wiring = wiring
-        self._parameters.setdefault("log_threshold", None)  # not in pickles of earlier versions
-        for name in OF_CONVERSION:
-            self._buffers.setdefault(name, None)  # likewise
 
     def hold_constants(self, weight: Tensor, bias: Tensor | None, like: Tensor) -> None:
         """Take constants, in double precision, in place of parameters."""
