@@ -373,7 +373,7 @@ class TandemModule(lightning.LightningModule):
             state.pop("net._extra_state", None)
         saved = checkpoint["tandem"]
         self.seconds, self._resumed_steps = saved["seconds"], saved["steps"]
-        self.fastest_epoch = saved.get("fastest_epoch", math.inf)  # not in checkpoints of earlier versions
+        self.fastest_epoch = saved["fastest_epoch"]
 
     def _identity(self) -> dict[str, Any]:
         if not self.spiking:
@@ -408,9 +408,7 @@ class TandemModule(lightning.LightningModule):
                     f"the checkpoint is of another network: {name} is {got} there and {want} here.\n"
                     "Run it with the configuration that it was trained with (config.yaml beside its folder)."
                 )
-        # What older ones lack.
-        older = {"level": None, "initial": 0.0, "two_phase": False, "learn_thresholds": False, "radix": False}
-        settings = older | checkpoint.get("tandem", {})
+        settings = checkpoint.get("tandem", {})
         for name, value in self._identity().items():
             if settings.get(name) != value:
                 raise CheckpointError(

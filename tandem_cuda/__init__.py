@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from . import neuron as neuron
 from . import reference
 from ._load import load_library
-from ._moved import install
 
 __all__ = [
     "IF",
@@ -84,5 +83,3 @@ else:
     __version__: str = _C.__version__
     library_path: str = _C.library_path
     """The shared library with the operators, for C++ programs, which load it without Python."""
-
-install()

@@ -10,7 +10,6 @@ from torch import nn
 from anns import assert_no_leak, inputs, kinds, per_layer, whole
 from exact import generator, same
 from tandem_cuda import IF, SpikeTrain, SpikingAdaptiveAvgPool2d, SpikingAvgPool2d, convert, freeze
-from tandem_cuda.freeze import LOADERS
 
 
 def pooled_conv():
@@ -162,14 +161,6 @@ def test_averages_with_neurons_are_calibrated():
     assert pool.threshold == pool.amplitude == 1
     pool = convert(ann, 64).snn.get_submodule("2")
     assert pool.threshold == pool.amplitude == 1
-
-
-def test_pools_of_earlier_files():
-    """Frozen files that know of no amplitude of averages."""
-    load = LOADERS["SpikingAvgPool2d"]
-    settings = load(SpikingAvgPool2d(2, threshold=0.5).settings(), {}).settings()
-    assert settings.pop("amplitude") == 1
-    assert load(settings, {}).layer.amplitude == 1
 
 
 @pytest.mark.slow

@@ -101,27 +101,6 @@ def test_reference_lists_members_that_exist() -> None:
     assert missing == []
 
 
-def moved() -> list[tuple[str, str]]:
-    """What the notes on migration say of names: the old one and the new one."""
-    _, _, section = (ROOT / "docs" / "migration.md").read_text().partition("## Names that moved")
-    rows = re.findall(r"^\| `(tandem_cuda.*?) \| (.*?) \|$", section, re.MULTILINE)
-    names = [[re.findall(r"`?(tandem_cuda[\w.]+)", cell) for cell in row] for row in rows]
-    return [pair for old, new in names for pair in zip(old, new, strict=True)]
-
-
-@pytest.mark.parametrize(("old", "new"), moved())
-def test_names_have_moved(old: str, new: str) -> None:
-    def found(name: str) -> bool:
-        try:
-            pkgutil.resolve_name(name)
-        except (ImportError, AttributeError):
-            return False
-        return True
-
-    assert found(new)
-    assert not found(old)
-
-
 def without_numbers(text: str) -> str:
     """Numbers (tables have a dash for none) and the widths of columns depend on the data."""
     words = re.sub("-{2,}", "--", re.sub(r"\d[\d,.]*", "0", text)).split()

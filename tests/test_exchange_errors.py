@@ -18,7 +18,6 @@ from tandem_cuda import (
     Encode,
     SpikeTrain,
     SpikingAvgPool2d,
-    SpikingMaxPool2d,
     TandemAdd,
     TandemConv2d,
     TandemConvTranspose2d,
@@ -54,11 +53,6 @@ def test_what_cannot_be_exported_is_named():
     refused(net, x, "1 (Linear): its input must be current, got spikes; put it after Decode")
     net = nn.Sequential(TandemLinear(4, 4), Decode(), Encode(8), TandemLinear(4, 4))
     refused(net, x, "2 (Encode): its input must be real, got current")
-    net = nn.Sequential(Encode(8), TandemConv2d(2, 2, 3, padding=1), SpikingMaxPool2d(2), Decode())
-    net[2].gate = "any"  # of a file of version 0.1
-    refused(
-        net, IMAGES, "2 (SpikingMaxPool2d): NIR has no neurons that pass on the spikes of a whole window, as a layer"
-    )
     net = nn.Sequential(Encode(8), TandemConvTranspose2d(2, 2, 3, stride=2))
     moved = "it must read spikes, which NIR can move like this, got encoded input"
     refused(net, IMAGES, f"1 (TandemConvTranspose2d): {moved}")

@@ -228,16 +228,6 @@ def test_states_and_other_time_steps():
     assert (snn(x) - want).norm() < 0.05 * want.norm()  # with the levels of least error for 8 steps
 
 
-def test_files_of_features_alone_are_as_before():
-    """Behind [N, F], a file says nothing that older versions do not know."""
-    torch.manual_seed(0)
-    ann = nn.Sequential(
-        nn.Linear(5, 6), nn.Linear(6, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.BatchNorm1d(4), nn.Linear(4, 3)
-    )
-    frozen = freeze(converted(ann.eval(), 8, calibrate=torch.randn(32, 5)))
-    assert not any("of_features" in str(node.layer.settings()) for node in frozen.nodes if node.layer is not None)
-
-
 def test_elementwise_neurons_of_features():
     x = SpikeTrain(torch.randint(0, 256, (1, 2, 3, 4), dtype=torch.uint8), 8)
     layers = [TandemElementwise(4, 8, 4, of_features=of_features) for of_features in (True, False)]

@@ -280,17 +280,6 @@ def test_integer_weights_stay_in_float32(weights):
     assert double(x.double()).dtype == torch.float64
 
 
-def test_state_dicts_of_unpickled_networks():
-    """Pickles of earlier versions say that some tensors are no part of the state."""
-    network, other = calibrated(0), calibrated(1)
-    decode = next(node.layer.layer for node in network.nodes if node.layer.kind == "Decode")
-    decode._non_persistent_buffers_set.add("scale")
-    assert not any(name.endswith("scale") and "layer.scale" in name for name in network.state_dict())
-    again = pickle.loads(pickle.dumps(network))
-    assert again.state_dict().keys() == other.state_dict().keys()
-    other.load_state_dict(again.state_dict())
-
-
 def test_engines_do_not_matter_to_state_dicts():
     network, other = freeze(small_network("constant")), freeze(small_network("constant"))
     other.layers[1].layer.engine = "event"
@@ -473,16 +462,6 @@ def test_gains_and_biases_that_change(constant, neuron, inference):
         same(frozen(x), expected)
         setattr(frozen.get_submodule(owner), own, tensor)
         same(frozen(x), before)
-
-
-def test_what_is_kept_of_gains_is_no_inference_tensor():
-    frozen = freeze(graph_of(quantise_all(joined(RadixIF(), Encode(8, "impulse"))), CALLS))
-    x = torch.randn(3, 2, 6, 6, generator=generator(0))
-    with torch.inference_mode():
-        frozen(x)
-    layers = [module for module in frozen.modules() if getattr(module, "_of_spikes", None) is not None]
-    assert layers
-    assert not any(y.is_inference() for layer in layers for y in layer._of_spikes.weights[1:] if y is not None)
 
 
 @pytest.mark.parametrize("two_phase", [False, True])

@@ -188,17 +188,6 @@ def test_it_computes_what_eval_mode_does(make, mode, dtype, tmp_path):
         same(outputs(got), outputs(want), str(sizes))
 
 
-@every_network
-def test_an_old_reader_refuses_it(make, tmp_path, monkeypatch):
-    frozen = freeze(converted(make))
-    frozen.save(tmp_path / "net.safetensors")
-    monkeypatch.setattr(artefact, "VERSION", 1)
-    if all(layer.format == 1 for layer in frozen.layers):
-        pytest.skip("nothing in it is new")
-    with pytest.raises(ValueError, match="got '2'; upgrade tandem_cuda: a newer version wrote the file"):
-        FrozenNetwork.load(tmp_path / "net.safetensors")
-
-
 @pytest.mark.parametrize("make", [Several, *(slow(n) for n in NETWORKS if n is not Several)])
 def test_export_and_compile(make):
     frozen, x = freeze(converted(make)), inputs_of(make)
@@ -503,7 +492,7 @@ def test_every_setting_replaced(make, tmp_path):
         for value in ODD:
             edit = changed(description, at, value)
             if edit is not None:
-                write(tmp_path / "net", edit, tensors, "2")
+                write(tmp_path / "net", edit, tensors)
                 with contextlib.suppress(ValueError):  # no other error
                     FrozenNetwork.load(tmp_path / "net")
 
@@ -530,6 +519,6 @@ def test_settings_that_do_not_fit_are_refused(tmp_path):
         (6, "num_features", 5, "node '6': BatchNorm2d: .* must be"),
         (9, "dim", 7, "Softmax '9': settings must fit inputs of"),
     ):
-        write(tmp_path / "net", changed(description, ("nodes", node, "settings", setting), value), tensors, "2")
+        write(tmp_path / "net", changed(description, ("nodes", node, "settings", setting), value), tensors)
         with pytest.raises(ValueError, match=message):
             FrozenNetwork.load(tmp_path / "net")

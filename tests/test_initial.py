@@ -16,10 +16,8 @@ from tandem_cuda import (
     SpikeTrain,
     SpikingAdaptiveAvgPool2d,
     SpikingAvgPool2d,
-    TandemConv2d,
     TandemLinear,
     convert,
-    freeze,
     ops,
 )
 
@@ -92,10 +90,3 @@ def test_nir_says_that_it_has_no_field_for_it():
 def test_bad_values_of_a_pooling(value, error):
     with pytest.raises(error, match="SpikingAvgPool2d: initial must be"):
         SpikingAvgPool2d(2, initial=value)
-
-
-def test_files_name_it_only_where_it_is_not_zero():
-    assert "initial" not in IF().settings()
-    assert LIF(initial=0.5).settings()["initial"] == 0.5
-    frozen = freeze(nn.Sequential(Encode(2), TandemConv2d(1, 1, 1), SpikingAvgPool2d(2), Decode()))
-    assert all("initial" not in layer.settings() for layer in frozen.layers)

@@ -391,9 +391,6 @@ def test_checkpoint_of_the_same_run():
     made = module()
     made.on_load_checkpoint(found)
     assert made.seconds == 12.5
-    for name in ("initial", "two_phase", "learn_thresholds"):  # older checkpoints lack them
-        del found["tandem"][name]
-    made.on_load_checkpoint(found)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Two-phase neurons, which integrate all time steps before they spike: the same in every path."""
 
 import copy
-import json
 import math
 from dataclasses import replace
 
@@ -321,20 +320,6 @@ def test_a_state_is_refused():
             getattr(ops, op)(*arguments, **named, state=torch.zeros(1, 2, 6), neuron=neuron)
     with pytest.raises(ValueError, match="neuron_loop: state must be None with two_phase"):
         ref.integrate_and_fire(torch.zeros(2, 6), 8, state=torch.zeros(1, 2, 6), neuron=neuron)
-
-
-def test_files_name_it_only_where_it_is_set(tmp_path):
-    assert "two_phase" not in IF().settings()
-    neuron = IF(0.5, initial=0.25, two_phase=True)
-    assert neuron.settings()["two_phase"] == 1
-    assert IF.of_settings("layer", json.loads(json.dumps(neuron.settings()))) == neuron
-    with pytest.raises(ValueError, match=r"layer: setting two_phase must be 0 or 1, got 0\.5"):
-        IF.of_settings("layer", {**neuron.settings(), "two_phase": 0.5})
-    frozen = freeze(nn.Sequential(Encode(2), TandemConv2d(1, 1, 1), SpikingAvgPool2d(2), Decode()))
-    assert all("two_phase" not in layer.settings() for layer in frozen.layers)
-    assert [layer.format for layer in frozen.layers] == [1] * 4
-    frozen = freeze(nn.Sequential(Encode(2), TandemConv2d(1, 1, 1, neuron=IF(two_phase=True)), Decode()))
-    assert [layer.format for layer in frozen.layers] == [1, 2, 1]
 
 
 def test_nir_says_that_it_has_no_such_neurons():

@@ -206,7 +206,6 @@ class FrozenFunction(FrozenLayer):
     """
 
     kind = "Function"
-    format = 2
 
     def __init__(self, function: str, args: list[Any], kwargs: dict[str, Any], tensors: Tensors) -> None:
         super().__init__()

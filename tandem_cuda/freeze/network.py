@@ -115,12 +115,7 @@ class FrozenNetwork(nn.Module):
             {"name": name, "kind": layer.kind, "inputs": list(inputs), "settings": layer.settings()}
             for name, layer, inputs in self.nodes
         ]
-        return {"nodes": nodes, "output": self.output}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's
-        for node in self.nodes:
-            _put_in_state_dict(node.layer)
+        return {"nodes": nodes, "inputs": list(self.kinds), "output": self.output}
 
     def get_extra_state(self) -> Tensor:
         """Return what ``state_dict`` says of the network beside its tensors: JSON, as uint8 [n]."""
@@ -187,19 +182,21 @@ class FrozenNetwork(nn.Module):
             ValueError: ``span`` has only some of the time steps, and there are neurons that wait for all of them
                 (``two_phase``, or a TandemGate's).
         """
-        self.check_chunk("advance", span.now, span.total)
+        now, done, total, _ = span
+        if now < total:
+            self.check_chunk("advance", now, total)
         values: dict[str, Any] = dict(zip(self.kinds, x if len(self.kinds) > 1 else (x,), strict=True))
         refuse_tangents("FrozenNetwork", [value for value in values.values() if isinstance(value, Tensor)])
         after: NetworkState = {}
-        for i, (name, layer) in enumerate(zip(self.names, self.layers, strict=True)):
-            if span.done and not self.again[i]:
-                continue
-            inputs = (values.get(source) for source in self.inputs[i])
-            values[name], carried = layer(span, state.get(name), *inputs)
-            if carried is not None:
-                after[name] = carried
-            for source in self.done[i]:
-                values.pop(source, None)
+        layers: Any = self._modules["layers"]  # attributes of modules take longer
+        nodes = zip(self.names, layers._modules.values(), self.inputs, self.done, self.again, strict=True)
+        for name, layer, sources, last, again in nodes:
+            if again or not done:
+                values[name], carried = layer(span, state.get(name), *map(values.get, sources))
+                if carried is not None:
+                    after[name] = carried
+                for source in last:
+                    values.pop(source, None)
         return returned(self.output, values), after
 
     def check_chunk(self, op: str, now: int, total: int) -> None:
@@ -269,14 +266,8 @@ class FrozenNetwork(nn.Module):
             OSError: the file cannot be written, for example because the disk is full; the message names the file. An
                 earlier file of that name is left unchanged, and no temporary file remains.
         """
-        description = self._description()
-        version = max((layer.format for _, layer, _ in self.nodes), default=1)
-        if not isinstance(self.output, str) or tuple(self.kinds) != (INPUT,):
-            version = 2
-        if version > 1:
-            description["inputs"] = list(self.kinds)
         tensors = {f"{name}/{key}": tensor for name, layer, _ in self.nodes for key, tensor in layer.tensors().items()}
-        file.write(path, description, tensors, version)
+        file.write(path, self._description(), tensors)
 
     @classmethod
     def load(cls, path: str | PathLike[str], *, device: torch.device | str = "cpu") -> FrozenNetwork:
@@ -289,8 +280,8 @@ class FrozenNetwork(nn.Module):
         Raises:
             ImportError: safetensors is missing.
             OSError: the file cannot be read.
-            ValueError: the file is damaged, of another kind or of a newer format, or it does not describe a network;
-                the message says which.
+            ValueError: the file is damaged, of another kind or of another format version, or it does not describe a
+                network; the message says which.
         """
         description, tensors = file.read(path)
         try:

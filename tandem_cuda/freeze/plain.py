@@ -61,8 +61,6 @@ class FrozenModule(FrozenLayer):
         tensors: parameters and statistics, by name.
     """
 
-    format = 2
-
     def __init__(self, module_class: type[nn.Module], arguments: Settings, tensors: Tensors) -> None:
         super().__init__()
         self.kind = module_class.__name__

@@ -33,7 +33,7 @@ from .steps import (
 _WINDOWS = {"kernel_size": None, "stride": None, "padding": 0}
 _ROUNDING = {"threshold": 1.0, "amplitude": 1.0, "initial": 0.5, "two_phase": True, "engine": "auto"}
 POOLS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-    "max_pool2d": ("SpikingMaxPool2d", {**_WINDOWS, "dilation": 1, "ceil_mode": False}, {"gate": "count"}),
+    "max_pool2d": ("SpikingMaxPool2d", {**_WINDOWS, "dilation": 1, "ceil_mode": False}, {}),
     "avg_pool2d": (
         "SpikingAvgPool2d",
         {**_WINDOWS, "ceil_mode": False, "count_include_pad": True, "divisor_override": None},

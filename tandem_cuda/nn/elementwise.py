@@ -64,7 +64,6 @@ class TandemElementwise(TandemConv2d):
     SETTINGS: ClassVar = {"in_channels": schema.whole(0), "out_channels": schema.whole(0), "groups": schema.whole(1)}
     FLAGS: ClassVar = ("of_features",)
     of_features = False
-    synapse_format = 2
     synapses_per_weight = 1  # the ANN has no such weights
 
     def __init__(
@@ -100,12 +99,6 @@ class TandemElementwise(TandemConv2d):
 
     def arguments(self) -> dict[str, Any]:
         return super().arguments() | ({"of_features": True} if self.of_features else {})
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        if "factor" not in self.__dict__:  # not in pickles of earlier versions
-            self.factor = self.weight.flatten()[0].item()
-            self.offset = 0.0 if self.bias is None else self.bias[0].item()
 
     def maps(self, factor: float | Tensor, offset: float | Tensor, like: Tensor) -> None:
         """Set the constants, on the device of ``like`` and in its dtype.

@@ -49,7 +49,6 @@ class SpikingMaxPool3d(WindowMaxPooling, nn.MaxPool3d):  # type: ignore[misc]  #
 
     SETTINGS: ClassVar = max_settings(3)
     axes = 3
-    file_format = 2
 
     def __init__(
         self,
@@ -114,7 +113,6 @@ class SpikingAvgPool3d(WindowAverage, nn.AvgPool3d):  # type: ignore[misc]  # as
 
     SETTINGS: ClassVar = window_settings(3)
     axes = 3
-    file_format = 2
     no_nir = _NO_NIR
 
     def __init__(
@@ -168,7 +166,6 @@ class SpikingAdaptiveAvgPool3d(AdaptiveAverage, nn.AdaptiveAvgPool3d):  # type: 
 
     SETTINGS: ClassVar = adaptive_settings(3)
     axes = 3
-    file_format = 2
     no_nir = _NO_NIR
 
     def __init__(

@@ -19,7 +19,7 @@ def names():
     return [f"layer {i}" for i in range(COUNT)]
 
 
-def run(name, folder):
+def run(name):
     draw = Draw(int(name.split()[1]))
     torch.manual_seed(draw.int(0, 2**31))
     layer, inputs = drawn(draw)

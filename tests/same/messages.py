@@ -92,7 +92,7 @@ def names():
     return [*(f"arguments of {name}" for name in CALLS), *(f"inputs of {name}" for name in LAYERS)]
 
 
-def run(name, folder):
+def run(name):
     kind, name = name.split(" of ")
     if kind == "inputs":
         return {key: value for training in (True, False) for key, value in inputs(name, training)}
