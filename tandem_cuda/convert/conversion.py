@@ -6,19 +6,28 @@ import operator
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.utils._pytree import tree_unflatten
 
 from .call import Call
+from .functional import VIEWS
 from .graph import Graph
 from .nodes import leading_to
 from .record import AnalogueCall, Record
 from .rules import RULES
 from .values import SPIKES, Branch, Current, Grouped, Pieces, Pooled, Real, Train
+from .weights import macs
 from .writer import Analogue, Options, Writer
 
 aten = torch.ops.aten
-_BOOKKEEPING = (aten.sym_size.int, operator.getitem)
+_MOVES = {
+    aten.sym_size.int, operator.getitem, operator.mul, operator.add, operator.floordiv, *VIEWS, aten.cat.default,
+    aten.stack.default, aten.clone.default, aten.roll.default, aten.pad.default, aten.flip.default, aten.repeat.default,
+    aten.slice_scatter.default, aten.select_scatter.default, aten.pixel_shuffle.default, aten.pixel_unshuffle.default,
+    aten.zeros.default, aten.zeros_like.default, aten.ones.default, aten.full.default, aten.arange.default,
+    aten.index_select.default, aten.gather.default, aten.constant_pad_nd.default, aten.expand.default,
+}  # fmt: skip
+"""Calls that move or drop values, or make constants: they compute nothing that a report should name."""
 
 
 class Conversion:
@@ -93,14 +102,14 @@ class Conversion:
             return self._tried(node, lambda: x.take(node)) if isinstance(x, Pieces) else self._real(node)
         rule = RULES.get(node.target)
         if rule is None:
-            return self._analogue(node, "it has no rule")
+            return self._real(node, "it has no rule")
         return self._tried(node, lambda: rule(Call(self.writer, node)))
 
     def _tried(self, node: fx.Node, rule: Any) -> Any:
         try:
             x = rule()
         except Analogue as why:
-            return self._analogue(node, str(why))
+            return self._real(node, str(why))
         if not isinstance(x, (*SPIKES, Pieces, Grouped, Real)):
             raise TypeError(
                 "convert: a rule must return the result of a method of its call, got "
@@ -115,6 +124,8 @@ class Conversion:
             if node not in self.before:
                 return self._real(node)
             train = self.writer.encoded_input(call.input)
+            if self.options.mode == "radix":
+                self.writer.read[node] = train
             return Current([Branch(train, call.name, call.layer, encoded=True)])
         is_linear = isinstance(call.layer, nn.Linear)
         if node not in self.before and not isinstance(x, (Real, Grouped, Pieces)):
@@ -123,34 +134,33 @@ class Conversion:
             if isinstance(x, Pooled) and x.folds_into(call.layer) and node in self.before:
                 train = self.writer.pooled(x, "windows")
             else:
-                train = self.writer.spikes(call.input, features=is_linear and len(self.writer.shape(call.input)) > 1)
+                shape = self.writer.shape(call.input)
+                train = self.writer.spikes(call.input, features=is_linear and len(shape) > 1)
         except Analogue as why:
-            return self._analogue(node, str(why))
+            return self._real(node, str(why))
         self.writer.read[node] = train
         if node not in self.before:
             return self._real(node)
         return Current([Branch(train, call.name, call.layer)])
 
-    def _real(self, node: fx.Node) -> Real:
-        """Compute a call on real values."""
+    def _real(self, node: fx.Node, why: str = "its input is real") -> Real:
+        """Compute a call on real values; note it if it is between weight layers, and more than a move."""
         inputs = [self.values[x] for x in node.all_input_nodes]
-        analogue = node in self.calls.found or any(not isinstance(x, Real) or x.analogue for x in inputs)
-        if node in self.calls.of_parameters:
-            analogue = False
-        is_between = node in self.before and analogue and node not in self.calls.found
-        if is_between and self.spiking is None and node.target not in _BOOKKEEPING and isinstance(node.meta.get("val"), (Tensor, tuple, list)):
-            if not self.analogue or self.analogue[-1].name != node.name:
-                self._note(node, "its input is real")
+        is_weight = node in self.calls.found
+        analogue = is_weight or any(not isinstance(x, Real) or x.analogue for x in inputs)
+        analogue = analogue and node not in self.calls.of_parameters
+        if analogue and not is_weight and self.spiking is None and node in self.before and node.target not in _MOVES:
+            stack = [*(node.meta.get("nn_module_stack") or {}).values()]
+            place = str(stack[-1][0]) if stack else ""
+            self.analogue.append(AnalogueCall(node.name, self.writer.word(node), place, why))
         return Real(self.writer.real_of_call(node), analogue)
 
-    def _analogue(self, node: fx.Node, why: str) -> Real:
-        if node in self.before and node.target not in _BOOKKEEPING:
-            self._note(node, why)
-        return self._real(node)
-
-    def _note(self, node: fx.Node, why: str) -> None:
-        stack = [*(node.meta.get("nn_module_stack") or {}).values()]
-        self.analogue.append(AnalogueCall(node.name, self.writer.word(node), stack[-1][0] if stack else "", why))
+    def _share(self) -> float:
+        """Return the share of the multiply-accumulates that spikes carry."""
+        spikes = sum(macs(node, self.calls.found[node].layer) for node in self.writer.read)
+        every = sum(macs(node, call.layer) for node, call in self.calls.found.items())
+        every += sum(macs(node) for node in self.nodes if node not in self.calls.found)
+        return spikes / every if every else 0.0
 
     def _output(self, node: fx.Node) -> Any:
         """Return what forward returns in eval mode, and what it returns in training if that is more."""
@@ -174,10 +184,13 @@ class Conversion:
                 f"{len(self.calls.found)} weight layers"
             )
         if self.analogue and not self.options.analogue:
-            lines = [f"{call.what} ({call.name}{f' in {call.place}' if call.place else ''}): {call.why}" for call in self.analogue]
+            lines = [
+                f"{call.what} ({call.name}{f' in {call.place}' if call.place else ''}): {call.why}"
+                for call in self.analogue
+            ]
             raise ValueError(
-                "convert: ann must have a spiking form for each call with analogue=False, but these have none:\\n  "
-                + "\\n  ".join(lines)
+                "convert: ann must have a spiking form for each call with analogue=False, but these have none:\n  "
+                + "\n  ".join(lines)
             )
         graph = self.writer.graph
         for node in reversed(graph.nodes):
@@ -196,6 +209,7 @@ class Conversion:
             inputs=self.source.inputs,
             analogue=tuple(self.analogue),
             constants=tuple(sorted(self.writer.constants)),
+            spiking_macs=self._share(),
             notes=self.source.training.notes,
         )
 

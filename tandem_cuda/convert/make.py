@@ -36,6 +36,7 @@ from .nodes import some
 from .quantised_ann import refuse_quantised
 from .record import Sample
 from .replace import check_replacements, warn_of
+from .report import analogue_in_words
 from .writer import Options
 
 _BITS = {"int8": 8, "int16": 16}
@@ -206,6 +207,10 @@ def convert(
                 has_levels = any(layer.level is not None for layer in conversion.writer.layers)
                 _warn_if_unlike(network, graph, [] if has_levels else changed, neuron)
             warn_of(names, effect)
+            if network._record.analogue:
+                warnings.warn(
+                    f"convert: {analogue_in_words(network._record)} (analogue=False refuses such calls)", stacklevel=2
+                )
             return network
 
 

@@ -75,6 +75,8 @@ class Record:
     inputs: Inputs
     analogue: tuple[AnalogueCall, ...] = ()
     """The calls between weight layers that are computed on real values."""
+    spiking_macs: float = 0.0
+    """The share of the multiply-accumulates that spikes carry."""
     constants: tuple[str, ...] = ()
     """The names of the ANN's tensors whose values are constants of the spiking twin."""
     notes: tuple[str, ...] = ()

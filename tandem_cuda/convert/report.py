@@ -107,6 +107,8 @@ class ConversionReport:
     """The ANN's own modules in the spiking network."""
     analogue: tuple[AnalogueCall, ...]
     """The calls between weight layers that are computed on real values, each with the reason."""
+    spiking_macs: float
+    """The share of the ANN's multiply-accumulates whose input is spikes, in [0, 1]."""
     replaced: tuple[str, ...]
     """The ANN's modules that ``replace`` has replaced."""
     agreement: float | None
@@ -212,6 +214,7 @@ def report_on(network: Converted, record: Record, inputs: Any) -> ConversionRepo
         layers=rows,
         unchanged=tuple(unchanged),
         analogue=record.analogue,
+        spiking_macs=record.spiking_macs,
         replaced=record.replaced,
         agreement=found.agreement,
         output_error=found.output_error,
@@ -221,10 +224,12 @@ def report_on(network: Converted, record: Record, inputs: Any) -> ConversionRepo
     return replace(report, warnings=(*_warnings(report), *answers.warnings()))
 
 
-def in_words(calls: Sequence[AnalogueCall]) -> str:
-    """Return the analogue calls, each kind with its number."""
-    counts = Counter(call.what for call in calls)
-    return some([f"{number} {what}" for what, number in counts.most_common()], _MOST)
+def analogue_in_words(record: Record) -> str:
+    """Return how many analogue calls of each kind there are, and the share of products that spikes carry."""
+    counts = Counter(call.what for call in record.analogue)
+    calls = some([f"{number} {what}" for what, number in counts.most_common()], _MOST)
+    verb = "is" if len(record.analogue) == 1 else "are"
+    return f"{calls} {verb} computed on real values; spikes carry {record.spiking_macs:.0%} of the multiply-accumulates"
 
 
 def _is_train(x: Any) -> bool:
@@ -284,7 +289,7 @@ def _notes(
     if averages:
         yield f"averages with neurons of their own, which round once more: {some(averages, _MOST)}"
     if record.analogue:
-        yield f"{in_words(record.analogue)} {'is' if len(record.analogue) == 1 else 'are'} computed on real values"
+        yield analogue_in_words(record)
     yield from record.notes
     if record.replaced:
         yield f"activations of the ANN itself were replaced, and it wants fine-tuning: {some(record.replaced, _MOST)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,35 @@ def bound_arguments(node: fx.Node) -> dict[str, Any]:
     named = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
     named |= dict(zip((a.name for a in schema.arguments), node.args, strict=False))
     return named | dict(node.kwargs)
+
+
+def macs(node: fx.Node, layer: Any = None) -> int:
+    """Return the multiply-accumulates of a sample in a weight call, or in a product of two values; 0 for all else."""
+    if layer is not None:
+        outputs = math.prod(_sizes(node))
+        if isinstance(layer, nn.Linear):
+            return outputs * layer.in_features
+        taps = math.prod(layer.kernel_size) * layer.in_channels // layer.groups
+        if isinstance(layer, nn.modules.conv._ConvTransposeNd):
+            inputs = math.prod(_sizes(node.all_input_nodes[0]))
+            return inputs * math.prod(layer.kernel_size) * layer.out_channels // layer.groups
+        return outputs * taps
+    if node.target in _PRODUCTS:
+        left = _sizes(node.all_input_nodes[0], 0)
+        return math.prod(_sizes(node)) * (left[-1] if left else 0)
+    if node.target is aten.scaled_dot_product_attention.default:
+        query, key = (_sizes(x) for x in node.all_input_nodes[:2])
+        return 2 * math.prod(query) * key[-2]
+    return 0
+
+
+_PRODUCTS = (aten.matmul.default, aten.bmm.default, aten.mm.default)
+
+
+def _sizes(node: fx.Node, first: int = 1) -> list[int]:
+    """Return the sizes of a value behind the batch; sizes that depend on the batch as in the example."""
+    x = node.meta.get("val")
+    return [int(size) for size in x.shape[first:]] if isinstance(x, Tensor) else []
 
 
 class WeightCalls:

@@ -228,7 +228,8 @@ class Writer:
             options, signed = self.options, not self.signs.nonnegative(node)
             layer = TandemNeurons(options.time_steps, options.neuron, signed, features)
             name, dim = self.named(node.name, layer), len(shape) if features else 1
-            channels = shape[dim - 1] if options.per_channel else None
+            # A channel with one value a sample has too few values for a level of its own.
+            channels = shape[dim - 1] if options.per_channel and len(shape) > 1 else None
             self.layers.append(SpikingLayer(name, node, signed, math.inf, node, channels, dim))
             sources = None if channels is None else tuple((name, i) for i in range(channels))
             self.origins.append(
