@@ -216,7 +216,7 @@ def test_sums_of_integers_with_zero_points():
     assert torch.equal(snn(x), model(x))
     kinds = {name: layer.kind for name, layer, _ in snn.nodes}  # functions of the input have other names
     assert [kinds[name] for name in ("first", "add", "last", "dequant")] == [
-        *("TandemLinear", "TandemAdd", "TandemLinear", "Function")
+        *("TandemLinear", "TandemAdd", "TandemLinear", "Aten")
     ]
 
 
@@ -356,13 +356,9 @@ def test_real_numbers_around_an_exported_network(before, behind):
 
 
 def test_real_numbers_around_an_exported_network_that_cannot_be_kept():
-    model = Around(lambda x: nn.functional.interpolate(x, scale_factor=1.0, mode="bilinear"), torch.erfinv)
-    message = refused(exported(model, images()), images())
+    random = Around(lambda x: torch.bernoulli(x.sigmoid()), lambda y: torch.bernoulli(y.sigmoid()))
     of_both = "real numbers before the first quantisation or behind the last cannot be kept with it"
-    assert f"upsample_bilinear2d (upsample_bilinear2d.vec): {of_both}" in message
-    assert f"erfinv (erfinv.default): {of_both}" in message
-    channels_last = Around(lambda x: x.to(memory_format=torch.channels_last), lambda y: y)
-    assert of_both in refused(exported(channels_last, images()), images())
+    assert refused(exported(random, images()), images()).count(f"(bernoulli.default): {of_both}") == 2
 
 
 def test_a_product_that_is_quantised_and_an_output():
@@ -413,22 +409,6 @@ def test_float_layers_behind_the_last_integers():
     assert torch.equal(snn(x), model(x))
     kinds = [layer.kind for layer in snn.layers][-7:]
     assert kinds == ["Decode", "ReLU", "AdaptiveAvgPool2d", "ReLU", "Flatten", "Flatten", "Linear"]
-
-
-class Normalising(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("mean", torch.tensor([0.5, 0.25, 0.125]).view(3, 1, 1))
-        self.net = Eager()
-
-    def forward(self, x):
-        return self.net((x - self.mean) / 0.5)
-
-
-@exact_in_torch
-def test_constants_before_the_first_quantisation():
-    model, x = Normalising().eval(), images()
-    assert torch.equal(from_quantised(model, x)(x), model(x))
 
 
 @pytest.mark.skipif(TORCH < (2, 13), reason="with an older torch, this quantiser of torchao 0.18 quantises nothing")

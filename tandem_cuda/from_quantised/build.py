@@ -14,6 +14,7 @@ from ..freeze import LOADERS, FrozenNetwork, freeze
 from ..neuron import RadixIF
 from .steps import Code, Decoding, Encoding, Kept, Moving, Network, Neurons, Product, ReadOut, Spikes, Step
 
+aten = torch.ops.aten
 Drive = tuple[dict[str, Any], dict[str, Tensor]]
 """Settings and tensors of a layer, as files hold them."""
 
@@ -109,10 +110,9 @@ class _Builder:
             inputs: Any = fx.map_arg(node.args, lambda x: self.nodes[x.name])
             copied = self._module(step.name, module, *inputs)
         elif step.function is not None:
-            kind = "call_method" if isinstance(step.function, str) else "call_function"
             args: Any = fx.map_arg(node.args, lambda x: self.nodes[x.name])
             named: Any = fx.map_arg(node.kwargs, lambda x: self.nodes[x.name])
-            copied = self.graph.create_node(kind, step.function, args, named, name=step.name)
+            copied = self.graph.create_node("call_function", step.function, args, named, name=step.name)
         else:
             copied = self.graph.node_copy(node, lambda x: self.nodes[x.name])
         self.nodes[step.name] = copied
@@ -122,9 +122,9 @@ class _Builder:
     def _encoded(self, name: str, x: fx.Node, code: Code) -> fx.Node:
         """Quantise as PyTorch does, and turn the integers into radix spikes."""
         most = 2**code.bits - 1
-        calls = (torch.mul, 1 / code.scale), (torch.round,), (torch.add, code.zero), (torch.clamp, 0, most)
-        for function, *args in (*calls, (torch.div, most)):
-            x = self._function(self._new(f"{name}_{function.__name__}"), function, x, *args)
+        calls = (aten.mul.Tensor, 1 / code.scale), (aten.round.default,), (aten.add.Tensor, code.zero)
+        for function, *args in (*calls, (aten.clamp.default, 0, most), (aten.div.Tensor, most)):
+            x = self._function(self._new(f"{name}_{function.__name__.partition('.')[0]}"), function, x, *args)
         settings = {"time_steps": self.time_steps, "mode": "radix", "scale": most * code.scale}
         return self._module(name, LOADERS["Encode"](settings, {}), x)
 
@@ -133,7 +133,7 @@ class _Builder:
         if not code.zero:
             return self._module(name, decode, spikes)
         x = self._module(self._new(f"{name}_decode"), decode, spikes)
-        return self._function(name, torch.sub, x, code.zero * code.scale)
+        return self._function(name, aten.sub.Tensor, x, code.zero * code.scale)
 
     # -- layers of neurons
 
@@ -191,7 +191,7 @@ class _Builder:
         if key not in self.padded:
             name = self.padded[key] = self._new(f"{spikes.name}_padded")
             sides = [side for p in reversed(padding) for side in (p, p)]
-            padded = self._function(self._new(f"{name}_input"), nn.functional.pad, self.nodes[encoding.source], sides)
+            padded = self._function(self._new(f"{name}_input"), aten.pad.default, self.nodes[encoding.source], sides)
             self.nodes[name] = self._encoded(name, padded, encoding.code)
         return self.padded[key], product._replace(arguments={**product.arguments, "padding": [0] * len(padding)})
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
 from ..convert.quantised_ann import operator_name
-from ..freeze.functions import FUNCTIONS
+from ..freeze.aten import operator_of
 from .reader import POOLS, Reader
 from .steps import Code, Product, Real, Spikes, Sums, Unreadable
 
@@ -22,8 +21,6 @@ _POOLS = {f"aten::{name}": name for name in POOLS}
 _RELUS = {"aten::relu": None, "aten::relu_": None, "aten::relu6": 6.0}
 _SAME = {"aten::dropout", "aten::contiguous", "aten::clone", "aten::alias", "aten::detach"}
 _FLATTEN = {"aten::flatten", "aten::view", "aten::reshape", "aten::_unsafe_view"}
-_LIKE_ATEN = {"conv1d", "conv2d", "linear", "hardsigmoid", "hardtanh", "leaky_relu", "pad", "relu6", "silu", *POOLS}
-"""Functions of torch.nn.functional that take the arguments of the operators with their names."""
 
 
 class _Weights:
@@ -105,18 +102,16 @@ class ExportedReader(Reader):
     def function(self, node: fx.Node) -> Any:
         if node.target is operator.getitem:
             return None
-        name = operator_name(node).removeprefix("aten::")
-        names = [f"torch.{name}", f"torch.nn.functional.{name}" if name in _LIKE_ATEN else "", f"Tensor.{name}"]
-        known = next((FUNCTIONS[x] for x in names if x in FUNCTIONS), None)
+        name, overload = operator_name(node).removesuffix("_"), getattr(node.target, "_overloadname", None)
         args: Any = fx.map_arg(node.args, self.results.__getitem__)
         kwargs: Any = fx.map_arg(node.kwargs, self.results.__getitem__)
         try:
-            kept = known is not None and _same(known(*args, **kwargs), self.results[node])
+            known = operator_of(name, overload)
+            if _same(known(*args, **kwargs), self.results[node]):
+                return known
         except (TypeError, ValueError, RuntimeError):
-            kept = False
-        if not kept:
-            raise Unreadable("real numbers before the first quantisation or behind the last cannot be kept with it")
-        return name if isinstance(known, partial) else known
+            pass
+        raise Unreadable("real numbers before the first quantisation or behind the last cannot be kept with it")
 
     def _weights(self, weight: Any, scale: Tensor, zero_point: Tensor, axis: int) -> _Weights:
         if not isinstance(weight, Tensor) or weight.dtype != torch.int8:

@@ -169,10 +169,7 @@ class Reader(ABC):
         self.steps.append(Kept(node.name, node, self.function(node)))
 
     def function(self, node: fx.Node) -> Any:
-        """Return what a frozen network calls for a node that stays; None for its target; raise Unreadable if nothing.
-
-        That is a function, or the name of a tensor's method.
-        """
+        """Return what a frozen network calls for a node that stays, None for its target; else raise Unreadable."""
         return None
 
     def sums(self, x: Any) -> Sums:

@@ -148,7 +148,7 @@ class Kept(NamedTuple):
     name: str
     node: fx.Node
     function: Any = None
-    """What does the same as the node's operator: a function, or the name of a tensor's method. None: its target."""
+    """The functional operator that does the same as the node's operator. None: its target."""
 
 
 Step = Encoding | Neurons | Moving | Decoding | ReadOut | Kept

@@ -22,7 +22,7 @@ from .firing import check_reads_radix
 from .frozen import Span, State, class_of
 from .leak import check_two_phase, folded, negative
 from .nir import NirWriter, Signal
-from .prepared import PreparedLayer, Run, train_of
+from .prepared import PreparedLayer, Run
 from .schema import Settings, Tensors
 from .sizes import SPIKES, Value, agreed
 from .spiking import KINDS
@@ -390,7 +390,7 @@ class TandemAdd(PreparedLayer):
             now, done, total, _ = span
             ends = now + done == total
             bits, after = fire(inputs, None if state is None else stacked(state), not ends)
-            fired = train_of(bits, steps, dtype, code)
+            fired = SpikeTrain.coded(bits, steps, None, dtype, code)
             return self.with_pairs(fired) if folds else fired, None if ends else after.unbind(0)
 
         return run

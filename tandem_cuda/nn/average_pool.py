@@ -27,7 +27,7 @@ from .frozen import Span, State
 from .geometry import check_image, pad, per_axis
 from .max_pool import Pooling
 from .nir import NirWriter, Signal
-from .prepared import PreparedLayer, Run, train_of
+from .prepared import PreparedLayer, Run
 from .schema import Check, Settings, Tensors
 from .sizes import Size
 
@@ -244,7 +244,7 @@ class SpikingAverage(PreparedLayer, Pooling):
             now, done, total, _ = span
             ends = now + done == total
             bits, after = pool(x.bits, None if state is None else stacked(state), not ends)
-            return train_of(bits, steps, dtype, code), None if ends else after.unbind(0)
+            return SpikeTrain.coded(bits, steps, None, dtype, code), None if ends else after.unbind(0)
 
         return run
 
