@@ -17,7 +17,6 @@ from . import schema
 from .coupling import coupled, fired_train, needs_gradient
 from .encode import Decode
 from .frozen import Span, State
-from .nir import NirWriter, Signal
 from .schema import Settings, Tensors
 from .sizes import ANY, REAL, SPIKES, Value
 from .spiking import Spiking
@@ -54,9 +53,6 @@ class TandemGate(Spiking):
     """
 
     reads = ANY
-    arity = 2
-    nir_takes = ("spikes", "current")
-    nir_by_input = True
     needs_all_steps = True
     file_format = 2
 
@@ -139,10 +135,6 @@ class TandemGate(Spiking):
 
     def extra_repr(self) -> str:
         return f"neuron={self.neuron}{', signed=True' if self.decode.signed else ''}"
-
-    def nir(self, writer: NirWriter, signal: Signal, gate: Signal) -> Any:
-        """Add neurons behind a node that extends NIR."""
-        return writer.gated(self.neuron, signal, gate, self.decode)
 
     def synapses_by_input(self) -> Sequence[Synapses | None]:
         """Return that each spike reaches one neuron, or the two of a signed value; see :mod:`.operations`."""

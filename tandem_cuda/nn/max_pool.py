@@ -19,13 +19,11 @@ from .ann_twin import without_spikes
 from .coupling import carrying, needs_gradient
 from .frozen import Span, State, single
 from .geometry import PAIRS_OF_COLUMNS, check_image, per_axis
-from .nir import MaxAxis, NirWriter, Signal
 from .schema import Check, Settings, Tensors
 from .sizes import SPIKES, Size, Value, check_count
 from .spiking import Spiking
 
 _OLD_GATE = "input must not be paired, since a layer of version 0.1 passes on the spikes of either sign"
-_OLD_NIR = "NIR has no neurons that pass on the spikes of a whole window, as a layer of version 0.1 does"
 
 
 class Pooling(Spiking):
@@ -173,21 +171,11 @@ class MaxPooling(Pooling):
         if x.paired and self.gate == "any":
             raise ValueError(f"{type(self).__name__}: {_OLD_GATE}")
 
-    @property
-    def no_nir(self) -> str | None:
-        """Why NIR cannot express the layer; None if it can."""
-        return _OLD_NIR if self.gate == "any" else None
-
     def windows(self, size: Sequence[int]) -> Sequence[tuple[int, int, int, int]]:
         """Return kernel size, stride, padding and dilation for each dimension of an image or volume of this size."""
         layer: Any = self
         settings = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
         return [*zip(*(per_axis(x, self.axes) for x in settings), strict=True)]
-
-    def nir(self, writer: NirWriter, signal: Signal) -> Any:
-        """Write the maximum of each window, from maxima of two."""
-        windows = zip(self.windows(signal.shape[1:]), writer.shape[1:], strict=True)
-        return writer.maximum(signal, *(MaxAxis(*window, outputs) for window, outputs in windows))
 
     def out_size(self, *inputs: Value) -> Value:
         if self.gate == "any" and any(x.pair_dim is not None for x in inputs):

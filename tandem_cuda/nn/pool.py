@@ -16,7 +16,6 @@ from .geometry import check_image, pad, pair
 from .max_pool import Pooling
 from .max_pool import SpikingGlobalMaxPool2d as SpikingGlobalMaxPool2d  # the names in pickles of earlier versions
 from .max_pool import SpikingMaxPool2d as SpikingMaxPool2d
-from .nir import NirWriter, Signal
 from .sizes import Size
 
 
@@ -200,7 +199,3 @@ class SpikeWindows(Pooling):
     def extra_repr(self) -> str:
         divisor = "" if self.divisor_override is None else f", divisor_override={self.divisor_override}"
         return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}{divisor}"
-
-    def nir(self, writer: NirWriter, signal: Signal) -> Any:
-        """Let what reads the windows read the image."""
-        return writer.rearranged(signal, self.rearranged)
