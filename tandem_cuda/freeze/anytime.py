@@ -116,7 +116,7 @@ def predict(
     Raises:
         TypeError: an argument has the wrong type.
         ValueError: ``exit_confidence`` is outside (0, 1]; ``chunk`` or ``min_steps`` is < 1; ``chunk`` is < T, and
-            there are neurons that wait for all T steps (``two_phase``, or a TandemGate's); the network has no
+            there are neurons that wait for all T steps (``two_phase``, or a TandemNeurons's); the network has no
             read-out; or inputs or logits are NaN or infinite.
     """
     _check_confidence("predict", exit_confidence)

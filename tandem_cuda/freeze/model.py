@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from ..convert import TandemNetwork, flattened_to
+from ..convert import TandemNetwork
 from ..nn.classes import is_of_torch
 from ..nn.frozen import FORMS, FrozenLayer, class_of
 from ..nn.hooks import hooked

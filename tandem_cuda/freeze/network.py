@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..nn.encode import Encode
 from ..nn.frozen import FrozenLayer, Span
-from ..nn.gate import TandemGate
+from ..nn.neurons import TandemNeurons
 from ..nn.sizes import REAL, SPIKES, Value
 from ..nn.spiking import unwrapped
 from ..ops import checks
@@ -192,7 +192,7 @@ class FrozenNetwork(nn.Module):
 
         Raises:
             ValueError: ``span`` has only some of the time steps, and there are neurons that wait for all of them
-                (``two_phase``, or a TandemGate's).
+                (``two_phase``, or a TandemNeurons's).
         """
         now, done, total, _ = span
         if now < total:
@@ -220,8 +220,8 @@ class FrozenNetwork(nn.Module):
         if SPIKES not in self.kinds.values():
             advice += "; for early exit, run networks with increasing T in a Cascade"
         if not any(
-            isinstance(unwrapped(node.layer), TandemGate) for node in waiting
-        ):  # a gate needs the counts of all steps
+            isinstance(unwrapped(node.layer), TandemNeurons) for node in waiting
+        ):  # which need the counts of all steps
             advice += "; to run in chunks, use neurons of one phase, such as IF(initial=0.5)"
         names = ", ".join(node.name for node in waiting)
         raise ValueError(

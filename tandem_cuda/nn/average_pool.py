@@ -26,7 +26,6 @@ from .coupling import carrying, needs_gradient
 from .frozen import Span, State
 from .geometry import check_image, pad, per_axis
 from .max_pool import Pooling
-from .nir import NirWriter, Signal
 from .prepared import PreparedLayer, Run
 from .schema import Check, Settings, Tensors
 from .sizes import Size
@@ -263,11 +262,6 @@ class SpikingAverage(PreparedLayer, Pooling):
         """Return what the ANN computes of counts, in spikes."""
         mean: Tensor = super().forward(count)
         return mean / self.threshold
-
-    def nir(self, writer: NirWriter, signal: Signal) -> Any:
-        """Write the sums or means of windows and the neurons as nodes of NIR."""
-        rows, columns = self.windows(*signal.shape[1:])
-        return writer.pooled(signal, rows, columns, self.divisors(rows, columns), self.neurons)
 
 
 class WindowAverage(SpikingAverage):
