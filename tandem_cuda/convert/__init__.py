@@ -12,6 +12,7 @@ from .rules import activations as _activations  # noqa: F401  # registers the ru
 from .rules import joins as _joins  # noqa: F401
 from .rules import moves as _moves  # noqa: F401
 from .rules import pools as _pools  # noqa: F401
+from .rules import quantised as _quantised  # noqa: F401
 from .rules import register
 from .writer import Analogue
 

@@ -95,6 +95,7 @@ class Conversion:
         if node in self.calls.found:
             return self._weight(node)
         spiking = any(isinstance(self.values[x], (*SPIKES, Grouped, Pieces)) for x in node.all_input_nodes)
+        spiking = spiking or "code" in node.meta  # of quantised networks, whose real input becomes spikes
         if not spiking or node.target is aten.sym_size.int:
             return self._real(node)
         if node.target is operator.getitem:
