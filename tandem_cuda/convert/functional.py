@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from typing import Any
 
@@ -170,7 +171,7 @@ class _Functional:
         while chain[-1] in self.base:
             chain.append(self.base[chain[-1]])
         last = value
-        for inner, outer in zip(chain, chain[1:], strict=False):
+        for inner, outer in itertools.pairwise(chain):
             with self.graph.inserting_after(last):
                 new = self._put(inner, self._present(outer), last)
             if "val" not in new.meta:
@@ -179,7 +180,7 @@ class _Functional:
         root = chain[-1]
         if root.op in ("placeholder", "get_attr"):
             raise Unwritable("it writes in place to an input, parameter or buffer; write to a copy")
-        for other, base in list(self.base.items()):  # views of what has changed are read anew
+        for other in list(self.base):  # views of what has changed are read anew
             if other not in chain and self._root(other) is root:
                 with self.graph.inserting_after(last):
                     again = self.graph.node_copy(other, self._present)

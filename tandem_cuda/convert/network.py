@@ -19,7 +19,6 @@ from .calibrate import EXTRA_STATE, Calibration, Level
 from .conversion import Conversion
 from .corrections import set_correction, weight_layer
 from .nodes import owner_of, same_modules, unite
-from .record import Record
 from .report import ConversionReport, report_on
 from .twins import Twins
 from .values import SpikeSource
@@ -66,7 +65,9 @@ class TandemNetwork(nn.Module):
     """T. In mode "spikes" the input decides on T, unless the network is calibrated: its thresholds are for this T."""
     _in_training: tuple[fx.GraphModule] | None = None
 
-    def __init__(self, snn: fx.GraphModule, ann: nn.Module, calibration: Calibration | None, conversion: Conversion) -> None:
+    def __init__(
+        self, snn: fx.GraphModule, ann: nn.Module, calibration: Calibration | None, conversion: Conversion
+    ) -> None:
         super().__init__()
         writer, record = conversion.writer, conversion.record()
         self.snn = snn

@@ -37,7 +37,9 @@ def _maximum(n: int, kind: Any) -> Any:
     def rule(call: Call) -> Any:
         windows = _windows(call, n)
         ceil = windows.pop("ceil_mode")
-        return call.apply(kind(*windows.values(), _tuple(call.ints("dilation"), n), False, ceil), commutes=True, pairs=True)
+        return call.apply(
+            kind(*windows.values(), _tuple(call.ints("dilation"), n), False, ceil), commutes=True, pairs=True
+        )
 
     return rule
 
@@ -58,7 +60,9 @@ register(aten.avg_pool3d.default, _average(3, nn.AvgPool3d))
 
 @rules_for(aten.max_pool1d.default)
 def _max_pool1d(call: Call) -> Any:
-    kernel, stride, padding, dilation = (_tuple(call.ints(x), 1) for x in ("kernel_size", "stride", "padding", "dilation"))
+    kernel, stride, padding, dilation = (
+        _tuple(call.ints(x), 1) for x in ("kernel_size", "stride", "padding", "dilation")
+    )
     rows = [(one, *x) for one, x in ((1, kernel), (1, stride or kernel), (0, padding), (1, dilation))]
     return call.of_line(SpikingMaxPool2d(*rows, False, call["ceil_mode"]))
 
