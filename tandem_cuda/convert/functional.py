@@ -154,7 +154,8 @@ class _Functional:
         return self.graph.call_function(overload, node.args, node.kwargs)
 
     def _copied(self, node: fx.Node) -> fx.Node:
-        x, source = node.args[:2]
+        x: Any = node.args[0]
+        source: Any = node.args[1]
         wanted, given = x.meta["val"], source.meta["val"] if isinstance(source, fx.Node) else None
         new = source
         if given is None or given.dtype != wanted.dtype:
@@ -194,7 +195,8 @@ class _Functional:
 
     def _put(self, view: fx.Node, whole: fx.Node, value: fx.Node) -> fx.Node:
         """Return the whole of which ``view`` shows a part, with ``value`` in its place."""
-        call, target, args = self.graph.call_function, view.target, view.args[1:]
+        call, target = self.graph.call_function, view.target
+        args: Any = view.args[1:]
         sizes = list(whole.meta["val"].shape)
         if target is aten.slice.Tensor:
             return call(aten.slice_scatter.default, (whole, value, *args))

@@ -237,7 +237,8 @@ def _of_program(ann: nn.Module, program: Any, inputs: Inputs, training: bool = F
         if node.op == "call_function" and node.target in _ASSERTIONS:
             graph.erase_node(node)
     graph.eliminate_dead_code()
-    output.args = ((tuple(output.args[0]),),)
+    returned: Any = output.args[0]
+    output.args = ((tuple(returned),),)
     for node in [n for n in graph.nodes if n.op == "get_attr" and not n.users]:
         graph.erase_node(node)
     graph.lint()

@@ -131,7 +131,7 @@ class WeightCalls:
                     values[x] = self.graph.tensor(str(x.target))
                 else:
                     target: Any = x.target
-                    args, kwargs = fx.node.map_arg((x.args, x.kwargs), computed)  # type: ignore[misc]
+                    args, kwargs = fx.node.map_arg((x.args, x.kwargs), computed)
                     values[x] = target(*args, **kwargs)
             return values[x]
 
@@ -247,7 +247,7 @@ class WeightCalls:
             return None
         if owner is None or not isinstance(owner, kind):
             return None
-        base = parametrize.type_before_parametrizations(owner)
+        base: Any = parametrize.type_before_parametrizations(owner)
         plain = base.forward is kind.forward and getattr(base, "_conv_forward", None) is getattr(
             kind, "_conv_forward", None
         )
