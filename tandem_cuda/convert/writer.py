@@ -399,7 +399,7 @@ class Writer:
     def flattened(self, train: Train, start: int, end: int, shape: tuple[int, ...]) -> Train:
         """Flatten dimensions start to end of spikes to the sizes ``shape``."""
         times = math.prod(train.shape) // train.channels
-        if train.windows > 1 and shape != (math.prod(train.shape),):
+        if train.windows > 1 and start < 2 and shape != (math.prod(train.shape),):
             raise Analogue("it flattens a part of windows")
         if len(shape) == 1:
             sources = train.sources
