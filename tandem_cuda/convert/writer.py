@@ -52,6 +52,11 @@ class Analogue(Exception):
 
     Args:
         why: the reason, for the report.
+
+    Examples:
+        >>> from tandem_cuda.convert import Analogue, Call
+        >>> def transposed(call: Call):
+        ...     raise Analogue("it moves dimensions")
     """
 
 

@@ -35,7 +35,7 @@ def register(target: Any, rule: Rule) -> None:
     Examples:
         >>> from tandem_cuda.convert import register
         >>> @torch.library.custom_op("docs::rectify", mutates_args=())
-        ... def rectify(x: Tensor) -> Tensor:
+        ... def rectify(x: torch.Tensor) -> torch.Tensor:
         ...     return x.clamp(min=0)
         >>> _ = rectify.register_fake(torch.empty_like)
         >>> register(torch.ops.docs.rectify.default, lambda call: call.fire())  # neurons in its place, as for a ReLU
