@@ -26,6 +26,7 @@ _KEEP_SIGNS = {
     aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.default, aten.slice.Tensor, aten.select.int,
     aten.expand.default, aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.vec, aten.roll.default,
     aten.pixel_shuffle.default, aten.div.Tensor, aten.unflatten.int, aten.flip.default, aten.squeeze.dims,
+    aten.repeat.default, aten.repeat_interleave.self_int, aten.channel_shuffle.default, aten.pixel_unshuffle.default,
 }  # fmt: skip
 """Calls whose result is not negative if no tensor or number among their arguments is."""
 

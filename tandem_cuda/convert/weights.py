@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from ..nn.computed import Computed, OwnTensor
 from ..nn.quantiser import quantiser
 from .graph import Graph
+from .training import is_random
 
 aten = torch.ops.aten
 
@@ -92,10 +93,8 @@ class WeightCalls:
         self.of_parameters: set[fx.Node] = set()
         """The nodes that depend on no input."""
         for node in graph.graph.nodes:
-            inputs = node.all_input_nodes
-            if node.op == "get_attr" or (
-                node.op == "call_function" and inputs and all(x in self.of_parameters for x in inputs)
-            ):
+            fixed = node.op == "call_function" and not is_random(node)
+            if node.op == "get_attr" or (fixed and all(x in self.of_parameters for x in node.all_input_nodes)):
                 self.of_parameters.add(node)
         for node in graph.graph.nodes:
             if node.target in WEIGHT_CALLS and node not in self.of_parameters and (call := self._call(node)):
