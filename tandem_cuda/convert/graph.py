@@ -191,7 +191,8 @@ def _reason(ann: nn.Module, error: Exception) -> str:
         while here is not None:
             code = here.tb_frame.f_code
             if code.co_name == "forward" and isinstance(here.tb_frame.f_locals.get("self"), nn.Module):
-                where = f'File "{code.co_filename}", line {here.tb_lineno}, in forward of {type(here.tb_frame.f_locals["self"]).__name__}'
+                kind = type(here.tb_frame.f_locals["self"]).__name__
+                where = f'File "{code.co_filename}", line {here.tb_lineno}, in forward of {kind}'
             here = here.tb_next
     return f"convert: torch.export cannot export forward of {type(ann).__name__}: {first.rstrip('.')}" + (
         f" ({where})" if where else ""
@@ -206,7 +207,7 @@ def _of_program(ann: nn.Module, program: Any, inputs: Inputs, training: bool = F
     name, fixed = type(ann).__name__, []
     signature = program.graph_signature
     held = {spec.arg.name: spec for spec in signature.input_specs}
-    tensors = iter(zip(inputs.leaf_names, inputs.shapes, strict=True))
+    tensors = iter(inputs.leaf_names)
     for node in [n for n in graph.nodes if n.op == "placeholder"]:
         spec = held[original[node]]
         if spec.kind is torch.export.graph_signature.InputKind.USER_INPUT:
@@ -215,7 +216,7 @@ def _of_program(ann: nn.Module, program: Any, inputs: Inputs, training: bool = F
                     raise ValueError(f"convert: inputs of {name} must be Tensors, got {node.name}")
                 graph.erase_node(node)
                 continue
-            where, shape = next(tensors)
+            where = next(tensors)
             if isinstance(node.meta["val"].shape[0], int) and node.users:
                 fixed.append(where)
             continue
@@ -249,7 +250,8 @@ def _of_program(ann: nn.Module, program: Any, inputs: Inputs, training: bool = F
         if node.op == "call_function" and node.target in _ASSERTIONS:
             graph.erase_node(node)
     graph.eliminate_dead_code()
-    output.args = ((tuple(output.args[0]),),)
+    returned: Any = output.args[0]
+    output.args = ((tuple(returned),),)
     for node in [n for n in graph.nodes if n.op == "get_attr" and not n.users]:
         graph.erase_node(node)
     graph.lint()
@@ -301,7 +303,9 @@ def _plain(module: nn.Module) -> dict[str, tuple[Any, Any]]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Silence what torch.export says while it looks for a graph, and let quantised weights pass as they are."""
-    loggers = [logging.getLogger(name) for name in ("torch.fx.experimental.symbolic_shapes", "torch._export", "torch.export")]
+    loggers = [
+        logging.getLogger(name) for name in ("torch.fx.experimental.symbolic_shapes", "torch._export", "torch.export")
+    ]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings(), WeightQuantiser.transparent():
         warnings.simplefilter("ignore")
