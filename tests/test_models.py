@@ -48,7 +48,7 @@ def test_ann(make, sample, output):
 def test_spiking_twin(make, sample, output, time_steps):
     torch.manual_seed(0)
     ann = make()
-    net = convert(ann, time_steps)
+    net = convert(ann, time_steps, example=torch.zeros(1, *sample))
     assert {id(p) for p in net.parameters()} == {id(p) for p in ann.parameters()}
     assert list(net.state_dict()) == list(ann.state_dict())
     out = net(settled(net, sample))
@@ -65,7 +65,8 @@ def test_takes_recorded_spikes(name, time_steps):
     torch.manual_seed(0)
     ann = make()
     train = SpikeTrain.from_dense((torch.rand(time_steps, 4, *sample) < 0.3).float())
-    assert convert(ann, time_steps, mode="spikes")(train).shape == (4, *output)
+    net = convert(ann, time_steps, mode="spikes", example=train.count)
+    assert net(train).shape == (4, *output)
     assert ann(train.count).shape == (4, *output)
 
 
@@ -87,7 +88,7 @@ def test_untrained_layers_fire(name):
     """After four batches, whatever the depth: batch norm's momentum is high."""
     make, sample, _ = NETWORKS[name]
     torch.manual_seed(0)
-    net = convert(make(), 8)
+    net = convert(make(), 8, example=torch.zeros(1, *sample))
     x, rates = settled(net, sample), []
     for module in net.modules():
         if hasattr(module, "neuron"):
@@ -142,7 +143,7 @@ def test_names():
 
 
 def test_dropout_is_for_training():
-    net = convert(models.mnist_cnn(size=4, dropout=0.5), 8)
+    net = convert(models.mnist_cnn(size=4, dropout=0.5), 8, example=torch.zeros(1, 1, 4, 4))
     x, amplitudes = settled(net, (1, 4, 4)), []
     net.snn.dropout.register_forward_hook(lambda module, args, train: amplitudes.append(train.amplitude))
     net(x)
@@ -152,7 +153,7 @@ def test_dropout_is_for_training():
 
 
 def test_last_layer_of_the_autoencoder_is_analogue():
-    net = convert(models.autoencoder(), 8)
+    net = convert(models.autoencoder(), 8, example=torch.zeros(1, 1, 28, 28))
     assert type(net.snn.layers.readout) is nn.Linear
     assert type(net.snn.layers.fc5) is TandemLinear
     assert (net(torch.rand(4, 1, 28, 28)) < 0).any()  # no spikes
