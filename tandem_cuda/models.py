@@ -169,7 +169,7 @@ def nmnist_net(
 
     Examples:
         >>> ann = models.nmnist_net()
-        >>> snn = convert(ann, time_steps=8, mode="spikes")
+        >>> snn = convert(ann, time_steps=8, mode="spikes", example=torch.zeros(1, 2, 34, 34))
         >>> events = (torch.rand(8, 2, 2, 34, 34) < 0.02).float()  # [T, N, C, H, W]
         >>> snn(SpikeTrain.from_dense(events)).shape
         torch.Size([2, 10])

@@ -321,11 +321,12 @@ def test_modules_read_the_pairs_of_a_train():
 
 def test_layers_without_a_relu_give_pairs():
     ann = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Dropout(0.5), nn.Flatten(), nn.Linear(108, 2))
-    network, trains = convert(ann, 8), []
+    x = torch.rand(2, 1, 8, 8, generator=generator(1))
+    network, trains = convert(ann, 8, example=x), []
     for module in network.modules():
         if isinstance(module, TandemConv2d):
             module.register_forward_hook(lambda module, inputs, output: trains.append(output))
-    network(torch.rand(2, 1, 8, 8, generator=generator(1)))
+    network(x)
     assert [x.paired for x in trains] == [True] * len(trains)
 
 
