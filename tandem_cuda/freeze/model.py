@@ -234,8 +234,6 @@ def _word(target: Any) -> str:
 
 def _flattening(node: fx.Node) -> nn.Module | None:
     """Return the nn.Flatten equivalent to a node; None if there is none."""
-    if node.target is flattened_to:
-        return nn.Flatten()
     dims: Any = node.args[1:]
     if node.target not in ("flatten", torch.flatten) or node.kwargs or not dims:
         return None
