@@ -19,19 +19,20 @@ Batch = tuple[Any, ...]
 """The arguments of forward: for each input a tensor, or a tuple, list or dict of tensors."""
 
 
-def calibration_batches(ann: nn.Module, data: Any) -> list[Batch]:
+def calibration_batches(ann: nn.Module, data: Any, count: int = 0) -> list[Batch]:
     """Return the inputs of a network in calibration data.
 
     Args:
         ann: the network.
         data: as ``calibrate`` of :func:`convert`.
+        count: the number of inputs that an example has, which may be more than forward needs.
 
     Raises:
         TypeError: ``data`` is neither a Tensor nor iterable.
         ValueError: there is no batch, or a batch lacks an input, or an input has no samples, has another number of
             samples than the first input, or is not finite.
     """
-    names = names_of(ann)
+    names = names_of(ann, count)
     if isinstance(data, Tensor):
         data = [data]
     elif isinstance(data, Dataset):

@@ -330,7 +330,8 @@ class Call:
         def step(train: Train) -> Train:
             dropout = kind(p)
             dropout.copies = train.windows
-            return self._writer.called(train, self.node, dropout)
+            dropped = self._writer.called(train, self.node, dropout)
+            return replace(dropped, dropout=train.dropout / (1 - p) if p < 1 else 0.0)
 
         x = self._deferred(x, step)
         return replace(x, rescales=True) if isinstance(x, Current) else x

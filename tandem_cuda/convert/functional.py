@@ -24,6 +24,14 @@ VIEWS = {
 """Calls whose result may share memory with their first argument."""
 
 
+_UNINITIALISED: dict[Any, Any] = {
+    aten.empty_like.default: aten.zeros_like.default,
+    aten.new_empty.default: aten.new_zeros.default,
+    aten.empty.memory_format: aten.zeros.default,
+}
+"""Calls that return memory as it is, and calls that return zeros."""
+
+
 class Unwritable(Exception):
     """A write in place that has no functional form."""
 
@@ -110,6 +118,8 @@ class _Functional:
             if node.target is aten.lift_fresh_copy.default or node.target is aten.lift_fresh.default:
                 self.now[node] = node.args[0]
                 continue
+            if node.target in _UNINITIALISED:  # all of it is written before it is read
+                node.target = _UNINITIALISED[node.target]
             if node.target in VIEWS or (node.target is operator.getitem and original[0][0] in self.base):
                 self.base[node] = original[0][0]
             schema = getattr(node.target, "_schema", None)
@@ -140,9 +150,17 @@ class _Functional:
         self.now[node] = new
         self._propagate(original[0], new)
 
+    def _random_call(self, node: fx.Node, name: str) -> fx.Node | None:
+        """Return a call that draws numbers of the size of its first argument; None for calls that do not."""
+        forms = {"bernoulli_": aten.bernoulli.p, "uniform_": aten.uniform.default, "normal_": aten.normal_functional.default}
+        form = forms.get(name)
+        return None if form is None else self.graph.call_function(form, node.args, node.kwargs)
+
     def _functional_call(self, node: fx.Node, target: Any, name: str) -> fx.Node:
         if name == "copy_":
             return self._copied(node)
+        if (drawn := self._random_call(node, name)) is not None:
+            return drawn
         if name == "zero_":
             return self.graph.call_function(aten.zeros_like.default, (node.args[0],))
         packet = getattr(aten, name.removesuffix("_"), None)

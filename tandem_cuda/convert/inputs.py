@@ -121,6 +121,13 @@ class Inputs:
         """Whether each argument is a tensor."""
         return all(self.is_tensor) and len(self.is_tensor) == len(self.names)
 
+    @property
+    def structure(self) -> Any:
+        """The arguments, with Ellipsis for tensors; None if each argument is a tensor."""
+        if self._is_plain:
+            return None
+        return tree_unflatten([... if x else y for x, y in zip(self.is_tensor, self.constants, strict=True)], self.spec)
+
     def check_sizes(self, leaves: Sequence[Any]) -> None:
         """Raise a TypeError or ValueError unless the tensors of a call have the sizes of the example's."""
         for x, shape, i in zip(leaves, self.shapes, range(len(self.shapes)), strict=True):

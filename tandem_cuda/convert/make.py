@@ -184,13 +184,14 @@ def convert(
     _check_code(neuron, mode, time_steps)
     _check_dtypes(ann, weights)
     check_quantisable("convert", "ann", weight_layers(ann) if weights else [])
-    batches = calibration_batches(ann, calibrate) if settings.on_data else []
+    given = () if example is None else example_of(ann, example)
+    batches = calibration_batches(ann, calibrate, len(given)) if settings.on_data else []
     if example is None and not batches:
         raise ValueError(
             "convert: example must be given: the arguments of forward, such as torch.zeros(1, 3, 32, 32), or data as "
             f"calibrate, got {'None' if calibrate is None else 'the result of an earlier calibration'}"
         )
-    arguments = batches[0] if example is None else example_of(ann, example)
+    arguments = given or batches[0]
     check_replacements(replace)
     options = Options(
         time_steps, mode, neuron, engine, learn_thresholds, calibrate is not None,

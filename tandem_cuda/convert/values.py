@@ -43,6 +43,8 @@ class Train:
     """The number of neurons for one value of the ANN, which is the sum of their activations."""
     features: bool = False
     """Whether channels are along the last dimension, of more than two, and not along dimension 1."""
+    dropout: float = 1.0
+    """The factor of a spike's weight in training: dropout has it."""
 
     @property
     def channels(self) -> int:

@@ -377,6 +377,8 @@ class Writer:
         trains += [self.spikes(x, features) for x in every[earlier:]]
         if any(train.windows > 1 for train in trains):
             raise Analogue("it concatenates windows")
+        if len({train.dropout for train in trains}) > 1:
+            raise Analogue("it concatenates spikes with and without dropout, which differ in weight in training")
         levels = list(dict.fromkeys(train.level for train in trains))
         differ = self.options.calibrated and (len(levels) > 1 or any(train.sources is not None for train in trains))
         cat = SpikeCat(*(train.signed for train in trains))
