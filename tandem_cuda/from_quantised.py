@@ -13,7 +13,7 @@ from .convert.batches import example_of
 from .convert.calibrator import CalibrationSettings
 from .convert.conversion import Conversion
 from .convert.graph import exported
-from .convert.make import _calibrated
+from .convert.make import _calibrated as calibrated
 from .convert.network import TandemNetwork
 from .convert.quantised_ann import is_exported, quantised_otherwise
 from .convert.rules.quantised import refuse, unsigned
@@ -66,8 +66,7 @@ def from_quantised(
         ValueError: the model is not quantised, or in another form; parts of it have no exact spiking form (the message
             names all of them, and what was expected); ``time_steps`` is not from 1 to the number of bits.
     """
-    if isinstance(model, torch.export.ExportedProgram):
-        model = model.module()
+    model = model.module() if isinstance(model, torch.export.ExportedProgram) else model
     if not isinstance(model, nn.Module):
         raise TypeError(f"from_quantised: model must be an nn.Module or an ExportedProgram, got {type(model).__name__}")
     if not isinstance(model, fx.GraphModule) or not is_exported(model):
@@ -78,7 +77,7 @@ def from_quantised(
         )
     ann = _without_guards(model)
     graph = exported(ann, example_of(ann, example))
-    scales = unsigned(graph)
+    description, scales = graph.description, unsigned(graph)
     bits = max(node.meta["code"].bits for node in graph.graph.nodes if "code" in node.meta)
     if time_steps is None:
         time_steps = bits
@@ -90,21 +89,22 @@ def from_quantised(
     options = Options(time_steps, "impulse", RadixIF(), "auto", False, True, False, None)
     with torch.inference_mode(False):
         conversion = Conversion(graph, options)
+        writer = conversion.writer
         problems = [f"{call.name} ({call.what}): {call.why}" for call in conversion.analogue]
-        if not problems and not conversion.writer.layers:
-            problems = ["the model must have a weight layer whose output another weight layer reads, but there is none"]
+        if not problems and not writer.layers:
+            problems = ["a weight layer must read the output of another one, but there is none that does"]
         refuse(problems)
         snn = conversion.written()
-        writer = conversion.writer
+        layers = [x for x in snn.modules() if isinstance(x, TandemLayer) and id(x._buffers.get("weight")) in scales]
         problems = [f"{x.node.name}: its values must be quantised, once" for x in writer.layers if x.level is None]
-        problems += [f"{cat}: it concatenates integers of different layers" for cat, _ in writer.cats]
         refuse(problems)
-        for layer in snn.modules():
-            scale = scales.get(id(layer._buffers.get("weight")))
-            if isinstance(layer, TandemLayer) and scale is not None:
-                parametrize.register_parametrization(layer, "weight", GivenIntegers(scale), unsafe=True)
-                layer.parametrizations["weight"]._non_persistent_buffers_set.add("original")  # as the weight was
-        return _calibrated(conversion, snn, CalibrationSettings({}, None, False, False), []).eval()
+        for layer in layers:
+            rounding = GivenIntegers(scales[id(layer._buffers["weight"])])
+            parametrize.register_parametrization(layer, "weight", rounding, unsafe=True)
+            layer.parametrizations["weight"]._non_persistent_buffers_set.add("original")  # as the weight was
+        network = calibrated(conversion, snn, CalibrationSettings({}, None, False, False), []).eval()
+    network._record.rewrite, network._watch.description = unsigned, description
+    return network
 
 
 def _without_guards(model: fx.GraphModule) -> nn.Module:
