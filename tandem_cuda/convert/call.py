@@ -326,8 +326,6 @@ class Call:
     def drop(self, kind: Any) -> Any:
         """Apply dropout to spikes with a module of class ``kind``; to real averages, torch's own."""
         x, p = self.input, self["p"]
-        if isinstance(x, Pooled) and self._writer.options.calibrated:
-            raise Analogue("it drops averages")
 
         def step(train: Train) -> Train:
             dropout = kind(p)

@@ -104,6 +104,7 @@ class Conversion:
         if node in self.calls.found:
             return self._weight(node)
         spiking = any(isinstance(self.values[x], (*SPIKES, Grouped, Pieces)) for x in node.all_input_nodes)
+        spiking = spiking or "code" in node.meta  # of quantised networks, whose real input becomes spikes
         if not spiking or node.target is aten.sym_size.int:
             return self._real(node)
         if node.target is operator.getitem:
@@ -137,7 +138,7 @@ class Conversion:
                 self.writer.read[node] = train
             return Current([Branch(train, call.name, call.layer, encoded=True)])
         is_linear = isinstance(call.layer, nn.Linear)
-        if node not in self.before and not isinstance(x, (Real, Grouped, Pieces)):
+        if node not in self.before and not isinstance(self._moved(call.input), (Real, Grouped, Pieces)):
             return self._real(node)  # the last weight layer reads decoded spikes, or their averages
         try:
             if isinstance(x, Pooled) and x.folds_into(call.layer) and node in self.before:
@@ -151,6 +152,12 @@ class Conversion:
         if node not in self.before:
             return self._real(node)
         return Current([Branch(train, call.name, call.layer)])
+
+    def _moved(self, node: fx.Node) -> Any:
+        """Return the value of which a node moves or drops elements, such as an average before dropout."""
+        while isinstance(self.values[node], Real) and node.target in _MOVES and len(node.all_input_nodes) == 1:
+            node = node.all_input_nodes[0]
+        return self.values[node]
 
     def _real(self, node: fx.Node, why: str = "its input is real") -> Real:
         """Compute a call on real values; note it if it is between weight layers, and more than a move."""

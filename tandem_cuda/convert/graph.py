@@ -112,7 +112,7 @@ def exported(ann: nn.Module, example: tuple[Any, ...]) -> Graph:
         raise TypeError("exported: ann must be a module, got an ExportedProgram; pass program.module()")
     inputs = Inputs.of(ann, example)
     samples = inputs.resized(example, _SAMPLES)
-    with evaluating(ann), _quiet():
+    with evaluating(ann), _unchanged(ann), _quiet():
         graph = _of_program(ann, _exported(ann, inputs, samples), inputs)
     try:
         graph.training = _in_training(graph, samples)
@@ -130,16 +130,29 @@ def _in_training(graph: Graph, samples: tuple[Any, ...]) -> Training:
     before = random.getstate()
     try:
         ann.train()
-        with _quiet():
-            theirs = _of_program(ann, _exported(ann, graph.inputs, samples), graph.inputs, training=True)
-    except ValueError as error:
-        return Training(notes=(f"forward cannot be exported in training mode, and trains as in eval mode: {error}",))
+        for module in ann.modules():
+            if _iterates(module):  # its weights move in training alone; the twins compute them by this module
+                module.training = False
+        with _unchanged(ann), _quiet():
+            try:
+                program = _exported(ann, graph.inputs, samples)
+            except ValueError as error:
+                reason = str(error).removeprefix("convert: ")
+                return Training(notes=(f"trains as in eval mode, because in training mode {reason}",))
+            theirs = _of_program(ann, program, graph.inputs, training=True)
     finally:
         drawn = random.getstate() != before
         random.setstate(before)
         for module, mode in modes:
             module.training = mode
     return compared(graph.graph, theirs.graph, graph.out_spec, theirs.out_spec, drawn)
+
+
+def _iterates(module: nn.Module) -> bool:
+    """Whether a module is torch's spectral norm, or has it as a hook: in training it moves its vectors."""
+    hooks = module._forward_pre_hooks.values()
+    named = any(type(hook).__module__ == "torch.nn.utils.spectral_norm" for hook in hooks)
+    return named or isinstance(module, torch.nn.utils.parametrizations._SpectralNorm)
 
 
 def _depends_on_mode(module: nn.Module) -> bool:
@@ -267,6 +280,30 @@ def _leave_out_statistics(graph: fx.Graph) -> None:
         counts = node.target is aten.add_.Tensor and isinstance(node.args[0], fx.Node)
         if counts and node.args[0].op == "get_attr" and str(node.args[0].target).endswith("num_batches_tracked"):
             graph.erase_node(node)
+
+
+@contextlib.contextmanager
+def _unchanged(ann: nn.Module) -> Iterator[None]:
+    """Undo what forward writes to attributes: after an export these would hold fake tensors."""
+    kept = [(vars(module), _plain(module)) for module in ann.modules()]
+    try:
+        yield
+    finally:
+        for values, before in kept:
+            for key in [key for key in values if key not in before]:
+                del values[key]
+            for key, (x, copy) in before.items():
+                values[key] = x
+                if type(x) is list:
+                    x[:] = copy
+                elif type(x) is dict:
+                    x.clear()
+                    x.update(copy)
+
+
+def _plain(module: nn.Module) -> dict[str, tuple[Any, Any]]:
+    """Return the attributes of a module, with copies of lists and dicts."""
+    return {key: (x, type(x)(x) if type(x) in (list, dict) else None) for key, x in vars(module).items()}
 
 
 @contextlib.contextmanager

@@ -70,7 +70,6 @@ class TandemInterpolate(TandemElementwise):
         "mode": schema.one_of(*MODES),
     }
     FLAGS: ClassVar = ("align_corners",)
-    no_nir = "NIR has no interpolation; use mode='nearest' or a convolution"
 
     def __init__(
         self,
