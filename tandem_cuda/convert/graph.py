@@ -86,7 +86,7 @@ def described(graph: fx.Graph) -> str:
     Quantised weights have the names of the weights that they round.
     """
     words: dict[fx.Node, str] = {}
-    lines = []
+    lines: list[str] = []
     for node in graph.nodes:
         if node.op == "get_attr":
             words[node] = re.sub(r"\bparametrizations\.(\w+)\.original$", r"\1", str(node.target))

@@ -78,9 +78,10 @@ def convert(
     | max pooling, dropout, dropout2d, also before the ReLU | SpikingMaxPool2d, TandemDropout, TandemDropout2d |
     | flattening, slices, concatenations, padding, upsampling, shuffled channels | the same for spikes |
     | LeakyReLU, PReLU in place of ReLU | neurons for both signs, the slope is a factor of the negative ones |
-    | anything else between weight layers: SiLU, GELU, softmax, layer norm, attention, gates, LSTM | computed as it is, on decoded values: it is *analogue*. TandemNeurons encode its result where a weight layer reads it |
+    | anything else between weight layers | computed on decoded values: *analogue*; then TandemNeurons |
 
-    Functions, methods, modules and wrappers are the same calls here. ``print(snn.report())`` names the analogue calls.
+    Functions, methods, modules and wrappers are the same calls here. Analogue calls are, for example, SiLU, GELU,
+    softmax, layer norm, attention, gates and LSTM. A warning and ``print(snn.report())`` name them.
     :func:`tandem_cuda.convert.register` adds rules for further calls. What is random in training alone, such as
     stochastic depth, is left out, and the report names it.
 

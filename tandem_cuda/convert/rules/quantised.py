@@ -282,7 +282,8 @@ class _Rewriting:
         if not all(end.target is _FAKE and end in self.before for end in ends):
             return
         for end in ends:
-            source, scale, zero, least, most = end.args
+            arguments: Any = end.args
+            source, scale, zero, least, most = arguments
             if high is not None and round(high / scale) + zero < most:
                 raise Refused(
                     f"the largest integer must stand for no more than its bound {high}, got {scale * (most - zero)}; "
@@ -291,7 +292,7 @@ class _Rewriting:
             if (most - zero + 1) & (most - zero):
                 raise Refused(f"the zero point behind a ReLU must be the least integer {least}, got {zero}")
             end.args = source, scale, 0, 0, most - zero
-        node.replace_all_uses_with(node.args[0])
+        node.replace_all_uses_with(node.all_input_nodes[0])
 
     # -- zero points
 
@@ -327,7 +328,8 @@ class _Rewriting:
             node.replace_input_with(x, self._call(node, aten.sub.Tensor, x, shift))
 
     def _quantised(self, node: fx.Node) -> None:
-        x, scale, zero, least, most = node.args
+        arguments: Any = node.args
+        x, scale, zero, least, most = arguments
         code = Code(float(scale), (most - least + 1).bit_length() - 1)
         shift = float(scale) * (zero - least)
         known = self.values.get(x)
@@ -380,8 +382,9 @@ class _Rewriting:
 
     def _bias(self, node: fx.Node, more: Tensor) -> None:
         """Add numbers, in double precision, to the bias of a weight call."""
-        given = node.args[2] if len(node.args) > 2 else None
-        like = self.calls.value(node.args[1])
+        arguments: Any = node.args
+        given = arguments[2] if len(arguments) > 2 else None
+        like = self.calls.value(arguments[1])
         bias = more if given is None else more.to(like.device) + self.calls.value(given).double()
         constant = self._constant(node, node, "bias", bias.to(like))
         self.calls.of_parameters.add(constant)
@@ -391,7 +394,8 @@ class _Rewriting:
         """Write what stays a call on real values as PyTorch computes it."""
         if node.target is not _FAKE or "code" in node.meta:
             return
-        x, scale, zero, least, most = node.args
+        arguments: Any = node.args
+        x, scale, zero, least, most = arguments
         steps = (aten.mul.Tensor, 1 / scale), (aten.round.default,), (aten.add.Tensor, zero)
         for target, *args in (*steps, (aten.clamp.default, least, most), (aten.sub.Tensor, zero), (aten.mul.Tensor, scale)):
             x = self._call(node, target, x, *args)
