@@ -35,7 +35,7 @@ from .network import TandemNetwork
 from .nodes import some
 from .quantised_ann import refuse_quantised
 from .record import Sample
-from .replace import check_replacements, warn_of
+from .replace import called, check_replacements, warn_of
 from .report import analogue_in_words
 from .writer import Options
 
@@ -200,6 +200,7 @@ def convert(
     with torch.inference_mode(False), ExitStack() as undone_on_error:  # calibration makes tensors that training needs
         names, effect = undone_on_error.enter_context(replacing(ann, replace or {}, batches, correct_bias is not False))
         graph = exported(ann, arguments)
+        called(ann, replace or {})
         conversion, snn = _written(graph, options, weights)
         with quantised_layers(weight_layers(ann, snn), _BITS[weights]) if weights else nullcontext():
             network = _calibrated(conversion, snn, settings, batches)

@@ -135,8 +135,8 @@ class _Rewriting:
         if len({*codes.values()}) > 1:
             found = ", ".join(f"{name}: {bits}" for name, bits in codes.items())
             self.problems.append(
-                f"activations must have the same number of bits, since they are spikes of the same time steps, got {found}; "
-                "signed integers lose one bit behind a ReLU, so choose unsigned ones (uint8)"
+                "activations must have the same number of bits, since they are spikes of the same time steps, got "
+                f"{found}; signed integers lose one bit behind a ReLU, so choose unsigned ones (uint8)"
             )
         refuse(self.problems)
         return self.scales
@@ -145,7 +145,7 @@ class _Rewriting:
         for node in nodes:
             try:
                 step(node)
-            except Refused as error:
+            except Refused as error:  # noqa: PERF203
                 self.problems.append(f"{node.name} ({word_of(node.target)}): {error}")
 
     def _clean(self) -> None:
@@ -232,7 +232,7 @@ class _Rewriting:
             return
         if name != f"{_Q}::quantize_per_tensor":
             raise Refused("activations must have one scale for all channels")
-        scale, zero, least, most, dtype = given = self._settings(node)
+        scale, zero, least, most, _ = given = self._settings(node)
         readers = list(node.users)
         if not all(operator_name(x) == f"{_Q}::dequantize_per_tensor" and self._settings(x) == given for x in readers):
             raise Refused(f"integers must be dequantised with scale, zero point and dtype of this call, {given}")
@@ -311,7 +311,9 @@ class _Rewriting:
             given = bound_arguments(node)
             padding = given.get("padding") or 0
             if x.shift and padding and any(padding if isinstance(padding, (list, tuple)) else (padding,)):
-                raise Refused("padding of average pooling must be 0, since the zero point of its input is not the least")
+                raise Refused(
+                    "padding of average pooling must be 0, since the zero point of its input is not the least"
+                )
             if given.get("divisor_override") is not None:
                 raise Refused("average pooling must have no divisor_override")
             self.values[node] = x._replace(averaged=True)
@@ -397,7 +399,12 @@ class _Rewriting:
         arguments: Any = node.args
         x, scale, zero, least, most = arguments
         steps = (aten.mul.Tensor, 1 / scale), (aten.round.default,), (aten.add.Tensor, zero)
-        for target, *args in (*steps, (aten.clamp.default, least, most), (aten.sub.Tensor, zero), (aten.mul.Tensor, scale)):
+        for target, *args in (
+            *steps,
+            (aten.clamp.default, least, most),
+            (aten.sub.Tensor, zero),
+            (aten.mul.Tensor, scale),
+        ):
             x = self._call(node, target, x, *args)
         node.replace_all_uses_with(x)
 
@@ -413,9 +420,12 @@ class _Rewriting:
         if not known.shift:
             return
         if node not in self.before:
-            return self._subtracted(node, x)
+            self._subtracted(node, x)
+            return
         if node.target not in _WITH_BIAS:
-            raise Refused(f"the zero point of its input must be the least integer, got {known.shift / known.code.scale:g} more")
+            raise Refused(
+                f"the zero point of its input must be the least integer, got {known.shift / known.code.scale:g} more"
+            )
         padding = bound_arguments(node).get("padding", [0])
         if any(padding):
             x = self._padded(node, x, padding)
@@ -428,8 +438,9 @@ class _Rewriting:
         known = self.values[x]
         if x not in self.inputs:
             raise Refused(
-                "padding must be 0 if the zero point of its input is not the least integer (padding has no spikes), got "
-                f"{list(padding)} and a zero point {known.shift / known.code.scale:g} above it; behind a ReLU it is the least"
+                "padding must be 0 if the zero point of its input is not the least integer (padding has no spikes), "
+                f"got {list(padding)} and a zero point {known.shift / known.code.scale:g} above it; behind a ReLU it is "
+                "the least"
             )
         size = len(x.meta["val"].shape) - 2
         sides = [side for p in reversed([*padding] * (size if len(padding) == 1 else 1)) for side in (p, p)]
