@@ -140,9 +140,9 @@ def convert(
         engine: "auto", "event" or "dense": how spiking products are computed.
         learn_thresholds: whether every spiking layer and TandemAdd learns its threshold (``learn_threshold``), starting
             from the threshold of ``neuron`` or of calibration. Average poolings with neurons keep their thresholds.
-        replace: replace activations of the ANN itself, by their names in torch.nn.functional: {"silu": "relu"}. Modules,
-            functions and methods of this name are replaced alike. The ANN then computes something else and wants
-            fine-tuning; a warning says so. With data as ``calibrate``, biases and running means of the ANN are
+        replace: replace activations of the ANN itself, by their names in torch.nn.functional: {"silu": "relu"}.
+            Modules, functions and methods of this name are replaced alike. The ANN then computes something else and
+            wants fine-tuning; a warning says so. With data as ``calibrate``, biases and running means of the ANN are
             corrected, so that its layers keep their means; with ``correct_bias=False`` they stay.
         analogue: whether calls without a spiking form are computed on real values. With False they are refused.
         weights: "int8" or "int16" to compute with integer weights of 8 or 16 bits in both twins, as
@@ -338,7 +338,9 @@ def _check_ann(ann: Any) -> None:
     if not isinstance(ann, nn.Module):
         raise TypeError(f"convert: ann must be an nn.Module, got {type(ann).__name__}")
     if isinstance(ann, torch.jit.ScriptModule):
-        raise ValueError(f"convert: ann must be a module of Python, got {type(ann).__name__}: pass the module it was made of")
+        raise ValueError(
+            f"convert: ann must be a module of Python, got {type(ann).__name__}: pass the module it was made of"
+        )
     refuse_quantised(ann)
     for name, module in ann.named_modules():
         if isinstance(module, (Spiking, TandemNetwork)):

@@ -439,8 +439,8 @@ class _Rewriting:
         if x not in self.inputs:
             raise Refused(
                 "padding must be 0 if the zero point of its input is not the least integer (padding has no spikes), "
-                f"got {list(padding)} and a zero point {known.shift / known.code.scale:g} above it; behind a ReLU it is "
-                "the least"
+                f"got {list(padding)} and a zero point {known.shift / known.code.scale:g} above it; behind a ReLU it "
+                "is the least"
             )
         size = len(x.meta["val"].shape) - 2
         sides = [side for p in reversed([*padding] * (size if len(padding) == 1 else 1)) for side in (p, p)]
