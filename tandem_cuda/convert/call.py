@@ -55,7 +55,7 @@ class Call:
         """The number of the part of the result that is converted."""
         assert self._part is not None
         index: Any = self._part.args[1]
-        return index  # type: ignore[no-any-return]
+        return index
 
     @property
     def keeps_samples(self) -> bool:
@@ -346,7 +346,9 @@ class Call:
         summands = [x for x in (self["self"], self["other"]) if isinstance(x, fx.Node)]
         writer = self._writer
         shapes = [writer.shape(x) for x in summands]
-        if len({*shapes}) > 1 or not all(str(x.meta["val"].shape[0]) == str(self.node.meta["val"].shape[0]) for x in summands):
+        if len({*shapes}) > 1 or not all(
+            str(x.meta["val"].shape[0]) == str(self.node.meta["val"].shape[0]) for x in summands
+        ):
             raise Analogue("it broadcasts")
         values = [writer.value(x) for x in summands]
         if not all(isinstance(x, SPIKES) for x in values):
@@ -379,7 +381,12 @@ class Call:
         of_rows = branch is not None and branch.features  # the norm is of rows
         if branch is not None and branch.norm is None and not of_rows and branch.layer is not None:
             return replace(x, branches=[replace(branch, norm=norm)])
-        if branch is not None and branch.norm is None and branch.resize is not None and type(norm) is not nn.BatchNorm1d:
+        if (
+            branch is not None
+            and branch.norm is None
+            and branch.resize is not None
+            and type(norm) is not nn.BatchNorm1d
+        ):
             return replace(x, branches=[replace(branch, norm=norm)])
         train = self._by_channel(self.spikes())
         return Current([Branch(train, self._writer.name(self.node), norm=norm)])

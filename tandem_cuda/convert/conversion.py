@@ -180,7 +180,7 @@ class Conversion:
 
     def _output(self, node: fx.Node) -> Any:
         """Return what forward returns in eval mode, and what it returns in training if that is more."""
-        specs = [self.source.out_spec, self.source.training.out_spec]
+        specs: list[Any] = [self.source.out_spec, self.source.training.out_spec]
         results = [
             tree_unflatten([self.writer.real(x) if isinstance(x, fx.Node) else x for x in flat], spec)
             for flat, spec in zip(node.args[0], specs, strict=False)  # type: ignore[arg-type]

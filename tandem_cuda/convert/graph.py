@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import random
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -80,14 +81,19 @@ class Showing(fx.Interpreter):
 
 
 def described(graph: fx.Graph) -> str:
-    """Return the calls of a graph and their arguments in words, whatever the names of nodes."""
-    order: dict[fx.Node, int] = {}
-    lines = []
+    """Return the calls of a graph and their arguments in words, whatever the names of nodes.
+
+    Quantised weights have the names of the weights that they round.
+    """
+    words: dict[fx.Node, str] = {}
+    lines: list[str] = []
     for node in graph.nodes:
-        order[node] = len(order)
-        args: Any = fx.node.map_arg((node.args, node.kwargs), lambda x: f"%{order[x]}")
-        target = "" if node.op == "placeholder" else node.target
-        lines.append(f"{node.op} {target} {args}")
+        if node.op == "get_attr":
+            words[node] = re.sub(r"\bparametrizations\.(\w+)\.original$", r"\1", str(node.target))
+            continue
+        words[node] = f"%{len(lines)}"
+        args: Any = fx.node.map_arg((node.args, node.kwargs), words.__getitem__)
+        lines.append(f"{node.op} {'' if node.op == 'placeholder' else node.target} {args}")
     return "\n".join(lines)
 
 

@@ -79,7 +79,9 @@ def compared(ours: fx.Graph, theirs: fx.Graph, spec: TreeSpec, spec_in_training:
             found[node] = ours_of[number[node]]
         else:
             missing.append(node)
-    ((in_eval,),), ((in_training,),) = ours.output_node().args, theirs.output_node().args
+    returned: Any = ours.output_node().args[0]
+    returned_in_training: Any = theirs.output_node().args[0]
+    (in_eval,), (in_training,) = returned, returned_in_training
     alike = spec == spec_in_training
     if alike and all(number.get(x, x) == number.get(y, y) for x, y in zip(in_training, in_eval, strict=True)):
         return Training()

@@ -12,8 +12,19 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..neuron import IF, Neuron
-from ..nn import Decode, Encode, SpikeCat, SpikeRearrange, SpikeWindows, TandemAdd, TandemNeurons
-from ..nn import SpikingAdaptiveAvgPool2d, SpikingAdaptiveAvgPool3d, SpikingAvgPool2d, SpikingAvgPool3d
+from ..nn import (
+    Decode,
+    Encode,
+    SpikeCat,
+    SpikeRearrange,
+    SpikeWindows,
+    SpikingAdaptiveAvgPool2d,
+    SpikingAdaptiveAvgPool3d,
+    SpikingAvgPool2d,
+    SpikingAvgPool3d,
+    TandemAdd,
+    TandemNeurons,
+)
 from ..nn.learned_threshold import new_log_threshold
 from .graph import Graph
 from .layers import described, layer_of, norm_of
@@ -157,9 +168,11 @@ class Writer:
             if id(norm) in self.spiking_norms:  # whose statistics move once a call
                 return self.decoded(self.spikes(node))
             self.spiking_norms.add(id(norm))
-            return self.graph.call_module(self._own_module(self.name(node), norm), (self.real(node.args[0]),))
+            return self.graph.call_module(
+                self._own_module(self.name(node), norm), (self.real(node.all_input_nodes[0]),)
+            )
         if (dropout := dropout_of(node)) is not None:
-            return self.graph.call_module(self.named(node.name, dropout), (self.real(node.args[0]),))
+            return self.graph.call_module(self.named(node.name, dropout), (self.real(node.all_input_nodes[0]),))
         copied = self.graph.node_copy(node, self.real)
         if copied.target is aten.view.default:  # the SNN's values may lie otherwise in memory
             copied.target = aten.reshape.default
@@ -238,7 +251,9 @@ class Writer:
             self.layers.append(SpikingLayer(name, node, signed, math.inf, node, channels, dim))
             sources = None if channels is None else tuple((name, i) for i in range(channels))
             self.origins.append(
-                Origin(name, self.word(node), (node.name,), node.name, signed=signed, sources=sources, features=features)
+                Origin(
+                    name, self.word(node), (node.name,), node.name, signed=signed, sources=sources, features=features
+                )
             )
             spikes = self.graph.call_module(name, (self.real(node),))
             level = name if sources is None else None

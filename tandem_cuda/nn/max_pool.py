@@ -166,7 +166,6 @@ class MaxPooling(Pooling):
         return [*zip(*(per_axis(x, self.axes) for x in settings), strict=True)]
 
 
-
 class WindowMaxPooling(MaxPooling):
     """Max pooling with windows of a given size. The matching pooling module of torch must come next in the bases."""
 

@@ -148,7 +148,7 @@ class _Rewriting:
         for node in reversed(nodes) if reverse else nodes:
             try:
                 step(node)
-            except Refused as error:
+            except Refused as error:  # noqa: PERF203
                 self.problems.append(f"{node.name} ({word_of(node.target)}): {error}")
         self.graph.eliminate_dead_code()
         for node in [n for n in self.graph.nodes if n.op == "get_attr" and not n.users]:
@@ -252,7 +252,8 @@ class _Rewriting:
         if low != 0 or any(end.target is not _QUANTISE or end not in self.before for end in ends):
             return
         for end in ends:
-            source, scale, zero, least, most = end.args
+            arguments: Any = end.args
+            source, scale, zero, least, most = arguments
             if high is not None and round(high / scale) + zero < most:
                 raise Refused(
                     f"the largest integer must stand for no more than its bound, {high}, got {scale * (most - zero)}; "
