@@ -29,7 +29,7 @@ from .calibrate import Calibration, Level
 from .calibrator import CalibrationSettings, Calibrator
 from .comparison import likeness
 from .conversion import Conversion, converted
-from .graph import Graph, exported
+from .graph import Graph, check_one_sample, exported
 from .means import replacing
 from .network import TandemNetwork
 from .nodes import some
@@ -184,13 +184,14 @@ def convert(
     _check_code(neuron, mode, time_steps)
     _check_dtypes(ann, weights)
     check_quantisable("convert", "ann", weight_layers(ann) if weights else [])
-    batches = calibration_batches(ann, calibrate) if settings.on_data else []
+    arguments = () if example is None else example_of(ann, example)
+    batches = calibration_batches(ann, calibrate, len(arguments)) if settings.on_data else []
     if example is None and not batches:
         raise ValueError(
             "convert: example must be given: the arguments of forward, such as torch.zeros(1, 3, 32, 32), or data as "
             f"calibrate, got {'None' if calibrate is None else 'the result of an earlier calibration'}"
         )
-    arguments = batches[0] if example is None else example_of(ann, example)
+    arguments = arguments or batches[0]
     check_replacements(replace)
     options = Options(
         time_steps, mode, neuron, engine, learn_thresholds, calibrate is not None,
@@ -199,6 +200,7 @@ def convert(
     with torch.inference_mode(False), ExitStack() as undone_on_error:  # calibration makes tensors that training needs
         names, effect = undone_on_error.enter_context(replacing(ann, replace or {}, batches, correct_bias is not False))
         graph = exported(ann, arguments)
+        check_one_sample(graph, arguments)
         conversion, snn = _written(graph, options, weights)
         with quantised_layers(weight_layers(ann, snn), _BITS[weights]) if weights else nullcontext():
             network = _calibrated(conversion, snn, settings, batches)
@@ -223,6 +225,7 @@ def unwrapped(ann: Any) -> Any:
     while True:
         if isinstance(ann, torch.export.ExportedProgram):
             ann = ann.module()
+            del ann.train, ann.eval  # which refuse to be called
         elif isinstance(ann, (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)):
             ann = ann.module
         elif isinstance(ann, torch._dynamo.OptimizedModule):
@@ -336,7 +339,9 @@ def _check_ann(ann: Any) -> None:
     if not isinstance(ann, nn.Module):
         raise TypeError(f"convert: ann must be an nn.Module, got {type(ann).__name__}")
     if isinstance(ann, torch.jit.ScriptModule):
-        raise ValueError(f"convert: ann must be a module of Python, got {type(ann).__name__}: pass the module it was made of")
+        raise ValueError(
+            f"convert: ann must be a module of Python, got {type(ann).__name__}: pass the module it was made of"
+        )
     refuse_quantised(ann)
     for name, module in ann.named_modules():
         if isinstance(module, (Spiking, TandemNetwork)):
