@@ -144,6 +144,8 @@ class _Functional:
             return self._copied(node)
         if name == "zero_":
             return self.graph.call_function(aten.zeros_like.default, (node.args[0],))
+        if name == "bernoulli_" and target._overloadname == "float":
+            return self.graph.call_function(aten.bernoulli.p, node.args, node.kwargs)
         packet = getattr(aten, name.removesuffix("_"), None)
         overload = getattr(packet, target._overloadname, None)
         if overload is None and target._overloadname == "default" and packet is not None:

@@ -307,6 +307,7 @@ def _leave_out_statistics(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         counts = node.target is aten.add_.Tensor and isinstance(node.args[0], fx.Node)
         if counts and node.args[0].op == "get_attr" and str(node.args[0].target).endswith("num_batches_tracked"):
+            node.replace_all_uses_with(node.args[0])  # of batch norms that are called twice
             graph.erase_node(node)
 
 

@@ -100,8 +100,8 @@ class Writer:
         self.joins: dict[tuple[fx.Node, ...], tuple[fx.Node, Train]] = {}
         self.constants: set[str] = set()
         """The names of the ANN's tensors whose values have become constants."""
-        self.spiking_norms: set[int] = set()
-        """The batch norms that tandem layers hold, by id."""
+        self.normed: set[fx.Node] = set()
+        """The calls of batch norm that have been written: statistics move once a call."""
 
     # -- values
 
@@ -149,9 +149,9 @@ class Writer:
                 x = self._innermost(x, read)
             return self.graph.call_module(self._own_module(call.name, call.layer), (x,))
         if node.target is aten.batch_norm.default and (norm := self.norm(node)) is not None:
-            if id(norm) in self.spiking_norms:  # whose statistics move once a call
+            if node in self.normed:
                 return self.decoded(self.spikes(node))
-            self.spiking_norms.add(id(norm))
+            self.normed.add(node)
             return self.graph.call_module(self._own_module(self.name(node), norm), (self.real(node.args[0]),))
         if (dropout := dropout_of(node)) is not None:
             return self.graph.call_module(self.named(node.name, dropout), (self.real(node.args[0]),))
@@ -233,7 +233,9 @@ class Writer:
             self.layers.append(SpikingLayer(name, node, signed, math.inf, node, channels, dim))
             sources = None if channels is None else tuple((name, i) for i in range(channels))
             self.origins.append(
-                Origin(name, self.word(node), (node.name,), node.name, signed=signed, sources=sources, features=features)
+                Origin(
+                    name, self.word(node), (node.name,), node.name, signed=signed, sources=sources, features=features
+                )
             )
             spikes = self.graph.call_module(name, (self.real(node),))
             level = name if sources is None else None
@@ -298,12 +300,12 @@ class Writer:
             if bound is None and not x.signed:
                 return x
             x = Current([Branch(x if isinstance(x, Train) else self.pooled(x, "neurons"))])
-        norms = [branch.norm for branch in x.branches if branch.norm is not None]
-        if (signed and x.wants_relu) or any(id(norm) in self.spiking_norms for norm in norms):
+        normed = {branch.normed for branch in x.branches if branch.normed is not None}
+        if (signed and x.wants_relu) or normed & self.normed:
             if bound is not None or slope is not None or not signed:
                 raise Analogue("its input is computed on real values")
             return self.encoded_value(node, x.features)
-        self.spiking_norms.update(map(id, norms))
+        self.normed |= normed
         name = self._neurons(node, x, signed, bound, slope)
         values = x.origin if x.deferred and x.origin is not None else node
         shape, channels = self.shape(values), x.channels
