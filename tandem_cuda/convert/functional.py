@@ -144,7 +144,7 @@ class _Functional:
         name = target._schema.name.removeprefix("aten::")
         if written != [arguments[0].name] or not target._schema.name.startswith("aten::"):
             raise Unwritable(f"it calls {name}, which writes in place; use a form that returns its result")
-        with self.graph.inserting_after(node):
+        with self.graph.inserting_before(node):
             new = self._functional_call(node, target, name)
         new.meta = dict(node.meta)
         self.now[node] = new
@@ -198,7 +198,7 @@ class _Functional:
             self.now[outer] = last = new
         root = chain[-1]
         if root.op in ("placeholder", "get_attr"):
-            raise Unwritable("it writes in place to an input, parameter or buffer; write to a copy")
+            raise Unwritable(f"it writes in place to {root.target}; write to a copy")
         for other in list(self.base):  # views of what has changed are read anew
             if other not in chain and self._root(other) is root:
                 with self.graph.inserting_after(last):

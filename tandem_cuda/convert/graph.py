@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import random
 import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import ParametrizationList
-from torch.utils._pytree import TreeSpec, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_leaves, tree_unflatten
 
 from ..nn.modes import evaluating
 from ..nn.quantiser import WeightQuantiser
 from .functional import Unwritable, functional, inlined
 from .inputs import Inputs
-from .training import Differs, Training, as_in_eval, compared
+from .training import Differs, Training, as_in_eval, compared, is_random
 
 aten = torch.ops.aten
+_TORCH = str(Path(torch.__file__).parent)
 _SAMPLES = 3
 """Samples of the example. torch.export takes 0 and 1 for sizes that are fixed; 2 is a common number of parts."""
 
@@ -121,6 +124,24 @@ def exported(ann: nn.Module, example: tuple[Any, ...]) -> Graph:
     return graph
 
 
+def check_one_sample(graph: Graph, example: tuple[Any, ...]) -> None:
+    """Raise a ValueError if forward computes something else for one sample: torch.export looks at larger batches."""
+    if any(is_random(node) for node in graph.graph.nodes):
+        return
+    ann = graph.ann
+    args, kwargs = graph.inputs.call(graph.inputs.resized(example, 1))
+    with evaluating(ann), _unchanged(ann), _quiet(), torch.no_grad():
+        theirs = tree_leaves(ann(*args, **kwargs))
+        ours = tree_leaves(graph.run(graph.inputs.resized(example, 1), lambda *_: None))
+    pairs = [(x, y) for x, y in zip(ours, theirs, strict=False) if isinstance(x, Tensor) and x.is_floating_point()]
+    alike = all(x.shape == y.shape and (x - y).norm() <= 1e-2 * y.norm() for x, y in pairs if y.isfinite().all())
+    if len(ours) != len(theirs) or not alike:
+        raise ValueError(
+            f"convert: forward of {type(ann).__name__} must take any number of samples, but for one sample it computes "
+            "something else than for several"
+        )
+
+
 def _in_training(graph: Graph, samples: tuple[Any, ...]) -> Training:
     """Export forward in training mode, and return how it differs."""
     ann = graph.ann
@@ -162,7 +183,8 @@ def _depends_on_mode(module: nn.Module) -> bool:
 
 def _exported(ann: nn.Module, inputs: Inputs, samples: tuple[Any, ...]) -> Any:
     args, kwargs = inputs.call(samples)
-    shapes = {name: _free_batch(x) for name, x in inputs.bound(samples).items()}
+    named = inspect.signature(ann.forward).bind(*args, **kwargs).arguments
+    shapes = {name: _free_batch(x) for name, x in named.items()}
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -193,12 +215,14 @@ def _reason(ann: nn.Module, error: Exception) -> str:
         lines = text.split("The following call raised this error:")[1].strip().splitlines()
         where = " ".join(line.strip() for line in lines[:2])
     else:
-        here = error.__traceback__
-        while here is not None:
-            code = here.tb_frame.f_code
-            if code.co_name == "forward" and isinstance(here.tb_frame.f_locals.get("self"), nn.Module):
-                kind = type(here.tb_frame.f_locals["self"]).__name__
-                where = f'File "{code.co_filename}", line {here.tb_lineno}, in forward of {kind}'
+        here, in_forward = error.__traceback__, False
+        while here is not None:  # the innermost line of the user
+            code, module = here.tb_frame.f_code, here.tb_frame.f_locals.get("self")
+            is_forward = code.co_name == "forward" and isinstance(module, nn.Module)
+            in_forward = in_forward or is_forward
+            if in_forward and not (where and code.co_filename.startswith(_TORCH)):
+                of = f" of {type(module).__name__}" if is_forward else ""
+                where = f'File "{code.co_filename}", line {here.tb_lineno}, in {code.co_name}{of}'
             here = here.tb_next
     return f"convert: torch.export cannot export forward of {type(ann).__name__}: {first.rstrip('.')}" + (
         f" ({where})" if where else ""
@@ -223,8 +247,8 @@ def _of_program(ann: nn.Module, program: Any, inputs: Inputs, training: bool = F
                 graph.erase_node(node)
                 continue
             where = next(tensors)
-            if isinstance(node.meta["val"].shape[0], int) and node.users:
-                fixed.append(where)
+            if node.users:
+                fixed += _assumed(where, node.meta["val"].shape[0])
             continue
         target = str(spec.target)
         if spec.kind is torch.export.graph_signature.InputKind.CONSTANT_TENSOR:
@@ -237,8 +261,8 @@ def _of_program(ann: nn.Module, program: Any, inputs: Inputs, training: bool = F
         graph.erase_node(node)
     if fixed:
         raise ValueError(
-            f"convert: forward of {name} must take any number of samples, but it fixes the batch size of "
-            f"{', '.join(fixed)} (does it compare the size with a number, or view it as one?)"
+            f"convert: forward of {name} must take any number of samples, but it wants the batch size of "
+            f"{', '.join(dict.fromkeys(fixed))} (does it compare the size with a number, or view it as one?)"
         )
     output = graph.output_node()
     changed = [spec for spec in signature.output_specs if spec.kind.name not in ("USER_OUTPUT",)]
@@ -264,6 +288,17 @@ def _of_program(ann: nn.Module, program: Any, inputs: Inputs, training: bool = F
     return Graph(ann, graph, inputs, constants, program.call_spec.out_spec)
 
 
+def _assumed(where: str, size: Any) -> Iterator[str]:
+    """Yield in words what the export has assumed of the batch size of an input."""
+    if isinstance(size, int) or size.node.expr.is_number:
+        yield f"{where} to be {size}"
+        return
+    symbols = size.node.shape_env
+    for condition in (symbols.replace(guard.expr) for guard in symbols.guards):
+        if size.node.expr in condition.free_symbols:
+            yield f"{where}, N, to obey {str(condition).replace(str(size.node.expr), 'N')}"
+
+
 _ASSERTIONS = (aten._assert_scalar.default, aten._assert_tensor_metadata.default, aten._assert_async.msg)
 
 
@@ -279,6 +314,7 @@ def _leave_out_statistics(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         counts = node.target is aten.add_.Tensor and isinstance(node.args[0], fx.Node)
         if counts and node.args[0].op == "get_attr" and str(node.args[0].target).endswith("num_batches_tracked"):
+            node.replace_all_uses_with(node.args[0])  # of batch norms that are called twice
             graph.erase_node(node)
 
 

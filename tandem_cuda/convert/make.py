@@ -29,7 +29,7 @@ from .calibrate import Calibration, Level
 from .calibrator import CalibrationSettings, Calibrator
 from .comparison import likeness
 from .conversion import Conversion, converted
-from .graph import Graph, exported
+from .graph import Graph, check_one_sample, exported
 from .means import replacing
 from .network import TandemNetwork
 from .nodes import some
@@ -202,6 +202,7 @@ def convert(
         names, effect = undone_on_error.enter_context(replacing(ann, replace or {}, batches, correct_bias is not False))
         graph = exported(ann, arguments)
         called(ann, replace or {})
+        check_one_sample(graph, arguments)
         conversion, snn = _written(graph, options, weights)
         with quantised_layers(weight_layers(ann, snn), _BITS[weights]) if weights else nullcontext():
             network = _calibrated(conversion, snn, settings, batches)
@@ -226,6 +227,7 @@ def unwrapped(ann: Any) -> Any:
     while True:
         if isinstance(ann, torch.export.ExportedProgram):
             ann = ann.module()
+            del ann.train, ann.eval  # which refuse to be called
         elif isinstance(ann, (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)):
             ann = ann.module
         elif isinstance(ann, torch._dynamo.OptimizedModule):
