@@ -48,10 +48,14 @@ class Conversion:
         self.analogue: list[AnalogueCall] = []
         self.before = self._before()
         self.whole = self._whole_modules()
-        inside = {x for _, _, nodes in self.whole.values() for x in nodes}
+        inside: set[fx.Node] = set()
         for node in self.nodes:
-            if node not in inside:
-                self.values[node] = self._output(node) if node.op == "output" else self._converted(node)
+            if node in self.whole:
+                inside |= self._neurons_of(*self.whole[node])
+            if node.op == "output":
+                self.values[node] = self._output(node)
+            elif node not in inside:
+                self.values[node] = self._converted(node)
 
     def _before(self) -> set[fx.Node]:
         """Return the nodes that lead to a weight layer."""
@@ -63,15 +67,15 @@ class Conversion:
                 before.add(node)
         return before
 
-    def _whole_modules(self) -> dict[fx.Node, tuple[fx.Node, str, list[fx.Node]]]:
-        """Return the last node of each call of a module whose level is known.
+    def _whole_modules(self) -> dict[fx.Node, tuple[fx.Node, fx.Node, set[fx.Node], str]]:
+        """Return the first node of each call of a module whose level is known.
 
-        For each its input, the module's name, and the nodes before it.
+        With it: the call's input, its last node, all its nodes, and the module's name.
         """
         found: dict[str, list[fx.Node]] = {}
         for node in self.nodes:
             for key, (path, _) in (node.meta.get("nn_module_stack") or {}).items():
-                if path in self.options.levels:
+                if path in self.options.levels and node not in self.calls.of_parameters:
                     found.setdefault(key, []).append(node)
         whole = {}
         for nodes in found.values():
@@ -81,18 +85,24 @@ class Conversion:
             if len(inputs) == 1 and len(outputs) == 1:
                 stack = nodes[0].meta["nn_module_stack"].values()
                 path = next(path for path, _ in stack if path in self.options.levels)
-                whole[outputs[0]] = inputs.pop(), path, [n for n in nodes if n is not outputs[0]]
+                whole[nodes[0]] = inputs.pop(), outputs[0], inside, path
         return whole
 
+    def _neurons_of(self, source: fx.Node, last: fx.Node, inside: set[fx.Node], path: str) -> set[fx.Node]:
+        """Write neurons in the place of a module whose level is known; return its nodes, or none if it has no neurons.
+
+        Its nodes are not converted one by one: on real values, they would run the batch norm before them.
+        """
+        x, (bound, level) = self.values[source], self.options.levels[path]
+        if not isinstance(x, SPIKES):
+            return set()
+        try:
+            self.values[last] = self.writer.write_neurons(last, x, bound=bound, level=level)
+        except Analogue:
+            return set()
+        return inside
+
     def _converted(self, node: fx.Node) -> Any:
-        if node in self.whole:
-            source, path, inside = self.whole[node]
-            if isinstance(x := self.values[source], SPIKES):
-                bound, level = self.options.levels[path]
-                with suppress(Analogue):
-                    return self.writer.write_neurons(node, x, bound=bound, level=level)
-            for inner in inside:
-                self.values[inner] = self._converted(inner)
         if node.op == "placeholder":
             copied = self.writer.graph.node_copy(node)
             copied.meta = {}

@@ -92,10 +92,10 @@ def functional(graph: fx.Graph) -> None:
     """Replace calls that write in place by calls that return what they would have written.
 
     Later reads of the memory read the result. A write to a view changes the tensor that it shows a part of, and all
-    other views of it.
+    other views of it. Inputs stay as they are.
 
     Raises:
-        Unwritable: a write to a view that cannot be undone, or to an input, parameter or buffer that is used later.
+        Unwritable: a write to a view that cannot be undone, or to a parameter or buffer.
     """
     _Functional(graph).run()
 
@@ -197,7 +197,7 @@ class _Functional:
                 new.meta = {k: v for k, v in outer.meta.items() if k in ("val", "nn_module_stack")}
             self.now[outer] = last = new
         root = chain[-1]
-        if root.op in ("placeholder", "get_attr"):
+        if root.op == "get_attr":
             raise Unwritable(f"it writes in place to {root.target}; write to a copy")
         for other in list(self.base):  # views of what has changed are read anew
             if other not in chain and self._root(other) is root:
