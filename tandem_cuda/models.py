@@ -58,7 +58,7 @@ def mnist_cnn(
 
     Examples:
         >>> ann = models.mnist_cnn()
-        >>> snn = convert(ann, time_steps=8)
+        >>> snn = convert(ann, time_steps=8, example=torch.zeros(1, 1, 28, 28))
         >>> snn(torch.rand(2, 1, 28, 28)).shape
         torch.Size([2, 10])
     """
@@ -80,7 +80,7 @@ def cifarnet(
 
     Examples:
         >>> ann = models.cifarnet(width=0.25)
-        >>> snn = convert(ann, time_steps=8)
+        >>> snn = convert(ann, time_steps=8, example=torch.zeros(1, 3, 32, 32))
         >>> snn(torch.rand(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
@@ -100,7 +100,7 @@ def small_cifarnet(
 
     Examples:
         >>> ann = models.small_cifarnet()
-        >>> snn = convert(ann, time_steps=8)
+        >>> snn = convert(ann, time_steps=8, example=torch.zeros(1, 3, 32, 32))
         >>> snn(torch.rand(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
@@ -118,7 +118,7 @@ def alexnet(
 
     Examples:
         >>> ann = models.alexnet()
-        >>> snn = convert(ann, time_steps=8)
+        >>> snn = convert(ann, time_steps=8, example=torch.zeros(1, 3, 32, 32))
         >>> snn(torch.rand(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
@@ -136,7 +136,7 @@ def vgg11(
 
     Examples:
         >>> ann = models.vgg11()
-        >>> snn = convert(ann, time_steps=8)
+        >>> snn = convert(ann, time_steps=8, example=torch.zeros(1, 3, 32, 32))
         >>> snn(torch.rand(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """

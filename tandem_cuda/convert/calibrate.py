@@ -32,7 +32,7 @@ class Calibration:
         >>> snn = convert(ann, time_steps=8, calibrate=torch.rand(16, 1, 28, 28))
         >>> list(snn.calibration.levels)
         ['0']
-        >>> again = convert(ann, time_steps=8, calibrate=snn.calibration)
+        >>> again = convert(ann, 8, calibrate=snn.calibration, example=torch.zeros(1, 1, 28, 28))
     """
 
     time_steps: int
@@ -92,7 +92,8 @@ class Calibration:
         Examples:
             >>> ann = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
             >>> state = convert(ann, time_steps=8, calibrate=torch.rand(16, 1, 28, 28)).state_dict()
-            >>> again = convert(ann, time_steps=8, calibrate=Calibration.of_state(state))
+            >>> calibration = Calibration.of_state(state)
+            >>> again = convert(ann, 8, calibrate=calibration, example=torch.zeros(1, 1, 28, 28))
             >>> again.load_state_dict(state)
             <All keys matched successfully>
         """

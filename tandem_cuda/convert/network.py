@@ -44,7 +44,7 @@ class TandemNetwork(nn.Module):
 
     Examples:
         >>> ann = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
-        >>> snn = convert(ann, time_steps=8)
+        >>> snn = convert(ann, time_steps=8, example=torch.zeros(1, 1, 28, 28))
         >>> snn.ann() is ann, snn.time_steps
         (True, 8)
         >>> snn.set_time_steps(4)  # the same weights, fewer steps

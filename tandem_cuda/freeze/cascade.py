@@ -38,7 +38,7 @@ class Cascade:
 
     Examples:
         >>> ann = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
-        >>> snn = convert(ann, time_steps=2).eval()
+        >>> snn = convert(ann, time_steps=2, example=torch.zeros(1, 1, 28, 28)).eval()
         >>> stages = []
         >>> for steps in (2, 4):
         ...     snn.set_time_steps(steps)

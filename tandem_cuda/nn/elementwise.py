@@ -56,7 +56,7 @@ class TandemElementwise(TandemConv2d):
 
     Examples:
         >>> ann = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 2))
-        >>> snn = convert(ann, time_steps=8)  # batch norm after a ReLU becomes neurons of its own
+        >>> snn = convert(ann, time_steps=8, example=torch.zeros(1, 4))  # batch norm after a ReLU has its own neurons
         >>> type(snn.snn.get_submodule("2")).__name__
         'TandemElementwise'
     """
