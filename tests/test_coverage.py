@@ -65,7 +65,8 @@ class Small(Network):
     def make(self):
         if self.name == "silent":  # whose forward depends on values
             return Branches()
-        return nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+        layers = nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.Conv2d(4, 4, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1)
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(4, 10))
 
 
 class Branches(nn.Conv2d):
@@ -100,7 +101,7 @@ def test_page(tmp_path):
     page.write_text(f"before\n{model_coverage.BEGIN}\nold\n{model_coverage.END}\nafter\n")
     rows = [
         Result("yes", 0.1234, 1.0, 1.24, "no", "a | b").row(Network("timm", "one")),
-        Result("yes", 0.02, 0.5, 3, "yes").row(Network("timm", "two")),
+        Result("yes", 0.021, 0.5, 3, "yes").row(Network("timm", "two")),
         Result("no", seconds=0.1, reason="convert: no").row(Network("torchvision", "three")),
     ]
     model_coverage.write_page(page, rows, 5)
