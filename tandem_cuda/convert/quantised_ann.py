@@ -35,8 +35,8 @@ def quantised_otherwise(model: nn.Module) -> str:
     named = {f"{kind.__module__}.{kind.__name__}" for kind in kinds if issubclass(kind, Tensor)}
     if foreign := sorted(name for name in named if name.startswith("torchao.")):
         return (
-            f"weights of {', '.join(foreign)}, whose layers quantise their inputs in each call and return floats; quantise "
-            "the float network with PT2E (torchao.quantization.pt2e) and call tandem_cuda.from_quantised"
+            f"weights of {', '.join(foreign)}, whose layers quantise their inputs in each call and return floats; "
+            "quantise the float network with PT2E (torchao.quantization.pt2e) and call tandem_cuda.from_quantised"
         )
     modules = [type(module) for module in model.modules()]
     if any(kind.__module__.startswith(_OBSERVERS) for kind in modules):
