@@ -543,7 +543,7 @@ REFUSALS = {
         "conv2d_1 .*its input must be quantised, got real numbers",
     ),
     "averages of averages": (
-        lambda net, x: conv(net, rounded(nn.functional.avg_pool2d(halves(net, x), 2), FIRST), "conv2"),
+        lambda net, x: conv(net, rounded(nn.functional.avg_pool2d(halves(net, x), 2), FIRST), "conv2", padding=1),
         "its input must be quantised, and its divisor_override None",
     ),
     "sum of averages": (

@@ -146,13 +146,16 @@ class _Rewriting:
     def _each(self, step: Callable[[fx.Node], None], reverse: bool = False) -> None:
         nodes = list(self.graph.nodes)
         for node in reversed(nodes) if reverse else nodes:
-            try:
-                step(node)
-            except Refused as error:  # noqa: PERF203
-                self.problems.append(f"{node.name} ({word_of(node.target)}): {error}")
+            self._tried(step, node)
         self.graph.eliminate_dead_code()
         for node in [n for n in self.graph.nodes if n.op == "get_attr" and not n.users]:
             self.graph.erase_node(node)
+
+    def _tried(self, step: Callable[[fx.Node], None], node: fx.Node) -> None:
+        try:
+            step(node)
+        except Refused as error:
+            self.problems.append(f"{node.name} ({word_of(node.target)}): {error}")
 
     # -- nodes
 
