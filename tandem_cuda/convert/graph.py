@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import random
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -81,14 +82,20 @@ class Showing(fx.Interpreter):
 
 def described(graph: fx.Graph) -> str:
     """Return the calls of a graph and their arguments in words, whatever the names of nodes."""
-    order: dict[fx.Node, int] = {}
+    names: dict[fx.Node, str] = {}
     lines = []
     for node in graph.nodes:
-        order[node] = len(order)
-        args: Any = fx.node.map_arg((node.args, node.kwargs), lambda x: f"%{order[x]}")
+        if node.op == "get_attr":  # a weight that is rounded has its name still, but not its place
+            names[node] = _ROUNDED.sub(r"\1", str(node.target))
+            continue
+        names[node] = f"%{len(lines)}"
+        args: Any = fx.node.map_arg((node.args, node.kwargs), names.__getitem__)
         target = "" if node.op == "placeholder" else node.target
         lines.append(f"{node.op} {target} {args}")
     return "\n".join(lines)
+
+
+_ROUNDED = re.compile(r"parametrizations\.(\w+)\.original$")
 
 
 def exported(ann: nn.Module, example: tuple[Any, ...]) -> Graph:
@@ -106,7 +113,7 @@ def exported(ann: nn.Module, example: tuple[Any, ...]) -> Graph:
         raise TypeError("exported: ann must be a module, got an ExportedProgram; pass program.module()")
     inputs = Inputs.of(ann, example)
     samples = inputs.resized(example, _SAMPLES)
-    with evaluating(ann), _quiet():
+    with evaluating(ann), _unchanged(ann), _quiet():
         graph = _of_program(ann, _exported(ann, inputs, samples), inputs)
     try:
         graph.training = _in_training(graph, samples)
@@ -124,16 +131,29 @@ def _in_training(graph: Graph, samples: tuple[Any, ...]) -> Training:
     before = random.getstate()
     try:
         ann.train()
-        with _quiet():
-            theirs = _of_program(ann, _exported(ann, graph.inputs, samples), graph.inputs, training=True)
-    except ValueError as error:
-        return Training(notes=(f"forward cannot be exported in training mode, and trains as in eval mode: {error}",))
+        for module in ann.modules():
+            if _iterates(module):  # its weights move in training alone; the twins compute them by this module
+                module.training = False
+        with _unchanged(ann), _quiet():
+            try:
+                program = _exported(ann, graph.inputs, samples)
+            except ValueError as error:
+                reason = str(error).removeprefix("convert: ")
+                return Training(notes=(f"trains as in eval mode, because in training mode {reason}",))
+            theirs = _of_program(ann, program, graph.inputs, training=True)
     finally:
         drawn = random.getstate() != before
         random.setstate(before)
         for module, mode in modes:
             module.training = mode
     return compared(graph.graph, theirs.graph, graph.out_spec, theirs.out_spec, drawn)
+
+
+def _iterates(module: nn.Module) -> bool:
+    """Whether a module is torch's spectral norm, or has it as a hook: in training it moves its vectors."""
+    hooks = module._forward_pre_hooks.values()
+    named = any(type(hook).__module__ == "torch.nn.utils.spectral_norm" for hook in hooks)
+    return named or isinstance(module, torch.nn.utils.parametrizations._SpectralNorm)
 
 
 def _depends_on_mode(module: nn.Module) -> bool:
@@ -178,7 +198,8 @@ def _reason(ann: nn.Module, error: Exception) -> str:
         while here is not None:
             code = here.tb_frame.f_code
             if code.co_name == "forward" and isinstance(here.tb_frame.f_locals.get("self"), nn.Module):
-                where = f'File "{code.co_filename}", line {here.tb_lineno}, in forward of {type(here.tb_frame.f_locals["self"]).__name__}'
+                kind = type(here.tb_frame.f_locals["self"]).__name__
+                where = f'File "{code.co_filename}", line {here.tb_lineno}, in forward of {kind}'
             here = here.tb_next
     return f"convert: torch.export cannot export forward of {type(ann).__name__}: {first.rstrip('.')}" + (
         f" ({where})" if where else ""
@@ -193,7 +214,7 @@ def _of_program(ann: nn.Module, program: Any, inputs: Inputs, training: bool = F
     name, fixed = type(ann).__name__, []
     signature = program.graph_signature
     held = {spec.arg.name: spec for spec in signature.input_specs}
-    tensors = iter(zip(inputs.leaf_names, inputs.shapes, strict=True))
+    tensors = iter(inputs.leaf_names)
     for node in [n for n in graph.nodes if n.op == "placeholder"]:
         spec = held[original[node]]
         if spec.kind is torch.export.graph_signature.InputKind.USER_INPUT:
@@ -202,7 +223,7 @@ def _of_program(ann: nn.Module, program: Any, inputs: Inputs, training: bool = F
                     raise ValueError(f"convert: inputs of {name} must be Tensors, got {node.name}")
                 graph.erase_node(node)
                 continue
-            where, shape = next(tensors)
+            where = next(tensors)
             if isinstance(node.meta["val"].shape[0], int) and node.users:
                 fixed.append(where)
             continue
@@ -236,7 +257,8 @@ def _of_program(ann: nn.Module, program: Any, inputs: Inputs, training: bool = F
         if node.op == "call_function" and node.target in _ASSERTIONS:
             graph.erase_node(node)
     graph.eliminate_dead_code()
-    output.args = ((tuple(output.args[0]),),)
+    returned: Any = output.args[0]
+    output.args = ((tuple(returned),),)
     for node in [n for n in graph.nodes if n.op == "get_attr" and not n.users]:
         graph.erase_node(node)
     graph.lint()
@@ -262,9 +284,35 @@ def _leave_out_statistics(graph: fx.Graph) -> None:
 
 
 @contextlib.contextmanager
+def _unchanged(ann: nn.Module) -> Iterator[None]:
+    """Undo what forward writes to attributes: after an export these would hold fake tensors."""
+    kept = [(vars(module), _plain(module)) for module in ann.modules()]
+    try:
+        yield
+    finally:
+        for values, before in kept:
+            for key in [key for key in values if key not in before]:
+                del values[key]
+            for key, (x, copy) in before.items():
+                values[key] = x
+                if type(x) is list:
+                    x[:] = copy
+                elif type(x) is dict:
+                    x.clear()
+                    x.update(copy)
+
+
+def _plain(module: nn.Module) -> dict[str, tuple[Any, Any]]:
+    """Return the attributes of a module, with copies of lists and dicts."""
+    return {key: (x, type(x)(x) if type(x) in (list, dict) else None) for key, x in vars(module).items()}
+
+
+@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Silence what torch.export says while it looks for a graph, and let quantised weights pass as they are."""
-    loggers = [logging.getLogger(name) for name in ("torch.fx.experimental.symbolic_shapes", "torch._export", "torch.export")]
+    loggers = [
+        logging.getLogger(name) for name in ("torch.fx.experimental.symbolic_shapes", "torch._export", "torch.export")
+    ]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings(), WeightQuantiser.transparent():
         warnings.simplefilter("ignore")
