@@ -84,20 +84,21 @@ class Showing(fx.Interpreter):
 
 
 def described(graph: fx.Graph) -> str:
-    """Return the calls of a graph and their arguments in words, whatever the names of nodes.
-
-    Quantised weights have the names of the weights that they round.
-    """
-    words: dict[fx.Node, str] = {}
-    lines: list[str] = []
+    """Return the calls of a graph and their arguments in words, whatever the names of nodes."""
+    names: dict[fx.Node, str] = {}
+    lines = []
     for node in graph.nodes:
-        if node.op == "get_attr":
-            words[node] = re.sub(r"\bparametrizations\.(\w+)\.original$", r"\1", str(node.target))
+        if node.op == "get_attr":  # a weight that is rounded has its name still, but not its place
+            names[node] = _ROUNDED.sub(r"\1", str(node.target))
             continue
-        words[node] = f"%{len(lines)}"
-        args: Any = fx.node.map_arg((node.args, node.kwargs), words.__getitem__)
-        lines.append(f"{node.op} {'' if node.op == 'placeholder' else node.target} {args}")
+        names[node] = f"%{len(lines)}"
+        args: Any = fx.node.map_arg((node.args, node.kwargs), names.__getitem__)
+        target = "" if node.op == "placeholder" else node.target
+        lines.append(f"{node.op} {target} {args}")
     return "\n".join(lines)
+
+
+_ROUNDED = re.compile(r"parametrizations\.(\w+)\.original$")
 
 
 def exported(ann: nn.Module, example: tuple[Any, ...]) -> Graph:
