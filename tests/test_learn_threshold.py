@@ -478,7 +478,6 @@ def test_analyses():
 
 def test_nir():
     pytest.importorskip("nir")
-    pytest.importorskip("nirtorch")
     from nir_interpreter import executed
     from tandem_cuda.exchange import from_nir, to_nir
 

@@ -21,6 +21,13 @@ class Call:
     ``torch.fx.Node`` for a tensor or for a size that depends on the batch. The first argument is :attr:`input`.
 
     Rules are used only where the input is spikes, or linear in spikes, and a weight layer follows.
+
+    Examples:
+        >>> from tandem_cuda.convert import Analogue, Call
+        >>> def clamp_min(call: Call):  # the rule of x.clamp_min(0)
+        ...     if call["min"] != 0:
+        ...         raise Analogue("its bound is not 0")
+        ...     return call.fire()
     """
 
     def __init__(self, writer: Writer, node: fx.Node, part: fx.Node | None = None) -> None:
@@ -48,7 +55,7 @@ class Call:
         """The number of the part of the result that is converted."""
         assert self._part is not None
         index: Any = self._part.args[1]
-        return index  # type: ignore[no-any-return]
+        return index
 
     @property
     def keeps_samples(self) -> bool:
@@ -319,13 +326,12 @@ class Call:
     def drop(self, kind: Any) -> Any:
         """Apply dropout to spikes with a module of class ``kind``; to real averages, torch's own."""
         x, p = self.input, self["p"]
-        if isinstance(x, Pooled) and self._writer.options.calibrated:
-            raise Analogue("it drops averages")
 
         def step(train: Train) -> Train:
             dropout = kind(p)
             dropout.copies = train.windows
-            return self._writer.called(train, self.node, dropout)
+            dropped = self._writer.called(train, self.node, dropout)
+            return replace(dropped, dropout=train.dropout / (1 - p) if p < 1 else 0.0)
 
         x = self._deferred(x, step)
         return replace(x, rescales=True) if isinstance(x, Current) else x
@@ -340,7 +346,9 @@ class Call:
         summands = [x for x in (self["self"], self["other"]) if isinstance(x, fx.Node)]
         writer = self._writer
         shapes = [writer.shape(x) for x in summands]
-        if len({*shapes}) > 1 or not all(str(x.meta["val"].shape[0]) == str(self.node.meta["val"].shape[0]) for x in summands):
+        if len({*shapes}) > 1 or not all(
+            str(x.meta["val"].shape[0]) == str(self.node.meta["val"].shape[0]) for x in summands
+        ):
             raise Analogue("it broadcasts")
         values = [writer.value(x) for x in summands]
         if not all(isinstance(x, SPIKES) for x in values):
@@ -372,11 +380,16 @@ class Call:
         branch = x.branches[0] if isinstance(x, Current) and len(x.branches) == 1 and not x.deferred else None
         of_rows = branch is not None and branch.features  # the norm is of rows
         if branch is not None and branch.norm is None and not of_rows and branch.layer is not None:
-            return replace(x, branches=[replace(branch, norm=norm)])
-        if branch is not None and branch.norm is None and branch.resize is not None and type(norm) is not nn.BatchNorm1d:
-            return replace(x, branches=[replace(branch, norm=norm)])
+            return replace(x, branches=[replace(branch, norm=norm, normed=self.node)])
+        if (
+            branch is not None
+            and branch.norm is None
+            and branch.resize is not None
+            and type(norm) is not nn.BatchNorm1d
+        ):
+            return replace(x, branches=[replace(branch, norm=norm, normed=self.node)])
         train = self._by_channel(self.spikes())
-        return Current([Branch(train, self._writer.name(self.node), norm=norm)])
+        return Current([Branch(train, self._writer.name(self.node), norm=norm, normed=self.node)])
 
     def affine(self, factor: float | Tensor = 1.0, offset: float | Tensor = 0.0, of: fx.Node | None = None) -> Any:
         """Multiply by a number and add another. Each may be a tensor of one number for each channel.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -46,7 +46,7 @@ def arguments_of(network: Converted, record: Record, inputs: Any) -> tuple[Any, 
     like = next(network.parameters(), torch.empty(0))
     if inputs is None:
         samples = record.sample.inputs
-        return tree_map_only(  # type: ignore[no-any-return]
+        return tree_map_only(
             Tensor, lambda x: x.to(like.device, like.dtype if x.is_floating_point() else None), samples
         )
     batches = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
@@ -103,6 +103,8 @@ def _graph_again(ann: nn.Module, record: Record, wanted: Collection[str] | None,
     if wanted is None or graph is not None:
         return graph if wanted is not None else None
     found = exported(ann, record.inputs.example(ann))
+    if record.rewrite is not None:
+        record.rewrite(found)
     if missing := sorted({*wanted} - {node.name for node in found.graph.nodes}):
         raise RuntimeError(
             f"report: forward of the ANN must be as it was when it was converted, but lacks {', '.join(missing)}. "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -47,8 +48,14 @@ class Conversion:
         self.analogue: list[AnalogueCall] = []
         self.before = self._before()
         self.whole = self._whole_modules()
+        inside: set[fx.Node] = set()
         for node in self.nodes:
-            self.values[node] = self._output(node) if node.op == "output" else self._converted(node)
+            if node in self.whole:
+                inside |= self._neurons_of(*self.whole[node])
+            if node.op == "output":
+                self.values[node] = self._output(node)
+            elif node not in inside:
+                self.values[node] = self._converted(node)
 
     def _before(self) -> set[fx.Node]:
         """Return the nodes that lead to a weight layer."""
@@ -60,12 +67,15 @@ class Conversion:
                 before.add(node)
         return before
 
-    def _whole_modules(self) -> dict[fx.Node, tuple[fx.Node, str]]:
-        """Return the last node of each call of a module whose level is known: its input, and the module's name."""
+    def _whole_modules(self) -> dict[fx.Node, tuple[fx.Node, fx.Node, set[fx.Node], str]]:
+        """Return the first node of each call of a module whose level is known.
+
+        With it: the call's input, its last node, all its nodes, and the module's name.
+        """
         found: dict[str, list[fx.Node]] = {}
         for node in self.nodes:
             for key, (path, _) in (node.meta.get("nn_module_stack") or {}).items():
-                if path in self.options.levels:
+                if path in self.options.levels and node not in self.calls.of_parameters:
                     found.setdefault(key, []).append(node)
         whole = {}
         for nodes in found.values():
@@ -74,16 +84,25 @@ class Conversion:
             outputs = [n for n in nodes if any(user not in inside for user in n.users)]
             if len(inputs) == 1 and len(outputs) == 1:
                 stack = nodes[0].meta["nn_module_stack"].values()
-                whole[outputs[0]] = inputs.pop(), next(path for path, _ in stack if path in self.options.levels)
+                path = next(path for path, _ in stack if path in self.options.levels)
+                whole[nodes[0]] = inputs.pop(), outputs[0], inside, path
         return whole
 
+    def _neurons_of(self, source: fx.Node, last: fx.Node, inside: set[fx.Node], path: str) -> set[fx.Node]:
+        """Write neurons in the place of a module whose level is known; return its nodes, or none if it has no neurons.
+
+        Its nodes are not converted one by one: on real values, they would run the batch norm before them.
+        """
+        x, (bound, level) = self.values[source], self.options.levels[path]
+        if not isinstance(x, SPIKES):
+            return set()
+        try:
+            self.values[last] = self.writer.write_neurons(last, x, bound=bound, level=level)
+        except Analogue:
+            return set()
+        return inside
+
     def _converted(self, node: fx.Node) -> Any:
-        if node in self.whole and isinstance(self.values[self.whole[node][0]], SPIKES):
-            source, path = self.whole[node]
-            bound, level = self.options.levels[path]
-            return self._tried(
-                node, lambda: self.writer.write_neurons(node, self.values[source], bound=bound, level=level)
-            )
         if node.op == "placeholder":
             copied = self.writer.graph.node_copy(node)
             copied.meta = {}
@@ -95,6 +114,7 @@ class Conversion:
         if node in self.calls.found:
             return self._weight(node)
         spiking = any(isinstance(self.values[x], (*SPIKES, Grouped, Pieces)) for x in node.all_input_nodes)
+        spiking = spiking or "code" in node.meta  # of quantised networks, whose real input becomes spikes
         if not spiking or node.target is aten.sym_size.int:
             return self._real(node)
         if node.target is operator.getitem:
@@ -170,7 +190,7 @@ class Conversion:
 
     def _output(self, node: fx.Node) -> Any:
         """Return what forward returns in eval mode, and what it returns in training if that is more."""
-        specs = [self.source.out_spec, self.source.training.out_spec]
+        specs: list[Any] = [self.source.out_spec, self.source.training.out_spec]
         results = [
             tree_unflatten([self.writer.real(x) if isinstance(x, fx.Node) else x for x in flat], spec)
             for flat, spec in zip(node.args[0], specs, strict=False)  # type: ignore[arg-type]

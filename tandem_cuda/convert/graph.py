@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import random
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import ParametrizationList
-from torch.utils._pytree import TreeSpec, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_leaves, tree_unflatten
 
 from ..nn.modes import evaluating
 from ..nn.quantiser import WeightQuantiser
 from .functional import Unwritable, functional, inlined
 from .inputs import Inputs
-from .training import Differs, Training, as_in_eval, compared
+from .training import Differs, Training, as_in_eval, compared, is_random
 
 aten = torch.ops.aten
+_TORCH = str(Path(torch.__file__).parent)
 _SAMPLES = 3
 """Samples of the example. torch.export takes 0 and 1 for sizes that are fixed; 2 is a common number of parts."""
 
@@ -80,14 +84,19 @@ class Showing(fx.Interpreter):
 
 
 def described(graph: fx.Graph) -> str:
-    """Return the calls of a graph and their arguments in words, whatever the names of nodes."""
-    order: dict[fx.Node, int] = {}
-    lines = []
+    """Return the calls of a graph and their arguments in words, whatever the names of nodes.
+
+    Quantised weights have the names of the weights that they round.
+    """
+    words: dict[fx.Node, str] = {}
+    lines: list[str] = []
     for node in graph.nodes:
-        order[node] = len(order)
-        args: Any = fx.node.map_arg((node.args, node.kwargs), lambda x: f"%{order[x]}")
-        target = "" if node.op == "placeholder" else node.target
-        lines.append(f"{node.op} {target} {args}")
+        if node.op == "get_attr":
+            words[node] = re.sub(r"\bparametrizations\.(\w+)\.original$", r"\1", str(node.target))
+            continue
+        words[node] = f"%{len(lines)}"
+        args: Any = fx.node.map_arg((node.args, node.kwargs), words.__getitem__)
+        lines.append(f"{node.op} {'' if node.op == 'placeholder' else node.target} {args}")
     return "\n".join(lines)
 
 
@@ -106,13 +115,31 @@ def exported(ann: nn.Module, example: tuple[Any, ...]) -> Graph:
         raise TypeError("exported: ann must be a module, got an ExportedProgram; pass program.module()")
     inputs = Inputs.of(ann, example)
     samples = inputs.resized(example, _SAMPLES)
-    with evaluating(ann), _quiet():
+    with evaluating(ann), _unchanged(ann), _quiet():
         graph = _of_program(ann, _exported(ann, inputs, samples), inputs)
     try:
         graph.training = _in_training(graph, samples)
     except Differs as error:
         raise ValueError(f"convert: forward of {type(ann).__name__} cannot be converted: {error}") from None
     return graph
+
+
+def check_one_sample(graph: Graph, example: tuple[Any, ...]) -> None:
+    """Raise a ValueError if forward computes something else for one sample: torch.export looks at larger batches."""
+    if any(is_random(node) for node in graph.graph.nodes):
+        return
+    ann = graph.ann
+    args, kwargs = graph.inputs.call(graph.inputs.resized(example, 1))
+    with evaluating(ann), _unchanged(ann), _quiet(), torch.no_grad():
+        theirs = tree_leaves(ann(*args, **kwargs))
+        ours = tree_leaves(graph.run(graph.inputs.resized(example, 1), lambda *_: None))
+    pairs = [(x, y) for x, y in zip(ours, theirs, strict=False) if isinstance(x, Tensor) and x.is_floating_point()]
+    alike = all(x.shape == y.shape and (x - y).norm() <= 1e-2 * y.norm() for x, y in pairs if y.isfinite().all())
+    if len(ours) != len(theirs) or not alike:
+        raise ValueError(
+            f"convert: forward of {type(ann).__name__} must take any number of samples, but for one sample it computes "
+            "something else than for several"
+        )
 
 
 def _in_training(graph: Graph, samples: tuple[Any, ...]) -> Training:
@@ -124,16 +151,29 @@ def _in_training(graph: Graph, samples: tuple[Any, ...]) -> Training:
     before = random.getstate()
     try:
         ann.train()
-        with _quiet():
-            theirs = _of_program(ann, _exported(ann, graph.inputs, samples), graph.inputs, training=True)
-    except ValueError as error:
-        return Training(notes=(f"forward cannot be exported in training mode, and trains as in eval mode: {error}",))
+        for module in ann.modules():
+            if _iterates(module):  # its weights move in training alone; the twins compute them by this module
+                module.training = False
+        with _unchanged(ann), _quiet():
+            try:
+                program = _exported(ann, graph.inputs, samples)
+            except ValueError as error:
+                reason = str(error).removeprefix("convert: ")
+                return Training(notes=(f"trains as in eval mode, because in training mode {reason}",))
+            theirs = _of_program(ann, program, graph.inputs, training=True)
     finally:
         drawn = random.getstate() != before
         random.setstate(before)
         for module, mode in modes:
             module.training = mode
     return compared(graph.graph, theirs.graph, graph.out_spec, theirs.out_spec, drawn)
+
+
+def _iterates(module: nn.Module) -> bool:
+    """Whether a module is torch's spectral norm, or has it as a hook: in training it moves its vectors."""
+    hooks = module._forward_pre_hooks.values()
+    named = any(type(hook).__module__ == "torch.nn.utils.spectral_norm" for hook in hooks)
+    return named or isinstance(module, torch.nn.utils.parametrizations._SpectralNorm)
 
 
 def _depends_on_mode(module: nn.Module) -> bool:
@@ -143,7 +183,8 @@ def _depends_on_mode(module: nn.Module) -> bool:
 
 def _exported(ann: nn.Module, inputs: Inputs, samples: tuple[Any, ...]) -> Any:
     args, kwargs = inputs.call(samples)
-    shapes = {name: _free_batch(x) for name, x in inputs.bound(samples).items()}
+    named = inspect.signature(ann.forward).bind(*args, **kwargs).arguments
+    shapes = {name: _free_batch(x) for name, x in named.items()}
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -174,11 +215,14 @@ def _reason(ann: nn.Module, error: Exception) -> str:
         lines = text.split("The following call raised this error:")[1].strip().splitlines()
         where = " ".join(line.strip() for line in lines[:2])
     else:
-        here = error.__traceback__
-        while here is not None:
-            code = here.tb_frame.f_code
-            if code.co_name == "forward" and isinstance(here.tb_frame.f_locals.get("self"), nn.Module):
-                where = f'File "{code.co_filename}", line {here.tb_lineno}, in forward of {type(here.tb_frame.f_locals["self"]).__name__}'
+        here, in_forward = error.__traceback__, False
+        while here is not None:  # the innermost line of the user
+            code, module = here.tb_frame.f_code, here.tb_frame.f_locals.get("self")
+            is_forward = code.co_name == "forward" and isinstance(module, nn.Module)
+            in_forward = in_forward or is_forward
+            if in_forward and not (where and code.co_filename.startswith(_TORCH)):
+                of = f" of {type(module).__name__}" if is_forward else ""
+                where = f'File "{code.co_filename}", line {here.tb_lineno}, in {code.co_name}{of}'
             here = here.tb_next
     return f"convert: torch.export cannot export forward of {type(ann).__name__}: {first.rstrip('.')}" + (
         f" ({where})" if where else ""
@@ -193,7 +237,7 @@ def _of_program(ann: nn.Module, program: Any, inputs: Inputs, training: bool = F
     name, fixed = type(ann).__name__, []
     signature = program.graph_signature
     held = {spec.arg.name: spec for spec in signature.input_specs}
-    tensors = iter(zip(inputs.leaf_names, inputs.shapes, strict=True))
+    tensors = iter(inputs.leaf_names)
     for node in [n for n in graph.nodes if n.op == "placeholder"]:
         spec = held[original[node]]
         if spec.kind is torch.export.graph_signature.InputKind.USER_INPUT:
@@ -202,9 +246,9 @@ def _of_program(ann: nn.Module, program: Any, inputs: Inputs, training: bool = F
                     raise ValueError(f"convert: inputs of {name} must be Tensors, got {node.name}")
                 graph.erase_node(node)
                 continue
-            where, shape = next(tensors)
-            if isinstance(node.meta["val"].shape[0], int) and node.users:
-                fixed.append(where)
+            where = next(tensors)
+            if node.users:
+                fixed += _assumed(where, node.meta["val"].shape[0])
             continue
         target = str(spec.target)
         if spec.kind is torch.export.graph_signature.InputKind.CONSTANT_TENSOR:
@@ -217,8 +261,8 @@ def _of_program(ann: nn.Module, program: Any, inputs: Inputs, training: bool = F
         graph.erase_node(node)
     if fixed:
         raise ValueError(
-            f"convert: forward of {name} must take any number of samples, but it fixes the batch size of "
-            f"{', '.join(fixed)} (does it compare the size with a number, or view it as one?)"
+            f"convert: forward of {name} must take any number of samples, but it wants the batch size of "
+            f"{', '.join(dict.fromkeys(fixed))} (does it compare the size with a number, or view it as one?)"
         )
     output = graph.output_node()
     changed = [spec for spec in signature.output_specs if spec.kind.name not in ("USER_OUTPUT",)]
@@ -236,11 +280,23 @@ def _of_program(ann: nn.Module, program: Any, inputs: Inputs, training: bool = F
         if node.op == "call_function" and node.target in _ASSERTIONS:
             graph.erase_node(node)
     graph.eliminate_dead_code()
-    output.args = ((tuple(output.args[0]),),)
+    returned: Any = output.args[0]
+    output.args = ((tuple(returned),),)
     for node in [n for n in graph.nodes if n.op == "get_attr" and not n.users]:
         graph.erase_node(node)
     graph.lint()
     return Graph(ann, graph, inputs, constants, program.call_spec.out_spec)
+
+
+def _assumed(where: str, size: Any) -> Iterator[str]:
+    """Yield in words what the export has assumed of the batch size of an input."""
+    if isinstance(size, int) or size.node.expr.is_number:
+        yield f"{where} to be {size}"
+        return
+    symbols = size.node.shape_env
+    for condition in (symbols.replace(guard.expr) for guard in symbols.guards):
+        if size.node.expr in condition.free_symbols:
+            yield f"{where}, N, to obey {str(condition).replace(str(size.node.expr), 'N')}"
 
 
 _ASSERTIONS = (aten._assert_scalar.default, aten._assert_tensor_metadata.default, aten._assert_async.msg)
@@ -258,13 +314,40 @@ def _leave_out_statistics(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         counts = node.target is aten.add_.Tensor and isinstance(node.args[0], fx.Node)
         if counts and node.args[0].op == "get_attr" and str(node.args[0].target).endswith("num_batches_tracked"):
+            node.replace_all_uses_with(node.args[0])  # of batch norms that are called twice
             graph.erase_node(node)
+
+
+@contextlib.contextmanager
+def _unchanged(ann: nn.Module) -> Iterator[None]:
+    """Undo what forward writes to attributes: after an export these would hold fake tensors."""
+    kept = [(vars(module), _plain(module)) for module in ann.modules()]
+    try:
+        yield
+    finally:
+        for values, before in kept:
+            for key in [key for key in values if key not in before]:
+                del values[key]
+            for key, (x, copy) in before.items():
+                values[key] = x
+                if type(x) is list:
+                    x[:] = copy
+                elif type(x) is dict:
+                    x.clear()
+                    x.update(copy)
+
+
+def _plain(module: nn.Module) -> dict[str, tuple[Any, Any]]:
+    """Return the attributes of a module, with copies of lists and dicts."""
+    return {key: (x, type(x)(x) if type(x) in (list, dict) else None) for key, x in vars(module).items()}
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Silence what torch.export says while it looks for a graph, and let quantised weights pass as they are."""
-    loggers = [logging.getLogger(name) for name in ("torch.fx.experimental.symbolic_shapes", "torch._export", "torch.export")]
+    loggers = [
+        logging.getLogger(name) for name in ("torch.fx.experimental.symbolic_shapes", "torch._export", "torch.export")
+    ]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings(), WeightQuantiser.transparent():
         warnings.simplefilter("ignore")

@@ -29,13 +29,13 @@ from .calibrate import Calibration, Level
 from .calibrator import CalibrationSettings, Calibrator
 from .comparison import likeness
 from .conversion import Conversion, converted
-from .graph import Graph, exported
+from .graph import Graph, check_one_sample, exported
 from .means import replacing
 from .network import TandemNetwork
 from .nodes import some
 from .quantised_ann import refuse_quantised
 from .record import Sample
-from .replace import check_replacements, warn_of
+from .replace import called, check_replacements, warn_of
 from .report import analogue_in_words
 from .writer import Options
 
@@ -78,9 +78,10 @@ def convert(
     | max pooling, dropout, dropout2d, also before the ReLU | SpikingMaxPool2d, TandemDropout, TandemDropout2d |
     | flattening, slices, concatenations, padding, upsampling, shuffled channels | the same for spikes |
     | LeakyReLU, PReLU in place of ReLU | neurons for both signs, the slope is a factor of the negative ones |
-    | anything else between weight layers: SiLU, GELU, softmax, layer norm, attention, gates, LSTM | computed as it is, on decoded values: it is *analogue*. TandemNeurons encode its result where a weight layer reads it |
+    | anything else between weight layers | computed on decoded values: *analogue*; then TandemNeurons |
 
-    Functions, methods, modules and wrappers are the same calls here. ``print(snn.report())`` names the analogue calls.
+    Functions, methods, modules and wrappers are the same calls here. Analogue calls are, for example, SiLU, GELU,
+    softmax, layer norm, attention, gates and LSTM. A warning and ``print(snn.report())`` name them.
     :func:`tandem_cuda.convert.register` adds rules for further calls. What is random in training alone, such as
     stochastic depth, is left out, and the report names it.
 
@@ -139,9 +140,9 @@ def convert(
         engine: "auto", "event" or "dense": how spiking products are computed.
         learn_thresholds: whether every spiking layer and TandemAdd learns its threshold (``learn_threshold``), starting
             from the threshold of ``neuron`` or of calibration. Average poolings with neurons keep their thresholds.
-        replace: replace activations of the ANN itself, by their names in torch.nn.functional: {"silu": "relu"}. Modules,
-            functions and methods of this name are replaced alike. The ANN then computes something else and wants
-            fine-tuning; a warning says so. With data as ``calibrate``, biases and running means of the ANN are
+        replace: replace activations of the ANN itself, by their names in torch.nn.functional: {"silu": "relu"}.
+            Modules, functions and methods of this name are replaced alike. The ANN then computes something else and
+            wants fine-tuning; a warning says so. With data as ``calibrate``, biases and running means of the ANN are
             corrected, so that its layers keep their means; with ``correct_bias=False`` they stay.
         analogue: whether calls without a spiking form are computed on real values. With False they are refused.
         weights: "int8" or "int16" to compute with integer weights of 8 or 16 bits in both twins, as
@@ -184,13 +185,14 @@ def convert(
     _check_code(neuron, mode, time_steps)
     _check_dtypes(ann, weights)
     check_quantisable("convert", "ann", weight_layers(ann) if weights else [])
-    batches = calibration_batches(ann, calibrate) if settings.on_data else []
+    given = () if example is None else example_of(ann, example)
+    batches = calibration_batches(ann, calibrate, len(given)) if settings.on_data else []
     if example is None and not batches:
         raise ValueError(
             "convert: example must be given: the arguments of forward, such as torch.zeros(1, 3, 32, 32), or data as "
             f"calibrate, got {'None' if calibrate is None else 'the result of an earlier calibration'}"
         )
-    arguments = batches[0] if example is None else example_of(ann, example)
+    arguments = given or batches[0]
     check_replacements(replace)
     options = Options(
         time_steps, mode, neuron, engine, learn_thresholds, calibrate is not None,
@@ -199,6 +201,8 @@ def convert(
     with torch.inference_mode(False), ExitStack() as undone_on_error:  # calibration makes tensors that training needs
         names, effect = undone_on_error.enter_context(replacing(ann, replace or {}, batches, correct_bias is not False))
         graph = exported(ann, arguments)
+        called(ann, replace or {})
+        check_one_sample(graph, arguments)
         conversion, snn = _written(graph, options, weights)
         with quantised_layers(weight_layers(ann, snn), _BITS[weights]) if weights else nullcontext():
             network = _calibrated(conversion, snn, settings, batches)
@@ -223,6 +227,7 @@ def unwrapped(ann: Any) -> Any:
     while True:
         if isinstance(ann, torch.export.ExportedProgram):
             ann = ann.module()
+            del ann.train, ann.eval  # which refuse to be called
         elif isinstance(ann, (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)):
             ann = ann.module
         elif isinstance(ann, torch._dynamo.OptimizedModule):
@@ -336,7 +341,9 @@ def _check_ann(ann: Any) -> None:
     if not isinstance(ann, nn.Module):
         raise TypeError(f"convert: ann must be an nn.Module, got {type(ann).__name__}")
     if isinstance(ann, torch.jit.ScriptModule):
-        raise ValueError(f"convert: ann must be a module of Python, got {type(ann).__name__}: pass the module it was made of")
+        raise ValueError(
+            f"convert: ann must be a module of Python, got {type(ann).__name__}: pass the module it was made of"
+        )
     refuse_quantised(ann)
     for name, module in ann.named_modules():
         if isinstance(module, (Spiking, TandemNetwork)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,7 +55,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class AnalogueCall:
-    """A call between weight layers that the spiking twin computes on real values."""
+    """A call between weight layers that the spiking twin computes on real values.
+
+    Examples:
+        >>> ann = nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 2))
+        >>> (call,) = convert(ann, time_steps=8, example=torch.rand(1, 4)).report().analogue
+        >>> call.what, call.place, call.why
+        ('SiLU', '1', 'it has no rule')
+    """
 
     name: str
     """The name of the node."""
@@ -84,3 +91,5 @@ class Record:
     replaced: tuple[str, ...] = ()
     """The activations that ``replace`` has replaced: "silu in features.0"."""
     sample: Sample = field(default_factory=Sample)
+    rewrite: Callable[[Any], Any] | None = None
+    """What rewrites the exported graph of the ANN before it is converted."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FunctionType
@@ -101,7 +100,7 @@ def replaced(ann: nn.Module, replace: Mapping[str, str]) -> Iterator[None]:
 
 
 def called(ann: nn.Module, replace: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the replacements in words; raise a ValueError for a function that forward did not call."""
+    """Return the replacements in words; raise a ValueError for a function that forward has not called."""
     if not replace:
         return ()
     found = type(ann).calling.called  # type: ignore[attr-defined]

@@ -12,8 +12,19 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..neuron import IF, Neuron
-from ..nn import Decode, Encode, SpikeCat, SpikeRearrange, SpikeWindows, TandemAdd, TandemNeurons
-from ..nn import SpikingAdaptiveAvgPool2d, SpikingAdaptiveAvgPool3d, SpikingAvgPool2d, SpikingAvgPool3d
+from ..nn import (
+    Decode,
+    Encode,
+    SpikeCat,
+    SpikeRearrange,
+    SpikeWindows,
+    SpikingAdaptiveAvgPool2d,
+    SpikingAdaptiveAvgPool3d,
+    SpikingAvgPool2d,
+    SpikingAvgPool3d,
+    TandemAdd,
+    TandemNeurons,
+)
 from ..nn.learned_threshold import new_log_threshold
 from .graph import Graph
 from .layers import described, layer_of, norm_of
@@ -52,6 +63,11 @@ class Analogue(Exception):
 
     Args:
         why: the reason, for the report.
+
+    Examples:
+        >>> from tandem_cuda.convert import Analogue, Call
+        >>> def transposed(call: Call):
+        ...     raise Analogue("it moves dimensions")
     """
 
 
@@ -100,8 +116,8 @@ class Writer:
         self.joins: dict[tuple[fx.Node, ...], tuple[fx.Node, Train]] = {}
         self.constants: set[str] = set()
         """The names of the ANN's tensors whose values have become constants."""
-        self.spiking_norms: set[int] = set()
-        """The batch norms that tandem layers hold, by id."""
+        self.normed: set[fx.Node] = set()
+        """The calls of batch norm that have been written: statistics move once a call."""
 
     # -- values
 
@@ -149,12 +165,12 @@ class Writer:
                 x = self._innermost(x, read)
             return self.graph.call_module(self._own_module(call.name, call.layer), (x,))
         if node.target is aten.batch_norm.default and (norm := self.norm(node)) is not None:
-            if id(norm) in self.spiking_norms:  # whose statistics move once a call
+            if node in self.normed:
                 return self.decoded(self.spikes(node))
-            self.spiking_norms.add(id(norm))
-            return self.graph.call_module(self._own_module(self.name(node), norm), (self.real(node.args[0]),))
+            self.normed.add(node)
+            return self.graph.call_module(self._own_module(self.name(node), norm), (self.real(node.all_input_nodes[0]),))
         if (dropout := dropout_of(node)) is not None:
-            return self.graph.call_module(self.named(node.name, dropout), (self.real(node.args[0]),))
+            return self.graph.call_module(self.named(node.name, dropout), (self.real(node.all_input_nodes[0]),))
         copied = self.graph.node_copy(node, self.real)
         if copied.target is aten.view.default:  # the SNN's values may lie otherwise in memory
             copied.target = aten.reshape.default
@@ -233,7 +249,9 @@ class Writer:
             self.layers.append(SpikingLayer(name, node, signed, math.inf, node, channels, dim))
             sources = None if channels is None else tuple((name, i) for i in range(channels))
             self.origins.append(
-                Origin(name, self.word(node), (node.name,), node.name, signed=signed, sources=sources, features=features)
+                Origin(
+                    name, self.word(node), (node.name,), node.name, signed=signed, sources=sources, features=features
+                )
             )
             spikes = self.graph.call_module(name, (self.real(node),))
             level = name if sources is None else None
@@ -298,12 +316,12 @@ class Writer:
             if bound is None and not x.signed:
                 return x
             x = Current([Branch(x if isinstance(x, Train) else self.pooled(x, "neurons"))])
-        norms = [branch.norm for branch in x.branches if branch.norm is not None]
-        if (signed and x.wants_relu) or any(id(norm) in self.spiking_norms for norm in norms):
+        normed = {branch.normed for branch in x.branches if branch.normed is not None}
+        if (signed and x.wants_relu) or normed & self.normed:
             if bound is not None or slope is not None or not signed:
                 raise Analogue("its input is computed on real values")
             return self.encoded_value(node, x.features)
-        self.spiking_norms.update(map(id, norms))
+        self.normed |= normed
         name = self._neurons(node, x, signed, bound, slope)
         values = x.origin if x.deferred and x.origin is not None else node
         shape, channels = self.shape(values), x.channels
@@ -372,6 +390,8 @@ class Writer:
         trains += [self.spikes(x, features) for x in every[earlier:]]
         if any(train.windows > 1 for train in trains):
             raise Analogue("it concatenates windows")
+        if len({train.dropout for train in trains}) > 1:
+            raise Analogue("it concatenates spikes with and without dropout, which differ in weight in training")
         levels = list(dict.fromkeys(train.level for train in trains))
         differ = self.options.calibrated and (len(levels) > 1 or any(train.sources is not None for train in trains))
         cat = SpikeCat(*(train.signed for train in trains))
@@ -399,7 +419,7 @@ class Writer:
     def flattened(self, train: Train, start: int, end: int, shape: tuple[int, ...]) -> Train:
         """Flatten dimensions start to end of spikes to the sizes ``shape``."""
         times = math.prod(train.shape) // train.channels
-        if train.windows > 1 and shape != (math.prod(train.shape),):
+        if train.windows > 1 and start < 2 and shape != (math.prod(train.shape),):
             raise Analogue("it flattens a part of windows")
         if len(shape) == 1:
             sources = train.sources
@@ -469,7 +489,7 @@ class Writer:
         return node.name if module is None else self.name_of_module[id(module)]
 
     def module(self, node: fx.Node) -> nn.Module | None:
-        """Return the module of torch without parameters of its own whose forward is this node; else None."""
+        """Return the module of torch, or with levels, whose forward this node is a part of; else None."""
         stack = [*(node.meta.get("nn_module_stack") or {}).values()]
         if not stack:
             return None
@@ -478,7 +498,8 @@ class Writer:
             module = self.ann.get_submodule(path)
         except AttributeError:
             return None
-        return module if type(module).__module__.startswith("torch.nn.modules") and path else None
+        known = type(module).__module__.startswith("torch.nn.modules") or path in self.options.levels
+        return module if known and path else None
 
 
 def word_of_class(module: nn.Module) -> str:

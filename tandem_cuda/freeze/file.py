@@ -8,8 +8,8 @@ The metadata of the safetensors file are strings:
   is the list: ["<input>"] if there is one. The output may also be {"tuple": [...]}, {"list": [...]} or {"dict": {...}}.
 - ``sha256``: the hash of the description and of every tensor (name, dtype, shape and bytes, in order of names).
 
-The kind of a node is the name of a layer's class, of a module of torch.nn (plain.py) or "Function" (functions.py); the
-settings are the arguments that make it again. Weights that several neurons of a signed network share have further
+The kind of a node is the name of a layer's class, of a module of torch.nn (plain.py), "Aten" or "Constant" (aten.py).
+The settings are the arguments that make it again. Weights that several neurons of a signed network share have further
 settings, which are left out otherwise: "multiplicity", how many entries of a layer's weight belong to one weight of the
 ANN; "paired", true if neurons 2i and 2i + 1 are the parts of one value; "folds", the values with a negative slope;
 "of_features", true if a layer that could read channels reads features, along the last dimension; "trained_radix", with
@@ -172,9 +172,9 @@ def check_state(state: Any, own: Tensor) -> None:
         )
 
 
-def parsed(description: Any, tensors: Mapping[str, Tensor]) -> tuple[list[Node], Any, list[str]]:
+def parsed(description: Any, tensors: Mapping[str, Tensor]) -> tuple[list[Node], Any, list[str], Any]:
     """Check a description and make the arguments of FrozenNetwork from it."""
-    if not isinstance(description, dict) or description.keys() != {"nodes", "inputs", "output"}:
+    if not isinstance(description, dict) or description.keys() - {"arguments"} != {"nodes", "inputs", "output"}:
         raise ValueError("the description must hold nodes, inputs and output")
     names = description["inputs"]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -205,7 +205,7 @@ def parsed(description: Any, tensors: Mapping[str, Tensor]) -> tuple[list[Node],
         nodes.append(Node(name, layer, tuple(inputs)))
     if owners:
         raise ValueError(f"tensors must belong to nodes, got one of {min(owners)!r}")
-    return nodes, description["output"], names
+    return nodes, description["output"], names, description.get("arguments")
 
 
 def _check_numbers(name: str, settings: Any) -> None:

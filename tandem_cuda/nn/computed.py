@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .hooks import compute_weight
+
 
 class Computed(nn.ModuleDict):
     """Modules without inputs that compute tensors of a layer, by the names of the tensors.
@@ -21,7 +23,7 @@ class Computed(nn.ModuleDict):
         """Return a tensor: computed now, or once within :meth:`cached`."""
         values = self._values
         if values is None:
-            return self[name]()  # type: ignore[no-any-return]
+            return self[name]()
         if name not in values:
             values[name] = self[name]()
         return values[name]
@@ -62,7 +64,6 @@ class OwnTensor(nn.Module):
         self.owner, self.name = owner, name
 
     def forward(self) -> Tensor:
-        for hook in self.owner._forward_pre_hooks.values():  # weight norm and spectral norm of torch.nn.utils
-            hook(self.owner, ())
+        compute_weight(self.owner)
         tensor: Tensor = getattr(self.owner, self.name)
         return tensor

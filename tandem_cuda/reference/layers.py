@@ -470,9 +470,7 @@ class TandemNeurons(nn.Module):
         tensor([[0., 2., 4.]])
     """
 
-    def __init__(
-        self, time_steps: int, neuron: Neuron = IF(), signed: bool = False, features: bool = False
-    ) -> None:
+    def __init__(self, time_steps: int, neuron: Neuron = IF(), signed: bool = False, features: bool = False) -> None:
         super().__init__()
         check_time_steps("TandemNeurons", time_steps)
         self.time_steps, self.neuron, self.signed = time_steps, neuron, signed
