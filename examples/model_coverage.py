@@ -202,13 +202,16 @@ def converted(ann: nn.Module, result: Result) -> tuple[TandemNetwork, Tensor]:
 
 
 def prepare(ann: nn.Module, x: Tensor) -> None:
-    """Set batch norm as after some training: statistics of a batch, and no weights of only zeros."""
+    """Set batch norm as after some training, with statistics of a batch; initialise weights of only zeros anew."""
     norms = [module for module in ann.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 1.0
         if norm.affine and not norm.weight.any():
             nn.init.ones_(norm.weight)
+    for module in ann.modules():
+        if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) and not module.weight.any():
+            module.reset_parameters()
     ann.eval()
     for norm in norms:
         norm.train()
