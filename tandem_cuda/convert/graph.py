@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import ParametrizationList
-from torch.utils._pytree import TreeSpec, tree_leaves, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_leaves, tree_map_only, tree_unflatten
 
 from ..nn.modes import evaluating
 from ..nn.quantiser import WeightQuantiser
@@ -26,6 +26,8 @@ from .training import Differs, Training, as_in_eval, compared, is_random
 
 aten = torch.ops.aten
 _TORCH = str(Path(torch.__file__).parent)
+_ROUNDED = re.compile(r"(^|\.)parametrizations\.(\w+)\.original$")
+"""The names of weights that a quantiser rounds."""
 _SAMPLES = 3
 """Samples of the example. torch.export takes 0 and 1 for sizes that are fixed; 2 is a common number of parts."""
 
@@ -52,9 +54,12 @@ class Graph:
         if name in self.constants:
             return self.constants[name]
         path, _, key = name.rpartition(".")
-        if key == "original" and isinstance(self.ann.get_submodule(path), ParametrizationList):  # of rounded weights
+        if key == "original" and self._is_rounded(self.ann.get_submodule(path)):
             path, _, key = path.replace(".parametrizations.", ".").removeprefix("parametrizations.").rpartition(".")
         return getattr(self.ann.get_submodule(path), key)
+
+    def _is_rounded(self, holder: nn.Module) -> bool:
+        return isinstance(holder, ParametrizationList) and isinstance(holder[0], WeightQuantiser)
 
     @property
     def description(self) -> str:
@@ -85,16 +90,18 @@ class Showing(fx.Interpreter):
 
 def described(graph: fx.Graph) -> str:
     """Return the calls of a graph and their arguments in words, whatever the names of nodes."""
-    names: dict[fx.Node, str] = {}
-    lines = []
+    words: dict[fx.Node, str] = {}
+    lines: list[str] = []
     for node in graph.nodes:
-        if node.op == "get_attr":  # a weight that is rounded has its name still, but not its place
-            names[node] = _ROUNDED.sub(r"\1", str(node.target))
+        if node.op == "get_attr":
+            words[node] = _ROUNDED.sub(r"\1\2", str(node.target))
             continue
-        names[node] = f"%{len(lines)}"
-        args: Any = fx.node.map_arg((node.args, node.kwargs), names.__getitem__)
-        target = "" if node.op == "placeholder" else node.target
-        lines.append(f"{node.op} {target} {args}")
+        given = node.args
+        if node.target is aten.batch_norm.default:
+            given = (*given[:6], *given[7:])  # both twins have the module's present momentum
+        args: Any = fx.node.map_arg((given, node.kwargs), words.__getitem__)
+        words[node] = f"%{len(lines)}"
+        lines.append(f"{node.op} {'' if node.op == 'placeholder' else node.target} {args}")
     return "\n".join(lines)
 
 
@@ -126,21 +133,51 @@ def exported(ann: nn.Module, example: tuple[Any, ...]) -> Graph:
 
 
 def check_one_sample(graph: Graph, example: tuple[Any, ...]) -> None:
-    """Raise a ValueError if forward computes something else for one sample: torch.export looks at larger batches."""
+    """Run forward on one sample, and compare it with the graph.
+
+    Raises:
+        ValueError: forward computes something else for one sample: torch.export looks at larger batches. Or it calls
+            functions with a backward of their own, which the graph does not have.
+    """
+    ann = graph.ann
+    sample = tree_map_only(Tensor, _with_gradient, graph.inputs.resized(example, 1))
+    args, kwargs = graph.inputs.call(sample)
+    with evaluating(ann), _unchanged(ann), _quiet(), torch.enable_grad():
+        theirs = tree_leaves(ann(*args, **kwargs))
+        ours = tree_leaves(graph.run(sample, lambda *_: None))
+    name = type(ann).__name__
+    if function := _own_backward([x.grad_fn for x in theirs if isinstance(x, Tensor)]):
+        raise ValueError(
+            f"convert: forward of {name} cannot be converted: it calls torch.autograd.Function {function}, whose "
+            "backward would be lost"
+        )
     if any(is_random(node) for node in graph.graph.nodes):
         return
-    ann = graph.ann
-    args, kwargs = graph.inputs.call(graph.inputs.resized(example, 1))
-    with evaluating(ann), _unchanged(ann), _quiet(), torch.no_grad():
-        theirs = tree_leaves(ann(*args, **kwargs))
-        ours = tree_leaves(graph.run(graph.inputs.resized(example, 1), lambda *_: None))
     pairs = [(x, y) for x, y in zip(ours, theirs, strict=False) if isinstance(x, Tensor) and x.is_floating_point()]
     alike = all(x.shape == y.shape and (x - y).norm() <= 1e-2 * y.norm() for x, y in pairs if y.isfinite().all())
     if len(ours) != len(theirs) or not alike:
         raise ValueError(
-            f"convert: forward of {type(ann).__name__} must take any number of samples, but for one sample it computes "
-            "something else than for several"
+            f"convert: forward of {name} must take any number of samples, but for one sample it computes something "
+            "else than for several"
         )
+
+
+def _with_gradient(x: Tensor) -> Tensor:
+    return x.requires_grad_() if x.is_floating_point() else x
+
+
+def _own_backward(waiting: list[Any]) -> str:
+    """Return the name of a function with a backward of its own among those that lead to these; "" if there is none."""
+    seen: set[Any] = set()
+    while waiting:
+        function = waiting.pop()
+        if function is not None and function not in seen:
+            seen.add(function)
+            waiting += [before for before, _ in function.next_functions]
+            kind = getattr(function, "_forward_cls", None)
+            if kind is not None and not kind.__module__.startswith("torch."):
+                return str(kind.__name__)
+    return ""
 
 
 def _in_training(graph: Graph, samples: tuple[Any, ...]) -> Training:
