@@ -79,7 +79,7 @@ def test_calls_of_aten():
     snn = same_network(lambda x: F.relu(padded(x)), lambda x: padded(F.relu(x)))
     assert any(isinstance(module, SpikeRearrange) for module in snn.modules())
     snn = convert(network(lambda x: F.relu(padded(x, 1))[:, :, 1:-1]), 8, example=IMAGES)
-    assert "it pads more than columns" in [call.why for call in snn.report().analogue]
+    assert [call.what for call in snn.report().analogue] == ["relu"]  # moves of real values are not listed
 
 
 def test_modules_of_ones_own():

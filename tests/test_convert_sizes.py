@@ -176,7 +176,7 @@ def test_sizes_are_numbers(name):
         same(freeze(snn)(IMAGES), snn(IMAGES))
 
 
-REFUSAL = r"input must be .*3, 10, 10\], .*got \[2, 3, 12, 12\]"
+REFUSAL = r"x must be \[N, 3, 10, 10\], the sizes of the example that convert was given, got \[2, 3, 12, 12\]"
 
 
 def test_a_forward_that_depends_on_the_batch_size():
@@ -200,7 +200,7 @@ def test_sizes_of_recorded_spikes():
     snn = convert(VGG(HEADS["size"]).eval(), 4, mode="spikes", example=counts)
     train = SpikeTrain.from_dense((torch.rand(4, 3, 3, SIZE, SIZE) < 0.5).float())
     assert snn(train).shape == (3, 5)
-    with pytest.raises(ValueError, match="input must be"):
+    with pytest.raises(ValueError, match="x must be"):
         snn(SpikeTrain.from_dense(torch.zeros(4, 3, 3, 12, 12)))
 
 

@@ -14,6 +14,7 @@ from freezable import in_chunks
 from pairwise import each
 from tandem_cuda import IF, Decode, FrozenNetwork, SpikeTrain, TandemElementwise, TandemLinear, convert, freeze
 from tandem_cuda.convert import Calibration
+from tandem_cuda.nn import TandemNeurons
 
 STEPS = 1024
 ROWS = 6
@@ -40,7 +41,6 @@ def signed_sum(a, b, layer, end):
 
 
 READERS = {
-    "the output": lambda: Reads(lambda a, b, end: end(a), last()),
     "a linear layer": lambda: Reads(lambda a, b, layer, end: end(F.relu(layer(a))), nn.Linear(6, 7), last(7)),
     "flatten, then a layer": lambda: Reads(
         lambda a, b, layer, end: end(F.relu(layer(a.flatten(1)))), nn.Linear(36, 8), last(8)
@@ -127,7 +127,7 @@ def test_calibrated_networks_are_near_their_ann(name, per_channel):
     assert (gradients[1] - gradients[0]).norm() < 0.1 * gradients[0].norm()
 
 
-ANALOGUE = {"gate", "batch norm of rows", "batch norm of rows of a ReLU"}
+ANALOGUE = {"gate", "batch norm of rows", "average pooling", "mean of features"}
 
 
 def same_everywhere(snn, x, tmp_path):
@@ -146,7 +146,7 @@ def test_frozen_networks_and_their_files(tmp_path, name):
     ann, x = made(name)
     snn = converted(ann, 8, calibrate=x, neuron=IF(initial=0.5))
     loaded, want = same_everywhere(snn, x, tmp_path)
-    if name in ANALOGUE:  # which wait for all steps
+    if any(isinstance(module, TandemNeurons) for module in snn.modules()):  # which wait for all steps
         return
     same(in_chunks(loaded.stream(x), (3,)), want)
 
