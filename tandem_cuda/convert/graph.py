@@ -105,7 +105,6 @@ def described(graph: fx.Graph) -> str:
     return "\n".join(lines)
 
 
-_ROUNDED = re.compile(r"parametrizations\.(\w+)\.original$")
 
 
 def exported(ann: nn.Module, example: tuple[Any, ...]) -> Graph:
