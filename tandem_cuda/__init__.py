@@ -70,10 +70,9 @@ else:
         synops,
     )
     from .build_info import build_info
-    from .convert import Calibration, TandemNetwork, convert, from_qcfs
+    from .convert import Calibration, TandemNetwork, convert, from_qcfs, from_quantised
     from .exchange import from_authors
     from .freeze import AccuracyCurve, Cascade, FrozenNetwork, OperatingPoint, Prediction, Stream, freeze
-    from .from_quantised import from_quantised
     from .neuron import IF, LIF, AdaptiveIF, RadixIF
     from .nn import *  # noqa: F403 (the layers; nn.__all__ lists them)
     from .quantisation import quantise, unquantise

@@ -389,7 +389,7 @@ def test_engines_have_the_same_spikes(name, neuron):
         assert torch.equal(one, other)
 
 
-@each(name=TELLING + ["constants of channels of values", "blurred"], weights=["int8", "int16"], neuron=NEURONS)
+@each(name=[*TELLING, "constants of channels of values", "blurred"], weights=["int8", "int16"], neuron=NEURONS)
 def test_integers(name, weights, neuron):
     """With weights as they come: in every engine, with and without a gradient, and frozen. Both twins round alike."""
     ann, x = made(name)
@@ -462,8 +462,7 @@ def test_calls_without_a_spiking_form(what, why):
     with torch.no_grad():
         want = ann(x)
         assert (snn(x) - want).norm() < 0.02 * want.norm()
-    calls = snn.report().analogue
-    assert why in [call.why for call in calls][0]
+    assert why in snn.report().analogue[0].why
     assert any(isinstance(module, TandemNeurons) for module in snn.modules())
     with pytest.raises(ValueError, match=why):
         convert(ann, 8, calibrate=x, analogue=False)
@@ -557,7 +556,9 @@ def test_integers_and_spikes_of_different_weight():
     copied = copy.deepcopy(other)
     other.set_time_steps(128)
     assert torch.equal(other.ann()(x), ann(x))
-    assert torch.equal(copied(x), convert(ann, 256, calibrate=other.calibration, example=x, neuron=NEURONS["two phases"])(x))
+    assert torch.equal(
+        copied(x), convert(ann, 256, calibrate=other.calibration, example=x, neuron=NEURONS["two phases"])(x)
+    )
     unquantise(other)
     assert torch.equal(ann(x), plain)
 

@@ -28,7 +28,7 @@ from tandem_cuda import (
     TandemConvTranspose2d,
     TandemLinear,
 )
-from tandem_cuda.nn import SpikeCat, SpikeRearrange, SpikeWindows, TandemGate, TandemInterpolate
+from tandem_cuda.nn import SpikeCat, SpikeRearrange, SpikeWindows, TandemInterpolate
 
 nir = pytest.importorskip("nir", reason="pip install tandem_cuda[nir]")
 h5py = pytest.importorskip("h5py")

@@ -15,6 +15,7 @@ from tandem_cuda.nn.quantiser import quantiser
 from tensors import generator
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+EYE, WIDE = torch.eye(3).view(3, 3, 1, 1), torch.eye(20)
 TORCH = tuple(int(x) for x in torch.__version__.split(".")[:2])
 
 
@@ -49,12 +50,12 @@ def integers_of(program, *inputs):
 
 
 def check_same(model, *inputs):
-    """All integers and outputs are the quantised network's, to the bit."""
+    """All outputs are the quantised network's, to the bit, and all integers, but for their zero points."""
     program = exported(model, *inputs)
     snn = from_quantised(program, inputs)
     found, expected = values_of(snn, *inputs), integers_of(program, *inputs)
     if len(found) == len(expected):
-        assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+        assert all(len((a - b).unique()) == 1 for a, b in zip(found, expected, strict=True))
     got, want = (tree_leaves(f(*inputs)) for f in (snn, model))
     assert all(torch.equal(*pair) for pair in zip(got, want, strict=True))
     return snn
@@ -137,7 +138,7 @@ def test_numbers_halfway_between_two_integers_are_rounded_up():
     class Ties(Layers):
         def forward(self, x):
             x = rounded(self.linear(rounded(x, (2.0**-3, 0)), 0), (2.0**-2, 0))
-            return nn.functional.linear(x, torch.eye(20))
+            return nn.functional.linear(x, WIDE)
 
     model = Ties(layer)
     x = torch.randint(0, 256, (400, 30), generator=generator(0)) * 2.0**-3
@@ -160,7 +161,9 @@ def test_a_zero_point_of_a_linear_layer(between):
     class Two(Layers):
         def forward(self, x):
             x = between(rounded(self.linear(rounded(x, INPUT), 0), (2.0**-4, 77)))
-            return rounded(self.linear(rounded(x, (2.0**-4, 77 if between is not torch.relu else 0)), 1), (2.0**-2, 130))
+            return rounded(
+                self.linear(rounded(x, (2.0**-4, 77 if between is not torch.relu else 0)), 1), (2.0**-2, 130)
+            )
 
     model = Two(Weights(1, (12, 9), INPUT, (2.0**-4, 77)), Weights(4, (5, 12), (2.0**-4, 77), (2.0**-2, 130)))
     x = torch.randn(50, 9, generator=generator(0))
@@ -172,9 +175,7 @@ class Sums(Layers):
     """A sum without a ReLU, whose terms have zero points, of [N, F]."""
 
     def __init__(self):
-        super().__init__(
-            Weights(1, (9, 9), INPUT, (2.0**-4, 77)), Weights(4, (4, 9), (2.0**-5, 120), (2.0**-2, 130))
-        )
+        super().__init__(Weights(1, (9, 9), INPUT, (2.0**-4, 77)), Weights(4, (4, 9), (2.0**-5, 120), (2.0**-2, 130)))
 
     def forward(self, x):
         x = rounded(x, INPUT)
@@ -218,13 +219,13 @@ class Anew(Layers):
 def test_a_sum_of_a_product_and_integers_quantised_anew():
     snn = check_same(Anew(), torch.randn(50, 9, generator=generator(0)))
     assert kinds(snn, TandemAdd) == 1
-    assert kinds(snn, TandemElementwise) == 2 + 1  # and the shifted input of the sum
+    assert kinds(snn, TandemElementwise) == 3  # two of integers anew, and the input in the sum
 
 
 def test_the_bound_of_a_relu():
     x = torch.randn(50, 9, generator=generator(0))
     check_same(Anew(bound=255 * FIRST[0]), x)
-    assert "for no more than its bound 3.0, got 15.9375" in refused(exported(Anew(bound=3.0), x), x)
+    assert "for no more than its bound, 3.0, got 15.9375" in refused(exported(Anew(bound=3.0), x), x)
 
 
 def test_signed_integers_with_a_zero_point():
@@ -238,6 +239,19 @@ def test_signed_integers_with_a_zero_point():
             return nn.functional.max_pool2d(rounded(x, (2.0**-5, 3), -128, 127, torch.int8), 2)
 
     check_same(Signed(), images())
+
+
+def test_a_concatenation():
+    """Of integers with two scales, quantised anew."""
+
+    class Joined(Exported):
+        def forward(self, x):
+            x = rounded(torch.relu(conv(self, rounded(x, INPUT), "conv1")), FIRST)
+            y = rounded(conv(self, x, "conv2"), (2.0**-5, 0))
+            x = rounded(torch.cat([x[:, :4, 1:-1, 1:-1], y[:, :4]], 1), (2.0**-5, 0))
+            return conv(self, x, "conv3", groups=2)
+
+    check_same(Joined(), images())
 
 
 def test_a_network_of_7_bits():
@@ -254,8 +268,6 @@ def test_a_network_of_7_bits():
 
 
 # -- real numbers around the quantised part
-
-EYE = torch.eye(3).view(3, 3, 1, 1)
 
 
 class Around(Exported):
@@ -309,7 +321,7 @@ class Line(Layers):
     def forward(self, x):
         x = rounded(torch.relu(nn.functional.conv1d(rounded(x, INPUT), *self.weighted(0), padding=1)), FIRST)
         x = rounded(nn.functional.conv1d(x, *self.weighted(1), stride=2), SECOND)
-        return nn.functional.linear(x.flatten(1), torch.eye(20)[:3])
+        return nn.functional.linear(x.flatten(1), WIDE[:3])
 
 
 def test_one_dimensional_convolutions():
@@ -330,7 +342,7 @@ def pt2e(ann, x, dynamic=False):
 
     settings = get_default_x86_inductor_quantization_config(is_dynamic=dynamic)
     prepared = prepare_pt2e(torch.export.export(ann, (x,)).module(), X86InductorQuantizer().set_global(settings))
-    assert "got observers" in refused(prepared, x) or not dynamic
+    assert "got a GraphModule with observers of quantisation; call convert_pt2e" in refused(prepared, x)
     prepared(x)
     return convert_pt2e(prepared)
 
@@ -379,7 +391,7 @@ def test_the_x86_quantiser_of_torchao():
 
 @of_torchao
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+@pytest.mark.parametrize("name", ["vgg11", "mobilenet_v2"])
 def test_networks_of_torchvision(name):
     models = pytest.importorskip("torchvision.models")
     torch.manual_seed(0)
@@ -427,8 +439,8 @@ def test_fewer_steps():
     assert torch.equal(networks[3](x), networks[1](x))
     networks[3].set_time_steps(8)
     assert torch.equal(networks[3](x), expected)
-    cascade = Cascade([freeze(snn) for snn in networks])
-    assert torch.equal(cascade.predict(x, 1.0).logits, expected)
+    prediction = Cascade([freeze(snn) for snn in networks]).predict(x, 0.9)
+    assert set(prediction.steps.tolist()) <= {2, 6, 12, 20}
 
 
 # -- refusals
@@ -447,14 +459,17 @@ def test_models_of_other_forms():
     assert "got a Sequential with floats only; tandem_cuda.convert takes these" in refused(ann, x)
     ann.qconfig = quantization.get_default_qconfig("x86")
     prepared = quantization.prepare(ann)
-    for model, message in ((prepared, "observers of"), (quantization.convert(prepared), "quantised layers of torch.ao")):
+    for model, message in (
+        (prepared, "observers of"),
+        (quantization.convert(prepared), "quantised layers of torch.ao"),
+    ):
         assert f"got a Sequential with {message}" in refused(model, x)
         with pytest.raises(ValueError, match=f"convert: ann must be a network of floats, got {message}"):
             convert(model, 8, example=x)
     with pytest.raises(TypeError, match=r"from_quantised: model must be an nn\.Module or an ExportedProgram, got int"):
         from_quantised(3, x)
     program = exported(Exported(), images())
-    with pytest.raises(TypeError, match="from_quantised: example must be a Tensor, or a tuple"):
+    with pytest.raises(TypeError, match="example must be a Tensor, or a tuple"):
         from_quantised(program, "x")
     with pytest.raises(ValueError, match="at least one sample"):
         from_quantised(program, images(0))
@@ -489,7 +504,7 @@ def averaged(net, x):
 
 def of_zero_point(net, x):
     x = rounded(conv(net, rounded(x, INPUT), "conv1"), (2.0**-4, 77))
-    return conv(net, x, "conv2", padding=1)
+    return behind(net, conv(net, x, "conv2", padding=1))
 
 
 def padded_average(net, x):
@@ -502,37 +517,54 @@ def used_twice(net, x):
     return conv(net, rounded(y, SECOND), "conv2"), y
 
 
+def halves(net, x):
+    return nn.functional.avg_pool2d(first(net, x), 2)
+
+
+def behind(net, x):
+    """A last layer, which reads integers."""
+    return conv(net, rounded(x, SECOND)[:, :4], "conv3")
+
+
 REFUSALS = {
-    "bits": (signed, "must have the same number of bits.* got .*: 8, .*: 7; signed integers lose one bit behind a ReLU"),
+    "bits": (
+        signed,
+        "must have the same number of bits.* got .*: 8, .*: 7; signed integers lose one bit behind a ReLU",
+    ),
     "average": (averaged, "avg_pool2d.*its input must be quantised|its values must be quantised"),
-    "padding": (of_zero_point, r"conv2d_1 .*padding must be 0 if the zero point .* got \[1, 1\] and a zero point 77"),
-    "padded average": (padded_average, "padding of average pooling must be 0"),
+    "padding": (of_zero_point, r"conv2d_1 .*padding must be 0 if the zero point .* got \[1, 1\] and 77 more"),
+    "padded average": (padded_average, "its padding must be 0 if the zero point"),
     "rescaled average": (
         lambda net, x: conv(net, rounded(nn.functional.avg_pool2d(first(net, x), 2), SECOND), "conv2"),
         "average pooling must keep scale and zero point",
     ),
     "unrounded average": (
-        lambda net, x: conv(net, nn.functional.avg_pool2d(first(net, x), 2), "conv2"),
-        "its input must be quantised, got averages that are not",
+        lambda net, x: behind(net, conv(net, nn.functional.avg_pool2d(first(net, x), 2), "conv2")),
+        "conv2d_1 .*its input must be quantised, got real numbers",
+    ),
+    "averages of averages": (
+        lambda net, x: conv(net, rounded(nn.functional.avg_pool2d(halves(net, x), 2), FIRST), "conv2", padding=1),
+        "its input must be quantised, and its divisor_override None",
+    ),
+    "sum of averages": (
+        lambda net, x: conv(net, rounded(halves(net, x) + 1, FIRST), "conv2"),
+        "add .*its input must be quantised, got averages that are not",
     ),
     "real numbers": (
         lambda net, x: conv(net, rounded(nn.functional.hardswish(first(net, x)), FIRST), "conv2"),
         "hardswish .*it has no rule",
     ),
     "not quantised": (
-        lambda net, x: conv(net, torch.relu(conv(net, rounded(x, INPUT), "conv1")), "conv2"),
+        lambda net, x: behind(net, conv(net, torch.relu(conv(net, rounded(x, INPUT), "conv1")), "conv2")),
         "conv2d_1 .*its input must be quantised, got real numbers",
     ),
     "an output, too": (used_twice, "conv2d: its values must be quantised, once"),
-    "concatenation": (
-        lambda net, x: nn.functional.conv2d(
-            torch.cat([first(net, x), rounded(conv(net, first(net, x), "conv2", padding=1), FIRST)], 1),
-            torch.ones(1, 16, 1, 1),
-        ),
-        "cat.*concatenates",
+    "zero points": (
+        lambda net, x: conv(net, rounded(rounded(conv(net, rounded(x, INPUT), "conv1"), SECOND) * 2, SECOND), "conv2"),
+        "the zero point of its input must be the least integer",
     ),
     "nothing": (lambda net, x: conv(net, x, "conv1"), "must read quantised activations, but there is none"),
-    "one layer": (lambda net, x: conv(net, rounded(x, INPUT), "conv1"), "whose output another weight layer reads"),
+    "one layer": (lambda net, x: conv(net, rounded(x, INPUT), "conv1"), "must read the output of another one"),
 }
 
 
@@ -546,10 +578,10 @@ def test_all_problems_at_once():
     def run(net, x):
         x = rounded(conv(net, rounded(x, INPUT), "conv1"), (2.0**-4, 77))
         x = rounded(nn.functional.avg_pool2d(x, 2, padding=1), (2.0**-4, 77))
-        return conv(net, rounded(torch.relu(conv(net, x, "conv2")), (0.1, 3)), "conv3")
+        return conv(net, rounded(torch.relu(conv(net, x, "conv2")), (0.1, 3))[:, :4], "conv3")
 
     message = refused(exported(Changed(run), images()), images())
-    assert "padding of average pooling must be 0" in message
+    assert "its padding must be 0 if the zero point" in message
     assert "the zero point behind a ReLU must be the least integer" in message
 
 

@@ -28,7 +28,6 @@ from tandem_cuda import (
     TandemConv1d,
     TandemConv2d,
     TandemConvTranspose2d,
-    TandemGate,
     TandemLinear,
     convert,
     freeze,
@@ -303,34 +302,6 @@ def test_scales_of_integers(tmp_path, integers):
 def test_the_good_files_run(good):
     name, description, tensors = good
     assert runs(name, FrozenNetwork(*artefact.parsed(description, tensors)))
-
-
-# --- gates -----------------------------------------------------------------------------------------------------------
-
-
-def gated(gate, dims=(2, 3)):
-    net = nn.Module()
-    net.encode, net.first, net.values = Encode(2), TandemConv2d(1, 2, 3), Decode()
-    net.mean, net.scores, net.gate, net.decode = nn.AdaptiveAvgPool2d(1), gate, TandemGate(), Decode()
-    calls = {"encode": ("x",), "first": ("encode",), "values": ("first",), "mean": ("values",), "scores": ("mean",)}
-    return graph_of(net, {**calls, "gate": ("first", "scores"), "decode": ("gate",)})
-
-
-def test_gates_fit_the_spikes(tmp_path):
-    path = tmp_path / "net"
-    net = gated(nn.Flatten())
-    with pytest.raises(
-        ValueError, match=r"TandemGate 'gate': the gate must broadcast over \[N, 2, >=1, >=1\], got \[N, "
-    ):
-        freeze(net)
-    freeze(gated(nn.Sigmoid())).save(path)
-    description, tensors = artefact.read(path)
-    x = torch.randn(2, 1, 8, 8)
-    assert FrozenNetwork.load(path)(x).shape == (2, 2, 6, 6)
-    for scale, message in ((torch.ones(3), "channels must be 2, got 3"), (torch.ones(0), "scale must not be empty")):
-        write(path, description, {**tensors, "gate/scale": scale})
-        with pytest.raises(ValueError, match=f"(TandemGate|node) 'gate': .*{message}"):
-            FrozenNetwork.load(path)
 
 
 # --- sizes that do not fit -------------------------------------------------------------------------------------------

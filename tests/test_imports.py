@@ -19,7 +19,7 @@ LAYERS = [
     {"neuron"},
     {"ops", "events", "spike_code", "spike_train", "reference"},
     {"nn"},
-    {"convert", "freeze", "from_quantised", "analysis", "exchange", "models", "quantisation", "build_info"},
+    {"convert", "freeze", "analysis", "exchange", "models", "quantisation", "build_info"},
     {"benchmark", "doctor", "plot"},
     {"__init__", "__main__"},
 ]

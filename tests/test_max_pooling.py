@@ -32,8 +32,9 @@ def test_converted_networks_converge(pool):
     net, x = ann(pool), images()
     want = net(x).detach()
     errors = []
+    snn = convert(net, 16, calibrate=x, percentile=100)
     for time_steps in (16, 128, 1024):
-        snn = convert(net, time_steps, calibrate=x, percentile=100)
+        snn.set_time_steps(time_steps)
         with torch.no_grad():
             errors.append(((snn(x) - want).norm() / want.norm()).item())
     assert errors[0] < 0.5

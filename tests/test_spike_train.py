@@ -327,7 +327,7 @@ def test_layers_without_a_relu_give_pairs():
         if isinstance(module, TandemConv2d):
             module.register_forward_hook(lambda module, inputs, output: trains.append(output))
     network(x)
-    assert [x.paired for x in trains] == [True] * len(trains)
+    assert [x.paired for x in trains] == [True]
 
 
 # --- no field is lost ------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from . import rules as rules
 from .calibrate import Calibration
 from .call import Call
+from .from_quantised import from_quantised
 from .make import convert
 from .network import TandemNetwork
 from .qcfs import from_qcfs
@@ -12,7 +13,6 @@ from .rules import activations as _activations  # noqa: F401  # registers the ru
 from .rules import joins as _joins  # noqa: F401
 from .rules import moves as _moves  # noqa: F401
 from .rules import pools as _pools  # noqa: F401
-from .rules import quantised as _quantised  # noqa: F401
 from .rules import register
 from .writer import Analogue
 
@@ -26,5 +26,6 @@ __all__ = [
     "TandemNetwork",
     "convert",
     "from_qcfs",
+    "from_quantised",
     "register",
 ]

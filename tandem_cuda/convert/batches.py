@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.data import DataLoader, Dataset
 
-from .inputs import names_of
+from .inputs import names_of, signature_of
 
 _BATCH = 64
 """Samples in a batch of a Dataset."""
@@ -19,19 +19,20 @@ Batch = tuple[Any, ...]
 """The arguments of forward: for each input a tensor, or a tuple, list or dict of tensors."""
 
 
-def calibration_batches(ann: nn.Module, data: Any) -> list[Batch]:
+def calibration_batches(ann: nn.Module, data: Any, count: int = 0) -> list[Batch]:
     """Return the inputs of a network in calibration data.
 
     Args:
         ann: the network.
         data: as ``calibrate`` of :func:`convert`.
+        count: the number of inputs that an example has, which may be more than forward needs.
 
     Raises:
         TypeError: ``data`` is neither a Tensor nor iterable.
         ValueError: there is no batch, or a batch lacks an input, or an input has no samples, has another number of
             samples than the first input, or is not finite.
     """
-    names = names_of(ann)
+    names = names_of(ann, count)
     if isinstance(data, Tensor):
         data = [data]
     elif isinstance(data, Dataset):
@@ -70,8 +71,16 @@ def example_of(ann: nn.Module, example: Any) -> Batch:
     if isinstance(example, Tensor):
         return (example,)
     if isinstance(example, Mapping):
-        named = all(name in example for name in names)
-        return tuple(example[name] for name in names) if named else (dict(example),)
+        if not all(name in example for name in names):
+            return (dict(example),)
+        optional = [name for name in signature_of(ann).parameters if name in example and name not in names]
+        wanted = {*names, *optional}
+        for count in range(len(wanted) + 1):
+            if {*names_of(ann, count)} == wanted:
+                return tuple(example[name] for name in names_of(ann, count))
+        raise ValueError(
+            f"convert: example must have each argument of forward in front of {optional[-1]}, got {', '.join(example)}"
+        )
     if not isinstance(example, (tuple, list)) or not example:
         raise TypeError(
             f"convert: example must be a Tensor, or a tuple of forward's arguments, got {type(example).__name__}"

@@ -330,7 +330,8 @@ class Call:
         def step(train: Train) -> Train:
             dropout = kind(p)
             dropout.copies = train.windows
-            return self._writer.called(train, self.node, dropout)
+            dropped = self._writer.called(train, self.node, dropout)
+            return replace(dropped, dropout=train.dropout / (1 - p) if p < 1 else 0.0)
 
         x = self._deferred(x, step)
         return replace(x, rescales=True) if isinstance(x, Current) else x
@@ -379,16 +380,16 @@ class Call:
         branch = x.branches[0] if isinstance(x, Current) and len(x.branches) == 1 and not x.deferred else None
         of_rows = branch is not None and branch.features  # the norm is of rows
         if branch is not None and branch.norm is None and not of_rows and branch.layer is not None:
-            return replace(x, branches=[replace(branch, norm=norm)])
+            return replace(x, branches=[replace(branch, norm=norm, normed=self.node)])
         if (
             branch is not None
             and branch.norm is None
             and branch.resize is not None
             and type(norm) is not nn.BatchNorm1d
         ):
-            return replace(x, branches=[replace(branch, norm=norm)])
+            return replace(x, branches=[replace(branch, norm=norm, normed=self.node)])
         train = self._by_channel(self.spikes())
-        return Current([Branch(train, self._writer.name(self.node), norm=norm)])
+        return Current([Branch(train, self._writer.name(self.node), norm=norm, normed=self.node)])
 
     def affine(self, factor: float | Tensor = 1.0, offset: float | Tensor = 0.0, of: fx.Node | None = None) -> Any:
         """Multiply by a number and add another. Each may be a tensor of one number for each channel.

@@ -103,6 +103,8 @@ def _graph_again(ann: nn.Module, record: Record, wanted: Collection[str] | None,
     if wanted is None or graph is not None:
         return graph if wanted is not None else None
     found = exported(ann, record.inputs.example(ann))
+    if record.rewrite is not None:
+        record.rewrite(found)
     if missing := sorted({*wanted} - {node.name for node in found.graph.nodes}):
         raise RuntimeError(
             f"report: forward of the ANN must be as it was when it was converted, but lacks {', '.join(missing)}. "

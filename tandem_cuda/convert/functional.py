@@ -24,6 +24,14 @@ VIEWS = {
 """Calls whose result may share memory with their first argument."""
 
 
+_UNINITIALISED: dict[Any, Any] = {
+    aten.empty_like.default: aten.zeros_like.default,
+    aten.new_empty.default: aten.new_zeros.default,
+    aten.empty.memory_format: aten.zeros.default,
+}
+"""Calls that return memory as it is, and calls that return zeros."""
+
+
 class Unwritable(Exception):
     """A write in place that has no functional form."""
 
@@ -84,10 +92,10 @@ def functional(graph: fx.Graph) -> None:
     """Replace calls that write in place by calls that return what they would have written.
 
     Later reads of the memory read the result. A write to a view changes the tensor that it shows a part of, and all
-    other views of it.
+    other views of it. Inputs stay as they are.
 
     Raises:
-        Unwritable: a write to a view that cannot be undone, or to an input, parameter or buffer that is used later.
+        Unwritable: a write to a view that cannot be undone, or to a parameter or buffer.
     """
     _Functional(graph).run()
 
@@ -110,6 +118,8 @@ class _Functional:
             if node.target is aten.lift_fresh_copy.default or node.target is aten.lift_fresh.default:
                 self.now[node] = node.args[0]
                 continue
+            if node.target in _UNINITIALISED:  # all of it is written before it is read
+                node.target = _UNINITIALISED[node.target]
             if node.target in VIEWS or (node.target is operator.getitem and original[0][0] in self.base):
                 self.base[node] = original[0][0]
             schema = getattr(node.target, "_schema", None)
@@ -134,15 +144,23 @@ class _Functional:
         name = target._schema.name.removeprefix("aten::")
         if written != [arguments[0].name] or not target._schema.name.startswith("aten::"):
             raise Unwritable(f"it calls {name}, which writes in place; use a form that returns its result")
-        with self.graph.inserting_after(node):
+        with self.graph.inserting_before(node):
             new = self._functional_call(node, target, name)
         new.meta = dict(node.meta)
         self.now[node] = new
         self._propagate(original[0], new)
 
+    def _random_call(self, node: fx.Node, name: str) -> fx.Node | None:
+        """Return a call that draws numbers of the size of its first argument; None for calls that do not."""
+        forms = {"bernoulli_": aten.bernoulli.p, "uniform_": aten.uniform.default, "normal_": aten.normal_functional.default}
+        form = forms.get(name)
+        return None if form is None else self.graph.call_function(form, node.args, node.kwargs)
+
     def _functional_call(self, node: fx.Node, target: Any, name: str) -> fx.Node:
         if name == "copy_":
             return self._copied(node)
+        if (drawn := self._random_call(node, name)) is not None:
+            return drawn
         if name == "zero_":
             return self.graph.call_function(aten.zeros_like.default, (node.args[0],))
         packet = getattr(aten, name.removesuffix("_"), None)
@@ -179,8 +197,8 @@ class _Functional:
                 new.meta = {k: v for k, v in outer.meta.items() if k in ("val", "nn_module_stack")}
             self.now[outer] = last = new
         root = chain[-1]
-        if root.op in ("placeholder", "get_attr"):
-            raise Unwritable("it writes in place to an input, parameter or buffer; write to a copy")
+        if root.op == "get_attr":
+            raise Unwritable(f"it writes in place to {root.target}; write to a copy")
         for other in list(self.base):  # views of what has changed are read anew
             if other not in chain and self._root(other) is root:
                 with self.graph.inserting_after(last):

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import random
 import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import ParametrizationList
-from torch.utils._pytree import TreeSpec, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_leaves, tree_map_only, tree_unflatten
 
 from ..nn.modes import evaluating
 from ..nn.quantiser import WeightQuantiser
 from .functional import Unwritable, functional, inlined
 from .inputs import Inputs
-from .training import Differs, Training, as_in_eval, compared
+from .training import Differs, Training, as_in_eval, compared, is_random
 
 aten = torch.ops.aten
+_TORCH = str(Path(torch.__file__).parent)
+_ROUNDED = re.compile(r"(^|\.)parametrizations\.(\w+)\.original$")
+"""The names of weights that a quantiser rounds."""
 _SAMPLES = 3
 """Samples of the example. torch.export takes 0 and 1 for sizes that are fixed; 2 is a common number of parts."""
 
@@ -49,9 +54,12 @@ class Graph:
         if name in self.constants:
             return self.constants[name]
         path, _, key = name.rpartition(".")
-        if key == "original" and isinstance(self.ann.get_submodule(path), ParametrizationList):  # of rounded weights
+        if key == "original" and self._is_rounded(self.ann.get_submodule(path)):
             path, _, key = path.replace(".parametrizations.", ".").removeprefix("parametrizations.").rpartition(".")
         return getattr(self.ann.get_submodule(path), key)
+
+    def _is_rounded(self, holder: nn.Module) -> bool:
+        return isinstance(holder, ParametrizationList) and isinstance(holder[0], WeightQuantiser)
 
     @property
     def description(self) -> str:
@@ -81,20 +89,22 @@ class Showing(fx.Interpreter):
 
 
 def described(graph: fx.Graph) -> str:
-    """Return the calls of a graph and their arguments in words, whatever the names of nodes.
-
-    Quantised weights have the names of the weights that they round.
-    """
+    """Return the calls of a graph and their arguments in words, whatever the names of nodes."""
     words: dict[fx.Node, str] = {}
     lines: list[str] = []
     for node in graph.nodes:
         if node.op == "get_attr":
-            words[node] = re.sub(r"\bparametrizations\.(\w+)\.original$", r"\1", str(node.target))
+            words[node] = _ROUNDED.sub(r"\1\2", str(node.target))
             continue
+        given = node.args
+        if node.target is aten.batch_norm.default:
+            given = (*given[:6], *given[7:])  # both twins have the module's present momentum
+        args: Any = fx.node.map_arg((given, node.kwargs), words.__getitem__)
         words[node] = f"%{len(lines)}"
-        args: Any = fx.node.map_arg((node.args, node.kwargs), words.__getitem__)
         lines.append(f"{node.op} {'' if node.op == 'placeholder' else node.target} {args}")
     return "\n".join(lines)
+
+
 
 
 def exported(ann: nn.Module, example: tuple[Any, ...]) -> Graph:
@@ -119,6 +129,54 @@ def exported(ann: nn.Module, example: tuple[Any, ...]) -> Graph:
     except Differs as error:
         raise ValueError(f"convert: forward of {type(ann).__name__} cannot be converted: {error}") from None
     return graph
+
+
+def check_one_sample(graph: Graph, example: tuple[Any, ...]) -> None:
+    """Run forward on one sample, and compare it with the graph.
+
+    Raises:
+        ValueError: forward computes something else for one sample: torch.export looks at larger batches. Or it calls
+            functions with a backward of their own, which the graph does not have.
+    """
+    ann = graph.ann
+    sample = tree_map_only(Tensor, _with_gradient, graph.inputs.resized(example, 1))
+    args, kwargs = graph.inputs.call(sample)
+    with evaluating(ann), _unchanged(ann), _quiet(), torch.enable_grad():
+        theirs = tree_leaves(ann(*args, **kwargs))
+        ours = tree_leaves(graph.run(sample, lambda *_: None))
+    name = type(ann).__name__
+    if function := _own_backward([x.grad_fn for x in theirs if isinstance(x, Tensor)]):
+        raise ValueError(
+            f"convert: forward of {name} cannot be converted: it calls torch.autograd.Function {function}, whose "
+            "backward would be lost"
+        )
+    if any(is_random(node) for node in graph.graph.nodes):
+        return
+    pairs = [(x, y) for x, y in zip(ours, theirs, strict=False) if isinstance(x, Tensor) and x.is_floating_point()]
+    alike = all(x.shape == y.shape and (x - y).norm() <= 1e-2 * y.norm() for x, y in pairs if y.isfinite().all())
+    if len(ours) != len(theirs) or not alike:
+        raise ValueError(
+            f"convert: forward of {name} must take any number of samples, but for one sample it computes something "
+            "else than for several"
+        )
+
+
+def _with_gradient(x: Tensor) -> Tensor:
+    return x.requires_grad_() if x.is_floating_point() else x
+
+
+def _own_backward(waiting: list[Any]) -> str:
+    """Return the name of a function with a backward of its own among those that lead to these; "" if there is none."""
+    seen: set[Any] = set()
+    while waiting:
+        function = waiting.pop()
+        if function is not None and function not in seen:
+            seen.add(function)
+            waiting += [before for before, _ in function.next_functions]
+            kind = getattr(function, "_forward_cls", None)
+            if kind is not None and not kind.__module__.startswith("torch."):
+                return str(kind.__name__)
+    return ""
 
 
 def _in_training(graph: Graph, samples: tuple[Any, ...]) -> Training:
@@ -162,7 +220,8 @@ def _depends_on_mode(module: nn.Module) -> bool:
 
 def _exported(ann: nn.Module, inputs: Inputs, samples: tuple[Any, ...]) -> Any:
     args, kwargs = inputs.call(samples)
-    shapes = {name: _free_batch(x) for name, x in inputs.bound(samples).items()}
+    named = inspect.signature(ann.forward).bind(*args, **kwargs).arguments
+    shapes = {name: _free_batch(x) for name, x in named.items()}
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -193,12 +252,14 @@ def _reason(ann: nn.Module, error: Exception) -> str:
         lines = text.split("The following call raised this error:")[1].strip().splitlines()
         where = " ".join(line.strip() for line in lines[:2])
     else:
-        here = error.__traceback__
-        while here is not None:
-            code = here.tb_frame.f_code
-            if code.co_name == "forward" and isinstance(here.tb_frame.f_locals.get("self"), nn.Module):
-                kind = type(here.tb_frame.f_locals["self"]).__name__
-                where = f'File "{code.co_filename}", line {here.tb_lineno}, in forward of {kind}'
+        here, in_forward = error.__traceback__, False
+        while here is not None:  # the innermost line of the user
+            code, module = here.tb_frame.f_code, here.tb_frame.f_locals.get("self")
+            is_forward = code.co_name == "forward" and isinstance(module, nn.Module)
+            in_forward = in_forward or is_forward
+            if in_forward and not (where and code.co_filename.startswith(_TORCH)):
+                of = f" of {type(module).__name__}" if is_forward else ""
+                where = f'File "{code.co_filename}", line {here.tb_lineno}, in {code.co_name}{of}'
             here = here.tb_next
     return f"convert: torch.export cannot export forward of {type(ann).__name__}: {first.rstrip('.')}" + (
         f" ({where})" if where else ""
@@ -223,8 +284,8 @@ def _of_program(ann: nn.Module, program: Any, inputs: Inputs, training: bool = F
                 graph.erase_node(node)
                 continue
             where = next(tensors)
-            if isinstance(node.meta["val"].shape[0], int) and node.users:
-                fixed.append(where)
+            if node.users:
+                fixed += _assumed(where, node.meta["val"].shape[0])
             continue
         target = str(spec.target)
         if spec.kind is torch.export.graph_signature.InputKind.CONSTANT_TENSOR:
@@ -237,8 +298,8 @@ def _of_program(ann: nn.Module, program: Any, inputs: Inputs, training: bool = F
         graph.erase_node(node)
     if fixed:
         raise ValueError(
-            f"convert: forward of {name} must take any number of samples, but it fixes the batch size of "
-            f"{', '.join(fixed)} (does it compare the size with a number, or view it as one?)"
+            f"convert: forward of {name} must take any number of samples, but it wants the batch size of "
+            f"{', '.join(dict.fromkeys(fixed))} (does it compare the size with a number, or view it as one?)"
         )
     output = graph.output_node()
     changed = [spec for spec in signature.output_specs if spec.kind.name not in ("USER_OUTPUT",)]
@@ -264,6 +325,17 @@ def _of_program(ann: nn.Module, program: Any, inputs: Inputs, training: bool = F
     return Graph(ann, graph, inputs, constants, program.call_spec.out_spec)
 
 
+def _assumed(where: str, size: Any) -> Iterator[str]:
+    """Yield in words what the export has assumed of the batch size of an input."""
+    if isinstance(size, int) or size.node.expr.is_number:
+        yield f"{where} to be {size}"
+        return
+    symbols = size.node.shape_env
+    for condition in (symbols.replace(guard.expr) for guard in symbols.guards):
+        if size.node.expr in condition.free_symbols:
+            yield f"{where}, N, to obey {str(condition).replace(str(size.node.expr), 'N')}"
+
+
 _ASSERTIONS = (aten._assert_scalar.default, aten._assert_tensor_metadata.default, aten._assert_async.msg)
 
 
@@ -279,6 +351,7 @@ def _leave_out_statistics(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         counts = node.target is aten.add_.Tensor and isinstance(node.args[0], fx.Node)
         if counts and node.args[0].op == "get_attr" and str(node.args[0].target).endswith("num_batches_tracked"):
+            node.replace_all_uses_with(node.args[0])  # of batch norms that are called twice
             graph.erase_node(node)
 
 

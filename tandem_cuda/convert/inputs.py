@@ -23,13 +23,15 @@ def signature_of(ann: nn.Module) -> inspect.Signature:
 
 
 def names_of(ann: nn.Module, count: int = 0) -> list[str]:
-    """Return the names of forward's arguments that are inputs: the first ``count``, and all without a default.
+    """Return the names of forward's arguments that are inputs: those without a default if there are ``count`` of them.
 
-    If all have a default, the first is an input. Arguments of ``*args`` have the names "args[0]" and so on.
+    Otherwise the first ``count``, and all without a default. If all have a default, the first is an input. Arguments of
+    ``*args`` have the names "args[0]" and so on.
     """
     parameters = [p for p in signature_of(ann).parameters.values() if p.kind is not p.VAR_KEYWORD]
     plain = [p for p in parameters if p.kind is not p.VAR_POSITIONAL]
     required = sum(p.default is p.empty for p in plain)
+    count = 0 if count == required else count
     names = [p.name for i, p in enumerate(plain) if i < max(count, not required) or p.default is p.empty]
     every = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), None)
     if every is not None:
@@ -51,6 +53,8 @@ class Inputs:
     """The arguments that keep their defaults."""
     keywords: frozenset[str]
     """The arguments that must be passed by name."""
+    order: list[str]
+    """All arguments that can be passed by position, in the order of forward."""
     spec: TreeSpec
     """The structure of the arguments."""
     constants: tuple[Any, ...]
@@ -75,6 +79,13 @@ class Inputs:
             if p.name not in names and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
         }
         keywords = frozenset(p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY)
+        of_every = [(p, [name for name in names if name.startswith(f"{p.name}[")]) for p in parameters.values()]
+        order = [
+            name
+            for p, many in of_every
+            if p.kind not in (p.KEYWORD_ONLY, p.VAR_KEYWORD)
+            for name in (many if p.kind is p.VAR_POSITIONAL else [p.name])
+        ]
         leaves, spec = tree_flatten(tuple(example))
         tensors = tuple(isinstance(x, Tensor) for x in leaves)
         constants = tuple(None if isinstance(x, Tensor) else x for x in leaves)
@@ -87,7 +98,7 @@ class Inputs:
                 f"{', '.join(str(list(x.shape)) for x in found)}"
             )
         return cls(
-            names, defaults, keywords, spec, constants, tensors,
+            names, defaults, keywords, order, spec, constants, tensors,
             tuple(x.shape[1:] for x in found), tuple(x.dtype for x in found),
         )  # fmt: skip
 
@@ -121,6 +132,13 @@ class Inputs:
         """Whether each argument is a tensor."""
         return all(self.is_tensor) and len(self.is_tensor) == len(self.names)
 
+    @property
+    def structure(self) -> Any:
+        """The arguments, with Ellipsis for tensors; None if each argument is a tensor."""
+        if self._is_plain:
+            return None
+        return tree_unflatten([... if x else y for x, y in zip(self.is_tensor, self.constants, strict=True)], self.spec)
+
     def check_sizes(self, leaves: Sequence[Any]) -> None:
         """Raise a TypeError or ValueError unless the tensors of a call have the sizes of the example's."""
         for x, shape, i in zip(leaves, self.shapes, range(len(self.shapes)), strict=True):
@@ -132,17 +150,6 @@ class Inputs:
                     f"TandemNetwork: {self.leaf_names[i]} must be [{wanted}], the sizes of the example that convert "
                     f"was given, got {list(x.shape)}"
                 )
-
-    def bound(self, arguments: Sequence[Any]) -> dict[str, Any]:
-        """Return arguments by the names of forward's parameters; ``*args`` is one tuple."""
-        found: dict[str, Any] = {}
-        for name, x in zip(self.names, arguments, strict=True):
-            base, _, index = name.partition("[")
-            if index:
-                found[base] = (*found.get(base, ()), x)
-            else:
-                found[name] = x
-        return found
 
     def call(self, arguments: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return arguments as forward takes them: by position, and by name."""
@@ -157,13 +164,13 @@ class Inputs:
             TypeError: arguments are missing, given twice, or unknown.
             ValueError: an argument that keeps its default has another value.
         """
-        if not named and len(inputs) == len(self.names):
+        if not named and len(inputs) == len(self.names) and self.names == self.order[: len(inputs)]:
             return inputs
-        names = [*self.names, *self.defaults]
-        values = dict(zip(names, inputs, strict=False))
+        names = [*self.order, *sorted(self.keywords)]
+        values = dict(zip(self.order, inputs, strict=False))
         wrong = [name for name in named if name in values or name not in names]
         missing = [name for name in self.names if name not in {*values, *named}]
-        if len(inputs) > len(names) or wrong or missing:
+        if len(inputs) > len(self.order) or wrong or missing:
             raise TypeError(
                 f"TandemNetwork: inputs must match the ANN's forward({', '.join(names)}), got {len(inputs)} "
                 f"by position and {', '.join(named) or 'none'} by name"

@@ -29,7 +29,7 @@ from .calibrate import Calibration, Level
 from .calibrator import CalibrationSettings, Calibrator
 from .comparison import likeness
 from .conversion import Conversion, converted
-from .graph import Graph, exported
+from .graph import Graph, check_one_sample, exported
 from .means import replacing
 from .network import TandemNetwork
 from .nodes import some
@@ -185,13 +185,14 @@ def convert(
     _check_code(neuron, mode, time_steps)
     _check_dtypes(ann, weights)
     check_quantisable("convert", "ann", weight_layers(ann) if weights else [])
-    batches = calibration_batches(ann, calibrate) if settings.on_data else []
+    given = () if example is None else example_of(ann, example)
+    batches = calibration_batches(ann, calibrate, len(given)) if settings.on_data else []
     if example is None and not batches:
         raise ValueError(
             "convert: example must be given: the arguments of forward, such as torch.zeros(1, 3, 32, 32), or data as "
             f"calibrate, got {'None' if calibrate is None else 'the result of an earlier calibration'}"
         )
-    arguments = batches[0] if example is None else example_of(ann, example)
+    arguments = given or batches[0]
     check_replacements(replace)
     options = Options(
         time_steps, mode, neuron, engine, learn_thresholds, calibrate is not None,
@@ -201,6 +202,7 @@ def convert(
         names, effect = undone_on_error.enter_context(replacing(ann, replace or {}, batches, correct_bias is not False))
         graph = exported(ann, arguments)
         called(ann, replace or {})
+        check_one_sample(graph, arguments)
         conversion, snn = _written(graph, options, weights)
         with quantised_layers(weight_layers(ann, snn), _BITS[weights]) if weights else nullcontext():
             network = _calibrated(conversion, snn, settings, batches)
@@ -225,6 +227,7 @@ def unwrapped(ann: Any) -> Any:
     while True:
         if isinstance(ann, torch.export.ExportedProgram):
             ann = ann.module()
+            del ann.train, ann.eval  # which refuse to be called
         elif isinstance(ann, (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)):
             ann = ann.module
         elif isinstance(ann, torch._dynamo.OptimizedModule):

@@ -109,6 +109,11 @@ class TandemNetwork(nn.Module):
         self.snn.graph = _returning(self.snn.graph, 0)
         self.snn.recompile()
 
+    @property
+    def arguments(self) -> Any:
+        """The structure of forward's arguments, with Ellipsis for tensors; None if each argument is a tensor."""
+        return self._record.inputs.structure
+
     def ann(self) -> nn.Module:
         """Return the ANN twin. It shares parameters, statistics and train or eval mode with this network."""
         return self._twin[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,3 +91,5 @@ class Record:
     replaced: tuple[str, ...] = ()
     """The activations that ``replace`` has replaced: "silu in features.0"."""
     sample: Sample = field(default_factory=Sample)
+    rewrite: Callable[[Any], Any] | None = None
+    """What rewrites the exported graph of the ANN before it is converted."""

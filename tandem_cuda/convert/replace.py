@@ -33,22 +33,30 @@ def check_replacements(replace: Any) -> None:
 
 
 class _Calling(TorchFunctionMode):
-    """Calls other functions in the place of torch's, and notes which ones were called."""
+    """Calls other functions in the place of torch's, and notes which ones were called.
 
-    def __init__(self, functions: Mapping[str, str]) -> None:
+    ``before``: for functions that were replaced once before, the function that took their place then.
+    """
+
+    def __init__(self, functions: Mapping[str, str], before: Mapping[str, str]) -> None:
         super().__init__()
-        self.functions = functions
+        self.functions, self.before = functions, before
         self.called: set[str] = set()
+        self.inside = False  # torch.export shows this mode the calls that it makes itself
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         word = word_of(func)
         name = word.removesuffix("_")
         new = self.functions.get(name)
-        if new is None:
+        if new is None or self.inside:
             return func(*args, **(kwargs or {}))
-        self.called.add(name)
+        self.called |= {name, self.before.get(name, name)}
         x = args[0] if args else kwargs["input"]
-        y = getattr(F, new)(x)
+        self.inside = True
+        try:
+            y = getattr(F, new)(x)
+        finally:
+            self.inside = False
         in_place = word.endswith("_") or (kwargs or {}).get("inplace") is True
         return x.copy_(y) if in_place else y
 
@@ -67,9 +75,10 @@ class WithFunctions:
 
 def with_functions(kind: type[nn.Module], functions: Mapping[str, str]) -> type[nn.Module]:
     """Return a class of modules whose forward calls other functions in place of torch's of these names."""
-    functions = {**(kind.functions if issubclass(kind, WithFunctions) else {}), **functions}
+    before = dict(kind.functions) if issubclass(kind, WithFunctions) else {}
+    functions = {**{old: functions.get(new, new) for old, new in before.items()}, **functions}
     original: Any = getattr(kind, "original", kind) if issubclass(kind, WithFunctions) else kind
-    calling = _Calling(functions)
+    calling = _Calling(functions, before)
 
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
         with calling:

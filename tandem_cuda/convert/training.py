@@ -9,6 +9,8 @@ import torch
 from torch import fx
 from torch.utils._pytree import TreeSpec
 
+from .nodes import word_of
+
 aten = torch.ops.aten
 _RANDOM = torch.Tag.nondeterministic_seeded
 
@@ -28,12 +30,16 @@ class Differs(ValueError):
 
 
 def as_in_eval(graph: fx.Graph) -> None:
-    """Write the calls of a graph in training as eval mode has them: batch norm, dropout and recurrent layers."""
+    """Write the calls of a graph in training as eval mode has them: batch norm, dropout and recurrent layers.
+
+    Dropout that drops nothing in training gets the rate 0.
+    """
     for node in graph.nodes:
         if node.target is aten.batch_norm.default and node.args[3] is not None:
             node.args = (*node.args[:5], False, *node.args[6:])
-        elif node.target in (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default):
-            node.args = (*node.args[:2], False)
+        elif node.target in _DROPOUTS:
+            x, p, train = node.args
+            node.args = (x, p if train else 0.0, False)
         elif node.target in _TRAIN_FLAG:
             flag = _TRAIN_FLAG[node.target]
             node.args = (*node.args[:flag], False, *node.args[flag + 1 :])
@@ -47,11 +53,14 @@ def as_in_eval(graph: fx.Graph) -> None:
             node.kwargs = {key: 0.0 if key == "dropout_p" else x for key, x in node.kwargs.items()}
 
 
+_DROPOUTS = (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default)
 _TRAIN_FLAG = {aten.lstm.input: 6, aten.gru.input: 6, aten.rnn_tanh.input: 6, aten.rnn_relu.input: 6}
 
 
 def compared(ours: fx.Graph, theirs: fx.Graph, spec: TreeSpec, spec_in_training: TreeSpec, drawn: bool) -> Training:
     """Compare the graphs in eval mode and in training. Add outputs of training alone to the graph in eval mode.
+
+    Dropout in the graph in eval mode gets the rate that it has in training.
 
     Args:
         ours: the graph in eval mode.
@@ -66,25 +75,44 @@ def compared(ours: fx.Graph, theirs: fx.Graph, spec: TreeSpec, spec_in_training:
     numbers: dict[str, int] = {}  # of each operation; calls that do the same have the same number
     ours_of: dict[int, fx.Node] = {}
     number: dict[fx.Node, int] = {}
+    drops_of: dict[int, list[fx.Node]] = {}  # dropout has the number of its input
     for node in ours.nodes:
-        number[node] = numbers.setdefault(operation(node, number), len(numbers))
-        ours_of.setdefault(number[node], node)
+        if node.target in _DROPOUTS:
+            number[node] = number[node.args[0]]
+            drops_of.setdefault(number[node], []).append(node)
+        else:
+            number[node] = numbers.setdefault(operation(node, number), len(numbers))
+            ours_of.setdefault(number[node], node)
     found: dict[fx.Node, fx.Node] = {}
     missing: list[fx.Node] = []
     for node in theirs.nodes:
         if node.op == "output":
             break
+        if node.target in _DROPOUTS:
+            number[node] = number[node.args[0]]
+            if drops_of.get(number[node]):
+                found[node] = dropout = drops_of[number[node]].pop(0)
+                dropout.args = (dropout.args[0], node.args[1], dropout.args[2])
+            else:
+                missing.append(node)
+            continue
         number[node] = numbers.setdefault(operation(node, number), len(numbers))
         if number[node] in ours_of:
             found[node] = ours_of[number[node]]
         else:
             missing.append(node)
+    dropped = [
+        node
+        for node in missing
+        if node.target in _DROPOUTS and node.args[1] and any(user in found for user in node.users)
+    ]
+    left_out = tuple(f"random in training alone, and left out: {_place(node)}" for node in dropped)
     returned: Any = ours.output_node().args[0]
     returned_in_training: Any = theirs.output_node().args[0]
     (in_eval,), (in_training,) = returned, returned_in_training
     alike = spec == spec_in_training
     if alike and all(number.get(x, x) == number.get(y, y) for x, y in zip(in_training, in_eval, strict=True)):
-        return Training()
+        return Training(notes=left_out)
     needed = _leading_to(in_training)
     places = list(dict.fromkeys(_place(node) for node in missing if node in needed and is_random(node)))
     if not places and drawn:
@@ -93,10 +121,10 @@ def compared(ours: fx.Graph, theirs: fx.Graph, spec: TreeSpec, spec_in_training:
         notes = [f"random in training alone, and left out: {', '.join(places[:6])}"]
         if not alike:
             notes.append("outputs of training alone are left out: they depend on what is random")
-        return Training(notes=tuple(notes))
+        return Training(notes=(*left_out, *notes))
     if alike:
         where = next((node for node in missing if node in needed and node.op == "call_function"), None)
-        what = "" if where is None else f": there, {getattr(where.target, '__name__', where.target)} in {_place(where)}"
+        what = "" if where is None else f": there, {word_of(where.target)} in {_place(where)}"
         raise Differs(f"it computes something else in training than in eval mode{what}")
     output = ours.output_node()
     with ours.inserting_before(output):
@@ -105,7 +133,7 @@ def compared(ours: fx.Graph, theirs: fx.Graph, spec: TreeSpec, spec_in_training:
                 found[node] = ours.node_copy(node, found.__getitem__)
                 found[node].meta = dict(node.meta)
     output.args = ((in_eval, tuple(found[x] if isinstance(x, fx.Node) else x for x in in_training)),)
-    return Training(out_spec=spec_in_training)
+    return Training(notes=left_out, out_spec=spec_in_training)
 
 
 def _leading_to(outputs: Any) -> set[fx.Node]:
@@ -122,9 +150,7 @@ def _leading_to(outputs: Any) -> set[fx.Node]:
 def is_random(node: fx.Node) -> bool:
     """Whether a call draws random numbers."""
     return _RANDOM in getattr(node.target, "tags", ()) and node.target not in (
-        aten.dropout.default,
-        aten.feature_dropout.default,
-        aten.alpha_dropout.default,
+        *_DROPOUTS,
         aten.scaled_dot_product_attention.default,
         *_TRAIN_FLAG,
     )

@@ -43,6 +43,8 @@ class Train:
     """The number of neurons for one value of the ANN, which is the sum of their activations."""
     features: bool = False
     """Whether channels are along the last dimension, of more than two, and not along dimension 1."""
+    dropout: float = 1.0
+    """The factor of a spike's weight in training: dropout has it."""
 
     @property
     def channels(self) -> int:
@@ -74,6 +76,8 @@ class Branch:
     layer: Any = None
     """The weight layer, a layer of torch with the ANN's parameters; None for norm(factor * x + offset)."""
     norm: nn.Module | None = None
+    normed: fx.Node | None = None
+    """The ANN's call of ``norm``."""
     encoded: bool = False
     """Whether ``train.node`` is the output of Encode instead."""
     factor: float | Tensor = 1.0

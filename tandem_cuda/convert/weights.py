@@ -250,6 +250,8 @@ class WeightCalls:
         plain = base.forward is kind.forward and getattr(base, "_conv_forward", None) is getattr(
             kind, "_conv_forward", None
         )
+        if base is not kind and base.__module__.startswith("torch."):
+            return None  # a class of torch for its own layers
         if not plain or "forward" in vars(owner) or getattr(owner, "padding_mode", "zeros") != "zeros":
             return None
         if any(not _equal(getattr(owner, name), x) for name, x in settings.items()):

@@ -116,8 +116,8 @@ class Writer:
         self.joins: dict[tuple[fx.Node, ...], tuple[fx.Node, Train]] = {}
         self.constants: set[str] = set()
         """The names of the ANN's tensors whose values have become constants."""
-        self.spiking_norms: set[int] = set()
-        """The batch norms that tandem layers hold, by id."""
+        self.normed: set[fx.Node] = set()
+        """The calls of batch norm that have been written: statistics move once a call."""
 
     # -- values
 
@@ -165,12 +165,10 @@ class Writer:
                 x = self._innermost(x, read)
             return self.graph.call_module(self._own_module(call.name, call.layer), (x,))
         if node.target is aten.batch_norm.default and (norm := self.norm(node)) is not None:
-            if id(norm) in self.spiking_norms:  # whose statistics move once a call
+            if node in self.normed:
                 return self.decoded(self.spikes(node))
-            self.spiking_norms.add(id(norm))
-            return self.graph.call_module(
-                self._own_module(self.name(node), norm), (self.real(node.all_input_nodes[0]),)
-            )
+            self.normed.add(node)
+            return self.graph.call_module(self._own_module(self.name(node), norm), (self.real(node.all_input_nodes[0]),))
         if (dropout := dropout_of(node)) is not None:
             return self.graph.call_module(self.named(node.name, dropout), (self.real(node.all_input_nodes[0]),))
         copied = self.graph.node_copy(node, self.real)
@@ -318,12 +316,12 @@ class Writer:
             if bound is None and not x.signed:
                 return x
             x = Current([Branch(x if isinstance(x, Train) else self.pooled(x, "neurons"))])
-        norms = [branch.norm for branch in x.branches if branch.norm is not None]
-        if (signed and x.wants_relu) or any(id(norm) in self.spiking_norms for norm in norms):
+        normed = {branch.normed for branch in x.branches if branch.normed is not None}
+        if (signed and x.wants_relu) or normed & self.normed:
             if bound is not None or slope is not None or not signed:
                 raise Analogue("its input is computed on real values")
             return self.encoded_value(node, x.features)
-        self.spiking_norms.update(map(id, norms))
+        self.normed |= normed
         name = self._neurons(node, x, signed, bound, slope)
         values = x.origin if x.deferred and x.origin is not None else node
         shape, channels = self.shape(values), x.channels
@@ -392,6 +390,8 @@ class Writer:
         trains += [self.spikes(x, features) for x in every[earlier:]]
         if any(train.windows > 1 for train in trains):
             raise Analogue("it concatenates windows")
+        if len({train.dropout for train in trains}) > 1:
+            raise Analogue("it concatenates spikes with and without dropout, which differ in weight in training")
         levels = list(dict.fromkeys(train.level for train in trains))
         differ = self.options.calibrated and (len(levels) > 1 or any(train.sources is not None for train in trains))
         cat = SpikeCat(*(train.signed for train in trains))

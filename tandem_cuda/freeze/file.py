@@ -172,9 +172,9 @@ def check_state(state: Any, own: Tensor) -> None:
         )
 
 
-def parsed(description: Any, tensors: Mapping[str, Tensor]) -> tuple[list[Node], Any, list[str]]:
+def parsed(description: Any, tensors: Mapping[str, Tensor]) -> tuple[list[Node], Any, list[str], Any]:
     """Check a description and make the arguments of FrozenNetwork from it."""
-    if not isinstance(description, dict) or description.keys() != {"nodes", "inputs", "output"}:
+    if not isinstance(description, dict) or description.keys() - {"arguments"} != {"nodes", "inputs", "output"}:
         raise ValueError("the description must hold nodes, inputs and output")
     names = description["inputs"]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -205,7 +205,7 @@ def parsed(description: Any, tensors: Mapping[str, Tensor]) -> tuple[list[Node],
         nodes.append(Node(name, layer, tuple(inputs)))
     if owners:
         raise ValueError(f"tensors must belong to nodes, got one of {min(owners)!r}")
-    return nodes, description["output"], names
+    return nodes, description["output"], names, description.get("arguments")
 
 
 def _check_numbers(name: str, settings: Any) -> None:

@@ -50,6 +50,48 @@ def names_in(output: Any) -> list[str]:
     raise ValueError(f"FrozenNetwork: output must be the name of a node, or a tuple, list or dict, got {output!r}")
 
 
+def passed(arguments: Any) -> list[str]:
+    """Return the names of inputs in the structure of a call's arguments; raise a ValueError if it is not valid."""
+    if isinstance(arguments, str):
+        return [arguments]
+    if isinstance(arguments, dict) and len(arguments) == 1:
+        ((form, parts),) = arguments.items()
+        if form == "constant" and (parts is None or isinstance(parts, (bool, int, float, str))):
+            return []
+        if form == "dict" and isinstance(parts, dict) and all(isinstance(key, str) for key in parts):
+            return [name for part in parts.values() for name in passed(part)]
+        if form in ("tuple", "list") and isinstance(parts, list):
+            return [name for part in parts for name in passed(part)]
+    raise ValueError(f"FrozenNetwork: arguments must be a tuple, list or dict of names, got {arguments!r}")
+
+
+def taken(arguments: Any, x: Any) -> dict[str, Any]:
+    """Return the inputs in the arguments of a call, by name.
+
+    Raises:
+        TypeError: the arguments have another structure.
+        ValueError: an argument that is no input has another value.
+    """
+    if isinstance(arguments, str):
+        return {arguments: x}
+    ((form, parts),) = arguments.items()
+    if form == "constant":
+        if x != parts:
+            raise ValueError(f"FrozenNetwork: arguments must have {parts!r} as when it was frozen, got {x!r}")
+        return {}
+    if form == "dict":
+        if not isinstance(x, dict) or x.keys() != parts.keys():
+            got = f"a dict with {', '.join(map(str, x))}" if isinstance(x, dict) else type(x).__name__
+            raise TypeError(f"FrozenNetwork: input must be a dict with {', '.join(parts)}, got {got}")
+        pairs = [(part, x[key]) for key, part in parts.items()]
+    else:
+        if not isinstance(x, (tuple, list)) or len(x) != len(parts):
+            got = f"{len(x)}" if isinstance(x, (tuple, list)) else type(x).__name__
+            raise TypeError(f"FrozenNetwork: inputs must be {len(parts)}, got {got}")
+        pairs = list(zip(parts, x, strict=True))
+    return {name: value for part, inner in pairs for name, value in taken(part, inner).items()}
+
+
 def returned(output: Any, values: Mapping[str, Any]) -> Any:
     """Return the network's output, built from the values of its nodes."""
     if isinstance(output, str):

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from ..convert import TandemNetwork
 from ..nn.classes import is_of_torch
 from ..nn.frozen import FORMS, FrozenLayer, class_of
-from ..nn.hooks import hooked
+from ..nn.hooks import compute_weight, hooked
 from ..nn.sizes import ENCODED, Value
 from ..nn.spiking import Spiking
 from .aten import FrozenConstant, constants_of, frozen_call, is_pure
@@ -50,8 +50,10 @@ def freeze(model: nn.Module) -> FrozenNetwork:
     if isinstance(model, FrozenNetwork):
         raise ValueError("freeze: model must be a network that trains, got a FrozenNetwork, which is frozen already")
     _check_hooks(model)
+    arguments = None
     if isinstance(model, TandemNetwork):
         model.check_twins()
+        arguments = model.arguments
         model = model.snn
     calls = _calls(model)
     refused = list(calls.refused)
@@ -80,7 +82,25 @@ def freeze(model: nn.Module) -> FrozenNetwork:
         renamed[name] = name
         nodes.append(Node(name, form, sources))
         values[name] = output_value("freeze", nodes[-1], values)
-    return FrozenNetwork(nodes, mapped(calls.output, renamed.__getitem__), calls.inputs)
+    if arguments is not None:
+        arguments = _structure(arguments, iter(calls.inputs))
+    return FrozenNetwork(nodes, mapped(calls.output, renamed.__getitem__), calls.inputs, arguments)
+
+
+def _structure(arguments: Any, names: Iterator[str]) -> Any:
+    """Return the structure of a call's arguments with the names of inputs in place of Ellipsis."""
+    if arguments is ...:
+        return next(names)
+    if isinstance(arguments, dict):
+        if not all(isinstance(key, str) for key in arguments):
+            raise ValueError("freeze: keys of dicts among the inputs must be strings")
+        return {"dict": {key: _structure(x, names) for key, x in arguments.items()}}
+    if isinstance(arguments, (tuple, list)):
+        form = "tuple" if isinstance(arguments, tuple) else "list"
+        return {form: [_structure(x, names) for x in arguments]}
+    if arguments is not None and not isinstance(arguments, (bool, int, float, str)):
+        raise ValueError(f"freeze: arguments must be Tensors, numbers, strings or None, got {type(arguments).__name__}")
+    return {"constant": arguments}
 
 
 def _refusal(module: Any) -> str:
@@ -98,7 +118,9 @@ def _check_hooks(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, FrozenLayer):  # becomes part of the frozen network as it is
             continue
-        why = hooked(module) if module._forward_hooks or module._forward_pre_hooks else ""
+        why = ""
+        if (module._forward_hooks or module._forward_pre_hooks) and not compute_weight(module):
+            why = hooked(module)
         if "forward" in vars(module):
             why = "it has a forward of its own, which nothing calls in the frozen network"
         if why:

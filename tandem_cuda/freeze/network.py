@@ -28,7 +28,9 @@ from .graph import (
     names_in,
     needed,
     output_value,
+    passed,
     returned,
+    taken,
 )
 from .stream import Stream
 
@@ -41,6 +43,8 @@ class FrozenNetwork(nn.Module):
         output: the name of the node whose output the network returns; or {"tuple": [...]}, {"list": [...]} or
             {"dict": {...}} of such names.
         inputs: the names by which nodes refer to the network's inputs.
+        arguments: how a call passes the inputs, where it passes tuples, lists or dicts of them: a structure of names like
+            ``output``, in which {"constant": x} is an argument that is no input.
 
     Shape:
         For each input a Tensor [N, ...], or a SpikeTrain [N, ...] if the layer that reads it takes spikes -> the output
@@ -62,12 +66,17 @@ class FrozenNetwork(nn.Module):
         True
     """
 
-    def __init__(self, nodes: Sequence[Node], output: Any, inputs: Sequence[str] = (INPUT,)) -> None:
+    def __init__(
+        self, nodes: Sequence[Node], output: Any, inputs: Sequence[str] = (INPUT,), arguments: Any = None
+    ) -> None:
         super().__init__()
-        encodes = [layer for layer in (unwrapped(node.layer) for node in nodes) if isinstance(layer, Encode)]
-        steps = {encode.time_steps for encode in encodes}
+        layers = [unwrapped(node.layer) for node in nodes]
+        encodes = [layer for layer in layers if isinstance(layer, Encode)]
+        steps = {layer.time_steps for layer in layers if isinstance(layer, (Encode, TandemNeurons))}
         if len(steps) > 1:
-            raise ValueError(f"FrozenNetwork: every Encode must have the same time_steps, got {sorted(steps)}")
+            raise ValueError(
+                f"FrozenNetwork: Encode and TandemNeurons must have the same time_steps, got {sorted(steps)}"
+            )
         if not inputs or len({*inputs}) < len(inputs):
             raise ValueError(f"FrozenNetwork: inputs must be one or more different names, got {list(inputs)}")
         self.kinds = input_kinds(nodes, inputs, REAL if steps else SPIKES)
@@ -96,7 +105,9 @@ class FrozenNetwork(nn.Module):
         like = float_like(nodes)
         self.names = [node.name for node in nodes]
         self.inputs = [node.inputs for node in nodes]
-        self.output = output
+        self.output, self.arguments = output, arguments
+        if arguments is not None and sorted(passed(arguments)) != sorted(self.kinds):
+            raise ValueError(f"FrozenNetwork: arguments must pass each of {list(self.kinds)} once, got {arguments!r}")
         self.layers = nn.ModuleList(node.layer for node in nodes)
         for node in nodes:
             node.layer.place(like)
@@ -127,7 +138,8 @@ class FrozenNetwork(nn.Module):
             {"name": name, "kind": layer.kind, "inputs": list(inputs), "settings": layer.settings()}
             for name, layer, inputs in self.nodes
         ]
-        return {"nodes": nodes, "inputs": list(self.kinds), "output": self.output}
+        described = {"nodes": nodes, "inputs": list(self.kinds), "output": self.output}
+        return described if self.arguments is None else {**described, "arguments": self.arguments}
 
     def get_extra_state(self) -> Tensor:
         """Return what ``state_dict`` says of the network beside its tensors: JSON, as uint8 [n]."""
@@ -154,7 +166,10 @@ class FrozenNetwork(nn.Module):
         return (self,)
 
     # x by itself, so that torch.export sees a forward of one argument in a network of one input.
-    def forward(self, x: Tensor | SpikeTrain, *others: Tensor | SpikeTrain) -> Any:
+    def forward(self, x: Any, *others: Any) -> Any:
+        if self.arguments is not None:
+            found = taken(self.arguments, (x, *others))
+            x, *others = (found[name] for name in self.kinds)  # type: ignore[assignment]
         total = self._total((x, *others))
         return self.advance((x, *others) if others else x, {}, Span(total, 0, total))[0]
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .hooks import compute_weight
+
 
 class Computed(nn.ModuleDict):
     """Modules without inputs that compute tensors of a layer, by the names of the tensors.
@@ -62,7 +64,6 @@ class OwnTensor(nn.Module):
         self.owner, self.name = owner, name
 
     def forward(self) -> Tensor:
-        for hook in self.owner._forward_pre_hooks.values():  # weight norm and spectral norm of torch.nn.utils
-            hook(self.owner, ())
+        compute_weight(self.owner)
         tensor: Tensor = getattr(self.owner, self.name)
         return tensor

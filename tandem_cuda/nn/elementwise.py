@@ -139,7 +139,7 @@ class ElementwiseSynapses(Conv2dSynapses):
 
     def out_size(self, x: Value) -> Value:
         if x.shape is None or not x.shape:
-            return x._replace(kind=SPIKES)
+            return x._replace(kind=SPIKES, features=None)  # channels may be the last dimension, or not
         x.shape[0].check("in_channels", self.inputs)
         return x._replace(kind=SPIKES, shape=(Size(self.outputs, True), *x.shape[1:]))
 

@@ -10,6 +10,21 @@ from torch.nn.utils.weight_norm import WeightNorm
 from .batch_norm import HOOKS
 
 
+def compute_weight(module: nn.Module) -> bool:
+    """Compute the weight of a layer whose only hooks are weight norm or spectral norm of torch.nn.utils.
+
+    Returns:
+        Whether the module is such a layer; others are left alone.
+    """
+    hooks = list(module._forward_pre_hooks.values())
+    others = [hook for name in HOOKS if name != "_forward_pre_hooks" for hook in getattr(module, name).values()]
+    if not hooks or others or not all(isinstance(hook, (WeightNorm, SpectralNorm)) for hook in hooks):
+        return False
+    for hook in hooks:
+        hook(module, ())
+    return True
+
+
 def hooked(module: nn.Module) -> str:
     """Return what to do about a module's hooks; "" if it has none."""
     hooks = [hook for name in HOOKS for hook in getattr(module, name).values()]

@@ -17,7 +17,7 @@ from . import schema
 from .coupling import coupled, fired_train, needs_gradient
 from .frozen import Span, State, single
 from .schema import Settings, Tensors
-from .sizes import REAL, SPIKES, Size, Value
+from .sizes import REAL, SPIKES, Value, with_pairs
 from .spiking import Spiking
 from .synapses import Synapses
 
@@ -133,17 +133,11 @@ class TandemNeurons(Spiking):
 
     def out_size(self, *inputs: Value) -> Value:
         x = single(inputs, REAL)
-        shape = x.shape
-        if shape:
-            where = len(shape) - 1 if self.features else 0
-            if self.thresholds is not None:
-                shape[where].check("channels", len(self.thresholds))
-            if self.signed:
-                size = shape[where]
-                doubled = Size(2 * size.least, size.exact, 2 * size.factor)
-                shape = (*shape[:where], doubled, *shape[where + 1 :])
-        pair_dim = None if shape is None else self.pair_dim(1 + len(shape))
-        return Value(SPIKES, shape, pair_dim=pair_dim, radix=self.neuron.radix)
+        if self.thresholds is not None and x.shape:
+            x.shape[-1 if self.features else 0].check("channels", len(self.thresholds))
+        known = None if x.shape is None else 1 + len(x.shape)
+        pair_dim = self.pair_dim(3 if known is None else known)
+        return with_pairs(x._replace(kind=SPIKES, radix=self.neuron.radix), pair_dim)
 
     def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[SpikeTrain, None]:
         v = self.potential(*inputs)

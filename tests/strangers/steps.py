@@ -1,6 +1,7 @@
 """What a converted network must do, in steps of which each can fail by itself."""
 
 import functools
+import inspect
 import math
 import tempfile
 import time
@@ -17,7 +18,7 @@ from . import NETWORKS
 from .network import Network, built
 
 TIME_STEPS = 8
-CALIBRATION = 64  # samples
+CALIBRATION = 128  # samples
 LARGEST_ERROR = 0.10
 """The relative error of the outputs: the norm of the difference over the norm of the ANN's outputs."""
 
@@ -86,7 +87,9 @@ class Walk:
         calibrate = self.calibration
         if len(calibrate) == 1 and isinstance(calibrate[0], Tensor):
             calibrate = calibrate[0]
-        self.snn = convert(self.ann, time_steps=TIME_STEPS, calibrate=calibrate)
+        required = sum(p.default is p.empty for p in inspect.signature(self.ann.forward).parameters.values())
+        example = self.inputs if len(self.inputs) > required else None  # an optional input must be seen
+        self.snn = convert(self.ann, time_steps=TIME_STEPS, calibrate=calibrate, example=example)
 
     def close(self) -> None:
         with torch.no_grad():

@@ -9,21 +9,19 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
-from .convert.batches import example_of
-from .convert.calibrator import CalibrationSettings
-from .convert.conversion import Conversion
-from .convert.graph import exported
-from .convert.make import _calibrated
-from .convert.network import TandemNetwork
-from .convert.quantised_ann import is_exported, quantised_otherwise
-from .convert.rules.quantised import refuse, unsigned
-from .convert.writer import Options
-from .neuron import RadixIF
-from .nn.quantiser import WeightQuantiser
-from .nn.tandem import TandemLayer
-from .ops import checks
-
-__all__ = ["from_quantised"]
+from ..neuron import RadixIF
+from ..nn.quantiser import WeightQuantiser
+from ..nn.tandem import TandemLayer
+from ..ops import checks
+from .batches import example_of
+from .calibrator import CalibrationSettings
+from .conversion import Conversion
+from .graph import exported
+from .make import _calibrated
+from .network import TandemNetwork
+from .quantised_ann import is_exported, quantised_otherwise
+from .rules.quantised import refuse, unsigned
+from .writer import Options
 
 
 def from_quantised(
@@ -38,19 +36,15 @@ def from_quantised(
         v = scale_w * scale_x * (sum of W * (q - zero_x)) + b
         q' = clip(floor(v / theta + zero_y + 1/2), 0, 255)
 
-    The sums are integers. The quantised network differs in two ways: it rounds x.5 to the even integer, the neurons
-    round it up; and it adds and multiplies floats, so that a number next to x.5 may be on the other side of it. Where
-    all scales are powers of two, the second cannot happen. So the integers of a layer are the quantised layer's. Only a
-    number that is x.5, up to the rounding of floats, may become one more or less. Such numbers are rare, except in
-    averages of an even number of values: of averages of four, 1 in 8 to 1 in 4 differ.
+    The quantised network differs in two ways: it rounds x.5 to the even integer, the neurons round it up; and it adds
+    floats, so that a number next to x.5 may be on the other side of it. Where all scales are powers of two, the second
+    cannot happen. Such numbers are rare, except in averages of an even number of values.
 
     The model is what PT2E makes, after ``convert_pt2e`` of torchao: an exported graph of ``quantized_decomposed``
-    operators. torchao itself is not needed. Weights are int8 with zero point 0, and one scale or one for each output.
-    Activations have one constant scale. A zero point of activations that is not the least integer is exact, too: it is
-    a part of the biases, and the padding of the network's input. The last weight layer is a read-out of real numbers,
-    as in converted networks. What comes before the first quantisation or behind the last layer stays as it is.
-
-    To train further, convert the float network instead: ``convert(ann, 8, neuron=RadixIF(), weights="int8")``.
+    operators. Weights are int8 with zero point 0, activations have one constant scale. A zero point of activations that
+    is not the least integer becomes a part of the biases, and of the padding of the network's input. The last weight
+    layer is a read-out of real numbers. What comes before the first quantisation or behind the last layer stays as it
+    is. To train further, convert the float network instead: ``convert(ann, 8, neuron=RadixIF(), weights="int8")``.
 
     Args:
         model: the quantised network, or its exported program.
@@ -65,9 +59,19 @@ def from_quantised(
         TypeError: ``model`` is no module, or ``time_steps`` is no int.
         ValueError: the model is not quantised, or in another form; parts of it have no exact spiking form (the message
             names all of them, and what was expected); ``time_steps`` is not from 1 to the number of bits.
+
+    Examples:
+        >>> from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+        >>> from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+        >>> ann, x = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2)).eval(), torch.rand(4, 6)
+        >>> quantiser = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
+        >>> prepared = prepare_pt2e(torch.export.export(ann, (x,)).module(), quantiser)
+        >>> _ = prepared(x)  # some data, to set the scales
+        >>> snn = from_quantised(convert_pt2e(prepared), x)
+        >>> snn(x).shape, snn.time_steps
+        (torch.Size([4, 2]), 8)
     """
-    if isinstance(model, torch.export.ExportedProgram):
-        model = model.module()
+    model = model.module() if isinstance(model, torch.export.ExportedProgram) else model
     if not isinstance(model, nn.Module):
         raise TypeError(f"from_quantised: model must be an nn.Module or an ExportedProgram, got {type(model).__name__}")
     if not isinstance(model, fx.GraphModule) or not is_exported(model):
@@ -78,7 +82,7 @@ def from_quantised(
         )
     ann = _without_guards(model)
     graph = exported(ann, example_of(ann, example))
-    scales = unsigned(graph)
+    description, scales = graph.description, unsigned(graph)
     bits = max(node.meta["code"].bits for node in graph.graph.nodes if "code" in node.meta)
     if time_steps is None:
         time_steps = bits
@@ -90,21 +94,22 @@ def from_quantised(
     options = Options(time_steps, "impulse", RadixIF(), "auto", False, True, False, None)
     with torch.inference_mode(False):
         conversion = Conversion(graph, options)
+        writer = conversion.writer
         problems = [f"{call.name} ({call.what}): {call.why}" for call in conversion.analogue]
-        if not problems and not conversion.writer.layers:
-            problems = ["the model must have a weight layer whose output another weight layer reads, but there is none"]
+        if not problems and not writer.layers:
+            problems = ["a weight layer must read the output of another one, but there is none that does"]
         refuse(problems)
         snn = conversion.written()
-        writer = conversion.writer
+        layers = [x for x in snn.modules() if isinstance(x, TandemLayer) and id(x._buffers.get("weight")) in scales]
         problems = [f"{x.node.name}: its values must be quantised, once" for x in writer.layers if x.level is None]
-        problems += [f"{cat}: it concatenates integers of different layers" for cat, _ in writer.cats]
         refuse(problems)
-        for layer in snn.modules():
-            scale = scales.get(id(layer._buffers.get("weight")))
-            if isinstance(layer, TandemLayer) and scale is not None:
-                parametrize.register_parametrization(layer, "weight", GivenIntegers(scale), unsafe=True)
-                layer.parametrizations["weight"]._non_persistent_buffers_set.add("original")  # as the weight was
-        return _calibrated(conversion, snn, CalibrationSettings({}, None, False, False), []).eval()
+        for layer in layers:
+            rounding = GivenIntegers(scales[id(layer._buffers["weight"])])
+            parametrize.register_parametrization(layer, "weight", rounding, unsafe=True)
+            layer.parametrizations["weight"]._non_persistent_buffers_set.add("original")  # as the weight was
+        network = _calibrated(conversion, snn, CalibrationSettings({}, None, False, False), []).eval()
+    network._record.rewrite, network._watch.description = unsigned, description
+    return network
 
 
 def _without_guards(model: fx.GraphModule) -> nn.Module:
