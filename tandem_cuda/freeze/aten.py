@@ -6,7 +6,7 @@ import math
 import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -84,18 +84,6 @@ def _check_values(op: Any, args: list[Any], kwargs: dict[str, Any]) -> None:
         raise ValueError(f"{op} must not be random")
 
 
-class Input(NamedTuple):
-    """Where an argument is an input."""
-
-    place: int
-
-
-class Own(NamedTuple):
-    """Where an argument is the dtype or the device of the network."""
-
-    what: str
-
-
 def _by_name(*values: Any) -> dict[str, Any]:
     return {str(value).removeprefix("torch."): value for value in values}
 
@@ -111,24 +99,34 @@ _WORDS: dict[str, dict[str, Any]] = {
     ),
     "layout": _by_name(torch.strided),
     "number": _by_name(math.inf, -math.inf, math.nan),
-    "own": {what: Own(what) for what in ("dtype", "device")},
 }
 """The values that JSON gives by name, by the form that says what they are."""
 
 
-def decoded(x: Any) -> Any:
-    """Return an argument as its JSON describes it; raise a ValueError if it has none of the known forms."""
-    if x is None or isinstance(x, (bool, int, float, str)):
-        return x
+def _forms_in(x: Any) -> Iterator[tuple[str, Any]]:
+    """Return the forms in arguments in JSON; raise a ValueError for an unknown one."""
     if isinstance(x, list):
-        return [decoded(part) for part in x]
-    if isinstance(x, dict) and len(x) == 1:
-        ((form, content),) = x.items()
-        if form == "input" and type(content) is int and content >= 0:
-            return Input(content)
-        if isinstance(content, str) and content in _WORDS.get(form, {}):
-            return _WORDS[form][content]
-    raise ValueError(f"an argument must be of a known form, got {x!r}")
+        for part in x:
+            yield from _forms_in(part)
+    elif isinstance(x, dict):
+        form, content = next(iter(x.items())) if len(x) == 1 else ("", None)
+        place = form == "input" and type(content) is int and content >= 0
+        own = form == "own" and content in ("dtype", "device")
+        if not (place or own or (isinstance(content, str) and content in _WORDS.get(form, {}))):
+            raise ValueError(f"an argument must be of a known form, got {x!r}")
+        yield form, content
+
+
+def _filled(x: Any, inputs: Sequence[Any], like: Any) -> Any:
+    """Return an argument of a call, given in JSON."""
+    if type(x) is list:
+        return [_filled(part, inputs, like) for part in x]
+    if type(x) is not dict:
+        return x
+    ((form, content),) = x.items()
+    if form == "input":
+        return inputs[content]
+    return getattr(like, content) if form == "own" else _WORDS[form][content]
 
 
 def encoded(x: Any, nodes: Mapping[fx.Node, Any], own: torch.dtype) -> Any:
@@ -178,15 +176,13 @@ class FrozenAten(FrozenLayer):
         self._function = operator_of(operator, overload)
         if not isinstance(args, list) or not isinstance(kwargs, dict):
             raise ValueError(f"args and kwargs must be a list and an object, got {args!r}, {kwargs!r}")
-        self._args: list[Any] = decoded(args)
-        self._kwargs = {name: decoded(x) for name, x in kwargs.items()}
-        _check_values(self._function, self._args, self._kwargs)
-        parts = [*_leaves([self._args, *self._kwargs.values()])]
-        used = {x.place for x in parts if isinstance(x, Input)}
+        _check_values(self._function, args, kwargs)
+        forms = [*_forms_in([*args, *kwargs.values()])]
+        used = {place for form, place in forms if form == "input"}
         self.uses = len(used)
         if used != {*range(self.uses)}:
             raise ValueError(f"args and kwargs must name every input, got {sorted(used)}")
-        depends = any(isinstance(x, Own) for x in parts)
+        depends = any(form == "own" for form, _ in forms)
         self.register_buffer("like", torch.empty(0) if depends else None, persistent=False)
 
     @classmethod
@@ -219,7 +215,7 @@ class FrozenAten(FrozenLayer):
 
     @property
     def is_softmax(self) -> bool:
-        return self.operator == "aten::softmax" and self._args[1:2] in ([1], [-1])
+        return self.operator == "aten::softmax" and self.args[1:2] in ([1], [-1])
 
     def takes(self) -> str:
         return REAL
@@ -247,32 +243,14 @@ class FrozenAten(FrozenLayer):
                 raise TypeError(f"{self.operator}: inputs must be sizes, or the results of an operator, got {got}")
         like = self._buffers["like"]
         function: Any = _METHODS.get(self.operator, self._function)
-        kwargs = {name: _filled(x, inputs, like) for name, x in self._kwargs.items()}
-        return function(*[_filled(x, inputs, like) for x in self._args], **kwargs)
+        kwargs = {name: _filled(x, inputs, like) for name, x in self.kwargs.items()}
+        return function(*_filled(self.args, inputs, like), **kwargs)
 
     def forward(self, span: Span, state: State | None, *inputs: Any) -> tuple[Any, None]:
         return self.call(*inputs), None
 
     def extra_repr(self) -> str:
         return f"{self.operator}.{self.overload}".removesuffix(".")
-
-
-def _leaves(x: Any) -> Iterator[Any]:
-    """Return the parts of arguments that are no lists."""
-    if isinstance(x, list):
-        for part in x:
-            yield from _leaves(part)
-    else:
-        yield x
-
-
-def _filled(x: Any, inputs: Sequence[Any], like: Any) -> Any:
-    """Return an argument of a call."""
-    if type(x) is Input:
-        return inputs[x.place]
-    if type(x) is list:
-        return [_filled(part, inputs, like) for part in x]
-    return getattr(like, x.what) if type(x) is Own else x
 
 
 class FrozenConstant(FrozenLayer):
