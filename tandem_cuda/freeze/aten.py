@@ -39,6 +39,7 @@ _NAMES_OF_SIZES = {f: name for name, f in _SIZES.items()}
 _NUMBERS = int, float, torch.SymInt, torch.SymFloat, torch.SymBool
 _MOVES = ("aten::reshape", "aten::flatten", "aten::clone", "operator.getitem")
 """Functions that only move values, beside views."""
+_OWN_DEVICE = {"own": "device"}
 _ADVICE = (
     "only ATen operators can be frozen, of which convert makes networks; convert the ANN, or put layers into an "
     "nn.Sequential"
@@ -53,12 +54,11 @@ def operator_of(name: Any, overload: Any) -> Callable[..., Any]:
     """
     if overload == "" and isinstance(name, str) and name in _SIZES:
         return _SIZES[name]
-    found = None
-    if isinstance(name, str) and isinstance(overload, str) and re.fullmatch(r"aten::[a-z]\w*", name):
+    found, kernel = None, f"{name}.{overload}".removesuffix(".default")
+    if isinstance(name, str) and isinstance(overload, str) and re.fullmatch(r"aten::[a-z]\w*(\.\w+)?", kernel):
         packet = getattr(torch.ops.aten, name.removeprefix("aten::"), None)
         found = getattr(packet, overload, None) if isinstance(packet, OpOverloadPacket) else None
     # TorchScript's functions, such as aten::save, have no kernel.
-    kernel = f"{name}.{overload}".removesuffix(".default")
     if not isinstance(found, OpOverload) or not torch._C._dispatch_has_kernel(kernel):
         raise ValueError(f"operator must be one of ATen's in torch {torch.__version__}, got {name!r}, {overload!r}")
     schema = found._schema
@@ -70,7 +70,7 @@ def operator_of(name: Any, overload: Any) -> Callable[..., Any]:
 
 
 def _check_values(op: Any, args: list[Any], kwargs: dict[str, Any]) -> None:
-    """Raise a ValueError if an operator would be random with these arguments, or its outputs depend on the batch."""
+    """Raise a ValueError if an operator would be random, train, or choose its device with these arguments."""
     if not isinstance(op, OpOverload):
         return
     parameters = op._schema.arguments
@@ -79,6 +79,8 @@ def _check_values(op: Any, args: list[Any], kwargs: dict[str, Any]) -> None:
     trains = given.get("train", given.get("training"))
     if trains not in (None, False) or (given.get("use_input_stats") and given.get("running_mean") is not None):
         raise ValueError(f"{op} must not train, since its outputs would depend on the batch")
+    if any("Device" in str(x.type) and given.get(x.name) not in (None, _OWN_DEVICE) for x in parameters):
+        raise ValueError(f"{op} must be called for the device of the network")
     dropped = given.get("dropout_p", given.get("p"))
     if torch.Tag.nondeterministic_seeded in op.tags and trains is None and dropped != 0:
         raise ValueError(f"{op} must not be random")
@@ -142,7 +144,7 @@ def encoded(x: Any, nodes: Mapping[fx.Node, Any], own: torch.dtype) -> Any:
     if isinstance(x, (list, tuple)):
         return [encoded(part, nodes, own) for part in x]
     if isinstance(x, torch.device):
-        return {"own": "device"}
+        return _OWN_DEVICE
     if isinstance(x, torch.dtype) and x == own:
         return {"own": "dtype"}
     if x is None or isinstance(x, (bool, int, str)) or (isinstance(x, float) and math.isfinite(x)):
@@ -333,5 +335,5 @@ def frozen_call(node: fx.Node, constants: Mapping[fx.Node, Any], own: torch.dtyp
         return FrozenAten(_NAMES_OF_SIZES[node.target], "", args, kwargs), inputs
     schema = node.target._schema
     if not any("Tensor" in str(x.type) for x in schema.arguments) and any(x.name == "device" for x in schema.arguments):
-        kwargs["device"] = {"own": "device"}  # not the default one
+        kwargs["device"] = _OWN_DEVICE  # not the default one
     return FrozenAten(schema.name, schema.overload_name or "default", args, kwargs), inputs
