@@ -23,7 +23,7 @@ try:
     from tandem_cuda.exchange import from_nir, to_nir
 except ImportError as error:
     raise SystemExit(
-        f"examples/export_nir.py needs scikit-learn, nir and nirtorch: {error}\n"
+        f"examples/export_nir.py needs scikit-learn and nir: {error}\n"
         "Install them with: pip install 'tandem_cuda[examples,nir]'   "
         "(in the source tree: pip install -e '.[examples,nir]')"
     ) from error

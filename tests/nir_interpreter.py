@@ -1,11 +1,9 @@
 """An interpreter of NIR graphs, for tests: the equations of the NIR paper, step by step, with a reset that subtracts.
 
-Pedersen et al., "Neuromorphic intermediate representation", Nature Communications 2024, table 1. It knows NIR
-and torch, and of tandem_cuda only what docs/exchange.md says of its extensions.
+Pedersen et al., "Neuromorphic intermediate representation", Nature Communications 2024, table 1. It knows NIR and
+torch, and nothing of tandem_cuda.
 """
 
-import json
-import operator
 from collections import defaultdict
 
 import nir
@@ -16,10 +14,7 @@ from torch import Tensor
 
 
 def executed(graph: nir.NIRGraph, steps: list[Tensor], dt: float | None = None) -> Tensor:
-    """The sum over time of what the graph puts out, given its input [N, ...] at each step; in float64.
-
-    Runs node by node, as graphs with functions and gates need it.
-    """
+    """The sum over time of what the graph puts out, given its input [N, ...] at each step; in float64."""
     dt = graph.metadata["dt"] if dt is None else dt
     sources = defaultdict(list)
     for source, target in graph.edges:
@@ -34,45 +29,12 @@ def executed(graph: nir.NIRGraph, steps: list[Tensor], dt: float | None = None) 
         node, potentials = graph.nodes[name], {}
         if isinstance(node, nir.Input):
             values[name] = [x.double() for x in steps]
-        elif type(node).__name__ in ("TandemFunction", "TandemGate"):
-            values[name] = _extension(node, [sum(values[source]) for source in json.loads(node.inputs)], len(steps))
         else:
             inputs = [sum(parts) for parts in zip(*(values[source] for source in sources[name]), strict=True)]
             values[name] = [_step(name, node, x, potentials, dt) for x in inputs]
         assert list(node.output_type["output"]) == list(values[name][0].shape[1:]), name
     (output,) = (name for name in order if isinstance(graph.nodes[name], nir.Output))
     return sum(values[output])
-
-
-def _extension(node, inputs: list[Tensor], steps: int) -> list[Tensor]:
-    """docs/exchange.md, "Functions and gates"."""
-    if type(node).__name__ == "TandemGate":
-        count, gate = inputs
-        if node.signed:
-            value = (count[:, ::2] - count[:, 1::2]) * gate
-            return [torch.stack([value, -value], 2).flatten(1, 2) / steps] * steps
-        return [count * gate / steps] * steps
-    *path, last = node.function.split(".")
-    settings, tensors = json.loads(node.settings), {name: _tensor(x) for name, x in node.tensors.items()}
-    if node.function.startswith("torch.nn.") and last[0].isupper():
-        module = getattr(torch.nn, last)(**settings).double().eval()
-        module.load_state_dict(tensors, strict=False)
-        value = module(*inputs).detach()
-    else:
-        place = {"Tensor": Tensor, "operator": operator, "torch": torch, "torch.nn.functional": F}[".".join(path)]
-
-        def argument(x):
-            if isinstance(x, list):
-                return [argument(part) for part in x]
-            if not isinstance(x, dict):
-                return x
-            ((form, content),) = x.items()
-            forms = {"input": inputs.__getitem__, "tensor": tensors.get, "tuple": argument}
-            return slice(*content) if form == "slice" else forms[form](content)
-
-        named = {name: argument(x) for name, x in settings["kwargs"].items()}
-        value = getattr(place, last)(*argument(settings["args"]), **named)
-    return [torch.zeros_like(value)] * (steps - 1) + [value]
 
 
 def _step(name: str, node: nir.NIRNode, x: Tensor, potentials: dict[str, Tensor], dt: float) -> Tensor:
@@ -91,12 +53,7 @@ def _step(name: str, node: nir.NIRNode, x: Tensor, potentials: dict[str, Tensor]
         divisor = 1 if isinstance(node, nir.SumPool2d) else None
         kernel, stride, padding = map(_plain, (node.kernel_size, node.stride, node.padding))
         return F.avg_pool2d(x, kernel, stride, padding, divisor_override=divisor)
-    if isinstance(node, nir.Threshold):
-        return (x > _tensor(node.threshold)).double()
     v = potentials.get(name, torch.zeros_like(x))
-    if isinstance(node, nir.I):  # dv/dt = R I
-        potentials[name] = v + dt * _tensor(node.r) * x
-        return potentials[name]
     r, threshold, reset = (_tensor(p) for p in (node.r, node.v_threshold, node.v_reset))
     if isinstance(node, nir.IF):  # dv/dt = R I
         v = v + dt * r * x

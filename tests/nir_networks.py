@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from tandem_cuda import IF, LIF, Decode, Encode, SpikeTrain, TandemConv2d, TandemLinear
 
 nir = pytest.importorskip("nir", reason="pip install tandem_cuda[nir]")
-pytest.importorskip("nirtorch", reason="pip install tandem_cuda[nir]")
 
 
 def randomised(net: nn.Module, seed: int = 0) -> nn.Module:

@@ -418,7 +418,6 @@ def test_reports_compare_channels_in_units_of_the_ann():
 
 
 def test_nir():
-    pytest.importorskip("nirtorch")
     from tandem_cuda.exchange import from_nir, to_nir
 
     ann, x = small()

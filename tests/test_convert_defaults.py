@@ -304,7 +304,9 @@ def test_neurons_of_a_calibration_are_used_again():
     assert radix.calibration.neuron == RadixIF()
     with pytest.raises(ValueError, match=r"got 16; pass neuron=IF\(initial=0.5, two_phase=True\) for more"):
         convert(ann, 16, calibrate=radix.calibration, example=x)
-    counting = convert(ann, 16, calibrate=radix.calibration, example=x, neuron=IF(initial=0.5, two_phase=True))  # the advice
+    counting = convert(
+        ann, 16, calibrate=radix.calibration, example=x, neuron=IF(initial=0.5, two_phase=True)
+    )  # the advice
     assert not counting.report(x).is_unlike
 
 
@@ -337,5 +339,3 @@ def test_nested_lenient_loads_leave_thresholds_out():
     again = nn.ModuleDict({"net": convert(Residual().eval(), 8, calibrate=x)})
     with pytest.raises(RuntimeError, match="the extra state must be that of a TandemNetwork"):
         again.load_state_dict(averaged)
-
-

@@ -9,7 +9,7 @@ from torch import nn
 
 from anns import Net
 from exact import generator, same
-from tandem_cuda import IF, convert, freeze
+from tandem_cuda import convert, freeze
 
 
 class Scaled(nn.Module):
@@ -102,16 +102,6 @@ def test_state_and_steps():
     same(other(images()), snn(images()))
     snn.set_time_steps(7)
     near(snn, ann)
-
-
-def test_exported_to_nir():
-    for package in ("nir", "nirtorch", "h5py"):
-        pytest.importorskip(package)
-    from tandem_cuda.exchange import to_nir
-
-    ann = Scaled().eval()
-    graph = to_nir(convert(ann, 8, calibrate=images(), neuron=IF(), mode="constant"), images(1))
-    assert sum(type(node).__name__ == "Conv2d" for node in graph.nodes.values()) >= 4
 
 
 def test_what_has_no_neurons():

@@ -85,10 +85,15 @@ def test_calibrated_averages_need_no_neurons(make):
     """They lose nothing: the outputs are those of a simulation that averages spikes as real numbers."""
     ann = dyadic(make()).double().eval()
     x = torch.randint(0, 8, (6, 2, 8, 8), generator=generator(0)).double() / 8
-    names = convert(ann, 8).spiking_layers
-    levels = dict(zip(names, (1.0, 0.5, 0.25, 0.25), strict=False))
+    names = [
+        name
+        for name, module in ann.named_children()
+        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear))
+    ]
+    levels = dict(zip(names[:-1], (1.0, 0.5, 0.25, 0.25), strict=False))
+    snn = convert(ann, 4, calibrate=levels, neuron=IF(), example=x)
     for steps in (4, 16):
-        snn = convert(ann, steps, calibrate=levels, neuron=IF())
+        snn.set_time_steps(steps)
         assert not {SpikingAvgPool2d, SpikingAdaptiveAvgPool2d} & set(kinds(snn))
         assert snn.levels == levels
         with torch.no_grad():
@@ -154,12 +159,12 @@ def test_averages_with_neurons_are_calibrated():
     pool = snn.snn.get_submodule("2")
     assert pool.threshold == pool.amplitude == snn.levels["2"] / snn.levels["0"]
     assert (snn(x) - want).norm() < 0.03 * want.norm()
-    same(convert(ann, 64, calibrate=snn.levels, neuron=IF())(x).detach(), snn(x).detach())
+    same(convert(ann, 64, calibrate=snn.levels, neuron=IF(), example=x)(x).detach(), snn(x).detach())
     same(freeze(snn)(x), snn(x).detach())
     earlier = {name: snn.levels[name] for name in snn.spiking_layers}  # levels that know of no pools
-    pool = convert(ann, 64, calibrate=earlier).snn.get_submodule("2")
+    pool = convert(ann, 64, calibrate=earlier, example=x).snn.get_submodule("2")
     assert pool.threshold == pool.amplitude == 1
-    pool = convert(ann, 64).snn.get_submodule("2")
+    pool = convert(ann, 64, example=x).snn.get_submodule("2")
     assert pool.threshold == pool.amplitude == 1
 
 
@@ -176,7 +181,7 @@ def test_compiled_averages(make):
 def test_averages_of_recorded_spikes():
     ann = dyadic(nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)).double())
     spikes = (torch.rand(8, 6, 2, 8, 8, generator=generator(1)) < 0.3).double()
-    snn = convert(ann, 8, mode="spikes", neuron=IF(), calibrate={"1": 8.0})
+    snn = convert(ann, 8, mode="spikes", neuron=IF(), calibrate={"1": 8.0}, example=spikes.sum(0))
     neurons, total = Integrating(1.0), 0
     for step in spikes:
         total = total + neurons(ann[:2](step) + ann[1].bias.view(-1, 1, 1) * (1 / 8 - 1))

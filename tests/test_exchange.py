@@ -25,7 +25,6 @@ from tandem_cuda import (
 from tandem_cuda.quantisation import quantiser
 
 nir = pytest.importorskip("nir", reason="pip install tandem_cuda[nir]")
-pytest.importorskip("nirtorch", reason="pip install tandem_cuda[nir]")
 
 from nir_networks import IMAGES, foreign, network, randomised, spiking  # noqa: E402
 from tandem_cuda.exchange import from_nir, to_nir  # noqa: E402 (only where the extra is there)

@@ -23,15 +23,16 @@ from tandem_cuda import (
     TandemAdd,
     TandemConv1d,
     TandemConv2d,
-    TandemConvTranspose2d,
     TandemDropout,
+    TandemDropout2d,
     TandemLinear,
+    TandemStochasticDepth,
     convert,
     freeze,
 )
+from tandem_cuda.nn import SpikeWindows, TandemElementwise
 
 nir = pytest.importorskip("nir", reason="pip install tandem_cuda[nir]")
-pytest.importorskip("nirtorch", reason="pip install tandem_cuda[nir]")
 
 from nir_interpreter import executed  # noqa: E402 (only where the extra is there)
 from tandem_cuda.exchange import from_nir, to_nir  # noqa: E402
@@ -53,6 +54,18 @@ def filled(net: nn.Module) -> nn.Module:
             if module.bias is not None:
                 module.bias.data = 1 + dyadic(len(module.bias), seed=seed + 1)
     return net.eval()
+
+
+def repeated(net: nn.Module) -> nn.Module:
+    """Weights after SpikeWindows that are the same for all positions of a window, as `convert` makes them."""
+    windows = 1
+    for module in net.modules():
+        windows = module.size if isinstance(module, SpikeWindows) else windows
+        if windows > 1 and isinstance(module, (TandemConv2d, TandemLinear)):
+            first = module.weight.data[:, : module.weight.shape[1] // windows]
+            module.weight.data = first.repeat(1, windows, *[1] * (first.dim() - 2))
+            windows = 1
+    return net
 
 
 def steps_of(x: Tensor | SpikeTrain, mode: str) -> list[Tensor]:
@@ -137,43 +150,46 @@ def test_residual_network(tmp_path: Path, amplitude: float, mode: str) -> None:
         (SpikingAvgPool2d(2),),
         (SpikingAvgPool2d(3, 2),),
         (SpikingAvgPool2d(3, 2, padding=1, threshold=0.5),),
-        (SpikingAvgPool2d(2, ceil_mode=True, divisor_override=3),),
+        (SpikingAvgPool2d(3, 1, padding=(0, 1), divisor_override=3),),
         (SpikingAvgPool2d((1, 4), (2, 3), divisor_override=2),),
-        (
-            SpikingAvgPool2d(3, 1, padding=1, count_include_pad=False),
-            nn.Flatten(),
-            TandemLinear(360, 9, neuron=IF(8.0)),
-        ),
         (SpikingAdaptiveAvgPool2d(1),),
         (SpikingAdaptiveAvgPool2d((3, 5)),),
         (
-            SpikingAdaptiveAvgPool2d((7, 12)),
+            SpikingAdaptiveAvgPool2d((1, 5)),
             nn.Identity(),
+            TandemStochasticDepth(0.5),
             nn.Flatten(),
             TandemDropout(),
-            TandemLinear(336, 9, neuron=IF(8.0)),
+            TandemLinear(20, 9, neuron=IF(8.0)),
         ),
+        (SpikeWindows(2), TandemConv2d(16, 6, 3)),
+        (SpikeWindows(3, 2), TandemDropout2d(), TandemConv2d(36, 6, (1, 3), padding="same")),
+        (SpikeWindows((2, 3), (1, 2), divisor_override=4), nn.Flatten(), TandemLinear(768, 9, neuron=IF(8.0))),
         (SpikingAvgPool2d(2), TandemConv2d(4, 6, 3, neuron=LIF(0.75, 0.5))),
         (TandemConv2d(4, 6, (2, 4), padding="same", groups=2),),
-        (TandemConvTranspose2d(4, 6, 3, padding=1),),
-        (TandemConvTranspose2d(4, 6, (3, 2), dilation=(2, 3), output_padding=(1, 2), groups=2),),
-        (SpikingAdaptiveAvgPool2d(1), TandemConvTranspose2d(4, 6, (3, 2), stride=2, output_padding=1)),
         (Decode(), nn.Conv2d(4, 5, 3, 2), nn.AdaptiveAvgPool2d((2, 1)), nn.Flatten(), nn.Linear(10, 3)),
         (Decode(), nn.AvgPool2d((4, 2)), nn.Flatten(2)),
     ],
     ids=str,
 )
 def test_layers(tmp_path: Path, layers: tuple[nn.Module, ...]) -> None:
-    """Pooling, whatever its windows, transposed convolutions and read-outs."""
-    exchanged(filled(images(*layers)), IMAGES, tmp_path)
+    """Pooling with and without neurons, convolutions and read-outs; also without groups."""
+    net = repeated(filled(images(*layers)))
+    exchanged(net, IMAGES, tmp_path)
+    graph = to_nir(net, IMAGES, groups=False)
+    assert all(node.groups == 1 for node in graph.nodes.values() if isinstance(node, (nir.Conv1d, nir.Conv2d)))
+    same(executed(graph, steps_of(IMAGES, "constant")).float(), result(net, IMAGES))
 
 
 def test_pools_are_exact_nodes() -> None:
     """Means where divisors are powers of two, else sums with the threshold of as many: both are whole numbers."""
     kinds = []
-    for pool in (SpikingAvgPool2d(2), SpikingAvgPool2d(3), SpikingAvgPool2d(3, padding=1)):
-        graph = to_nir(filled(images(pool)), IMAGES)
+    for window in ((2,), (3,), (3, 2, 1)):
+        graph = to_nir(filled(images(SpikingAvgPool2d(*window))), IMAGES)
         kinds.append((type(graph.nodes["layer_2_windows"]), float(graph.nodes["layer_2_neurons"].v_threshold.max())))
+    for windows, kind in ((SpikeWindows(2), nir.AvgPool2d), (SpikeWindows(3, 2), nir.SumPool2d)):
+        net = repeated(filled(images(windows, TandemConv2d(4 * windows.size, 6, 1))))
+        assert type(to_nir(net, IMAGES).nodes["layer_2_windows"]) is kind
     assert kinds == [(nir.AvgPool2d, 1.0), (nir.SumPool2d, 9.0), (nir.Conv2d, 9.0)]
 
 
@@ -247,6 +263,97 @@ def test_a_converted_network(tmp_path: Path) -> None:
     exchanged(net, IMAGES, tmp_path)
 
 
+class Calibrated(nn.Module):
+    """Averages that fold into weights, values of both signs, and a batch norm that needs neurons of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.pool, self.both = nn.Conv2d(2, 4, 3, padding=1), nn.AvgPool2d(2), nn.Conv2d(4, 4, 3, padding=1)
+        self.conv, self.norm, self.out = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Linear(80, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(self.stem(x).relu())
+        x = (self.conv(self.both(x)) + x).relu()
+        return self.out(self.norm(x).relu().flatten(1))
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("mode", ["constant", "impulse"])
+def test_a_calibrated_network(tmp_path: Path, mode: str, per_channel: bool) -> None:
+    """Amplitudes are in the weights behind them, in float64."""
+    ann, x = filled(Calibrated()).double(), IMAGES.double()
+    net = convert(ann, STEPS, calibrate=x, neuron=IF(), mode=mode, per_channel=per_channel)
+    kinds = {type(module) for module in net.snn.modules()}
+    assert {SpikeWindows, TandemAdd, TandemElementwise, Decode} <= kinds
+    assert net.snn.both.out_channels == 2 * 4
+    graph, want = to_nir(net, x, tmp_path / "net.nir"), result(net, x)
+    close = {"rtol": 1e-9, "atol": 1e-9}
+    torch.testing.assert_close(executed(graph, steps_of(x, mode)), want, **close)
+    for source in (graph, tmp_path / "net.nir"):
+        torch.testing.assert_close(result(from_nir(source), x), want, **close)
+
+
+FLATTENED = {
+    "method": lambda x: x.flatten(1),
+    "function": lambda x: torch.flatten(x, 1, -1),
+    "view": lambda x: x.contiguous().view(x.shape[0], -1),
+    "reshape": lambda x: x.reshape(-1, 360),
+    "ATen": lambda x: torch.ops.aten.flatten.using_ints(x, 1),
+    "view of ATen": lambda x: torch.ops.aten.view.default(x.contiguous(), [torch.ops.aten.sym_size.int(x, 0), 360]),
+    "two steps": lambda x: x.clone().flatten(2).flatten(1),
+}
+
+
+@pytest.mark.parametrize("how", FLATTENED)
+def test_flattening(tmp_path: Path, how: str) -> None:
+    """Of decoded values, and of spikes by the methods that they have."""
+    flatten = FLATTENED[how]
+
+    def run(n: nn.Module, x: Tensor) -> Tensor:
+        return n.out(flatten(n.decode(n.first(n.encode(x)))))
+
+    first = TandemConv2d(2, 4, 3, padding=1, neuron=IF(0.5, amplitude=0.25))
+    net = filled(Net(run, encode=Encode(STEPS), first=first, decode=Decode(), out=nn.Linear(360, 5)))
+    graph, _ = exchanged(net, IMAGES, tmp_path)
+    assert sum(isinstance(node, nir.Flatten) for node in graph.nodes.values()) == 1 + (how == "two steps")
+    if how == "method":
+        net.run = lambda n, x: n.out(n.decode(flatten(n.first(n.encode(x)))))
+        exchanged(net, IMAGES, tmp_path)
+
+
+def test_factors_of_channels(tmp_path: Path) -> None:
+    """They are in the weights behind them: of a convolution after pooling, and of a matrix after flattening."""
+    first = TandemConv2d(2, 4, 3, padding=1, neuron=IF(0.5))
+    for layers in ((nn.AvgPool2d(3), nn.Conv2d(4, 3, 2)), (nn.AvgPool2d(2), nn.Flatten(), nn.Linear(80, 5)), ()):
+        net = filled(nn.Sequential(Encode(STEPS), first, Decode(), *layers))
+        net[2].scale = torch.tensor([0.5, 1.0, 2.0, 0.25])
+        graph = to_nir(net, IMAGES)
+        want = result(net, IMAGES).double()
+        torch.testing.assert_close(executed(graph, steps_of(IMAGES, "constant")), want, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(result(from_nir(graph), IMAGES).double(), want, rtol=1e-6, atol=1e-6)
+
+
+def test_sums_of_read_outs(tmp_path: Path) -> None:
+    """Also of the same spikes, and of spikes that weigh differently."""
+
+    def run(n: nn.Module, x: Tensor) -> Tensor:
+        x = n.first(n.encode(x))
+        return n.out(n.flat(torch.add(n.decode(x), n.decode(n.second(x))) + n.decode(x)))
+
+    first = TandemConv2d(2, 4, 3, padding=1, neuron=IF(0.5, amplitude=0.5))
+    second = TandemConv2d(4, 4, 3, padding=1, neuron=IF(0.5, amplitude=0.25))
+    rest = {"decode": Decode(), "flat": nn.Flatten(), "out": nn.Linear(360, 3)}
+    exchanged(filled(Net(run, encode=Encode(STEPS), first=first, second=second, **rest)), IMAGES, tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 9), (4, 6, 7)], ids=str)
+def test_elementwise_neurons(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """Factors and offsets of channels, for features, lines and images."""
+    layer = TandemElementwise(4, 4, 4, neuron=LIF(0.5, 0.5))
+    layer.maps(torch.tensor([0.5, 1.0, 0.25, 2.0]), torch.tensor([0.5, 0.0, 1.0, 0.25]), torch.zeros(1))
+    exchanged(nn.Sequential(layer), spikes(*shape), tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "vgg11_bn"])
 def test_torchvision(tmp_path: Path, name: str) -> None:
@@ -256,7 +363,8 @@ def test_torchvision(tmp_path: Path, name: str) -> None:
     if name == "resnet18":
         ann.conv1, ann.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
     else:  # narrower read-outs: two of 4096 are all that takes time
-        ann.classifier = nn.Sequential(nn.Linear(25088, 64), nn.ReLU(), nn.Dropout(), nn.Linear(64, 10))
+        ann.avgpool = nn.Identity()
+        ann.classifier = nn.Sequential(nn.Linear(512, 64), nn.ReLU(), nn.Dropout(), nn.Linear(64, 10))
     for path, module in list(ann.named_modules()):
         if isinstance(module, nn.MaxPool2d):
             ann.set_submodule(path, nn.AvgPool2d(module.kernel_size, module.stride))

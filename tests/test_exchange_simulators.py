@@ -13,13 +13,13 @@ from torch import Tensor, nn
 import tandem_cuda
 from exact import dyadic, same, train
 from tandem_cuda import IF, LIF, Encode, SpikeTrain, SpikingAvgPool2d, TandemConv2d, TandemLinear
+from tandem_cuda.nn import SpikeWindows
 
 nir = pytest.importorskip("nir", reason="pip install tandem_cuda[nir]")
-pytest.importorskip("nirtorch", reason="pip install tandem_cuda[nir]")
+
 
 from nir_networks import IMAGES, network, randomised  # noqa: E402
 from tandem_cuda.exchange import to_nir  # noqa: E402 (only where the extra is there)
-from tandem_cuda.exchange.nir_extension import TandemFunction, TandemGate  # noqa: E402 (as above)
 
 # Both take NIR's v_reset for a hard reset, the only one they know from it, so the scripts say "subtract" to their
 # neurons; everything else comes from the file.
@@ -39,28 +39,6 @@ with torch.no_grad():
         y, state = net(step, state)
         total = total + y
 np.save(outputs, total.numpy())
-"""
-
-
-# All networks of a folder in one process. nir's own type check assumes square kernels.
-SPIKINGJELLY_FOLDER = """
-import sys, nir, numpy as np, torch
-from pathlib import Path
-from spikingjelly.activation_based import neuron
-from spikingjelly.activation_based.nir_exchange import import_from_nir
-
-for path in sorted(Path(sys.argv[1]).glob("*.nir")):
-    source = nir.read(path, type_check=False) if path.stem in sys.argv[2:] else path
-    net = import_from_nir(source, dt=1e-4, dtype=torch.float64)
-    for module in net.modules():
-        if isinstance(module, neuron.IFNode):
-            module.v_reset = None
-    x, state, total = torch.from_numpy(np.load(path.with_suffix(".in.npy"))), None, 0
-    with torch.no_grad():
-        for step in x:
-            y, state = net(step, state)
-            total = total + y
-    np.save(path.with_suffix(".out.npy"), total.numpy())
 """
 
 
@@ -161,57 +139,24 @@ def test_spikingjelly_runs_recorded_spikes(simulators: Path, tmp_path: Path):
 
 @pytest.mark.slow
 def test_spikingjelly_adds_branches_and_pools(simulators: Path, tmp_path: Path):
-    """A shortcut whose spikes weigh 0.5, means of 2 x 2 and sums of 5 x 5 pixels; dyadic weights, float64."""
+    """A shortcut whose spikes weigh 0.5, means of 2 x 2 and sums of 5 x 5 pixels; dyadic weights, float64.
+
+    Means with and without neurons.
+    """
     from test_exchange_graphs import IMAGES as images
-    from test_exchange_graphs import Residual, filled
+    from test_exchange_graphs import Residual, filled, repeated
     from test_exchange_graphs import images as behind_a_convolution
 
     x = images.double()
-    for net in (Residual(0.5), behind_a_convolution(SpikingAvgPool2d(2), TandemConv2d(4, 6, 3))):
-        net = filled(net).double()
+    folded = behind_a_convolution(SpikeWindows(2), TandemConv2d(16, 6, 3))
+    for net in (Residual(0.5), behind_a_convolution(SpikingAvgPool2d(2), TandemConv2d(4, 6, 3)), folded):
+        net = repeated(filled(net).double())
         got = executed(simulators, tmp_path, SPIKINGJELLY, net, x, x.expand(8, *x.shape))
         with torch.no_grad():
             want = net(x)
         want = want.count if isinstance(want, SpikeTrain) else want
         assert len(want.unique()) > 2
         same(got, want)
-
-
-def typed(path: Path) -> bool:
-    """Whether nir finds the sizes right: not of convolutions whose padding or stride differs between dimensions."""
-    try:
-        nir.read(path)
-    except Exception:  # nir raises errors of any kind
-        return False
-    return True
-
-
-@pytest.mark.slow
-def test_spikingjelly_runs_what_every_rule_makes(simulators: Path, tmp_path: Path):
-    """Concatenations, rearrangements, values of both signs, joins, lines; without groups, dyadic weights, float64."""
-    from test_exchange_layers import EXPORTED, STEPS, made
-
-    wanted, untyped = {}, []
-    for name in EXPORTED:
-        if name == "cat before the read-out":
-            continue  # SpikingJelly's importer wants one node before the output
-        net, x = made(name)
-        stem = name.replace(" ", "_")
-        graph = to_nir(net, x, tmp_path / f"{stem}.nir", groups=False)
-        if any(isinstance(node, nir.Threshold | TandemFunction | TandemGate) for node in graph.nodes.values()):
-            (tmp_path / f"{stem}.nir").unlink()  # max pooling, functions and gates: SpikingJelly has no such nodes
-            continue
-        if not typed(tmp_path / f"{stem}.nir"):
-            untyped.append(stem)
-        np.save(tmp_path / f"{stem}.in.npy", x.expand(STEPS, *x.shape).numpy())
-        with torch.no_grad():
-            wanted[stem] = net(x)
-        assert len(wanted[stem].unique()) > 2
-    assert 0 < len(untyped) < len(wanted) / 2
-    subprocess.run([simulators, "-c", SPIKINGJELLY_FOLDER, tmp_path, *untyped], check=True, timeout=600)
-    for stem, want in wanted.items():  # read-outs may round means
-        got = torch.from_numpy(np.load(tmp_path / f"{stem}.out.npy"))
-        torch.testing.assert_close(got, want, rtol=0, atol=1e-15, msg=lambda text, stem=stem: f"{stem}: {text}")
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "export_nir.py"
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [(), ("--leak", "0.9", "--time-steps", "11")], ids=["IF", "LIF"])
 def test_example(tmp_path: Path, options: tuple[str, ...]) -> None:
-    for module in ("sklearn", "nir", "nirtorch"):
+    for module in ("sklearn", "nir"):
         pytest.importorskip(module)
     command = [sys.executable, EXAMPLE, *options, "--epochs", "3", "--out", tmp_path / "new"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)

@@ -387,7 +387,8 @@ def test_compiled(name, dynamic, backend):
 def learning(calibrated=False, **named):
     torch.manual_seed(0)
     ann = Residual().eval()
-    snn = convert(ann, 8, learn_thresholds=True, calibrate=inputs() if calibrated else None, **named)
+    calibrate = inputs() if calibrated else None
+    snn = convert(ann, 8, learn_thresholds=True, calibrate=calibrate, example=inputs(), **named)
     for i, name in enumerate(snn.spiking_layers):
         with torch.no_grad():
             snn.snn.get_submodule(name).log_threshold.fill_(0.1 * (i + 1))
@@ -397,7 +398,7 @@ def learning(calibrated=False, **named):
 @pytest.mark.parametrize("calibrated", [False, True])
 def test_convert(calibrated):
     ann, snn = learning(calibrated)
-    assert list(convert(ann, 8).state_dict()) == list(ann.state_dict())
+    assert list(convert(ann, 8, example=inputs()).state_dict()) == list(ann.state_dict())
     own = [f"{name}.log_threshold" for name in snn.spiking_layers]
     assert any(name.endswith("add.log_threshold") for name in own)
     assert list(snn.state_dict()) == [*ann.state_dict(), *own, *(["_extra_state"] if calibrated else [])]
@@ -438,7 +439,7 @@ def test_state_of_a_converted_network():
     with pytest.raises(RuntimeError, match=r'Unexpected key\(s\).*"a.log_threshold"'):
         snn.load_state_dict({**state, "a.log_threshold": torch.zeros(())})
     with pytest.raises(RuntimeError, match=r"Unexpected key\(s\).*log_threshold"):
-        convert(ann, 8).load_state_dict(state)
+        convert(ann, 8, example=inputs()).load_state_dict(state)
     stage = convert(ann, 8, learn_thresholds=True, calibrate=inputs(), spiking_layers=2)
     stage.load_state_dict(snn.state_dict(), strict=False)
     learned = [stage.snn.get_submodule(name).log_threshold for name in stage.spiking_layers]
@@ -449,7 +450,7 @@ def test_state_of_a_converted_network():
 
 def test_set_time_steps():
     ann, snn = learning(calibrated=True)
-    other = convert(ann, 5, learn_thresholds=True, calibrate=snn.calibration)
+    other = convert(ann, 5, learn_thresholds=True, calibrate=snn.calibration, example=inputs())
     other.load_state_dict(snn.state_dict())
     snn.set_time_steps(5)
     same(snn(inputs()).detach(), other(inputs()).detach())
@@ -477,7 +478,6 @@ def test_analyses():
 
 def test_nir():
     pytest.importorskip("nir")
-    pytest.importorskip("nirtorch")
     from nir_interpreter import executed
     from tandem_cuda.exchange import from_nir, to_nir
 

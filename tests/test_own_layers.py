@@ -1,4 +1,4 @@
-"""A layer of a user takes part in analysis and exchange by having the methods that they ask for."""
+"""A layer of a user takes part in analysis by having the methods that it asks for."""
 
 import pytest
 import torch
@@ -21,7 +21,6 @@ from tandem_cuda import (
 )
 from tandem_cuda.analysis import counts_and_activations, diagnose
 from tandem_cuda.nn.ann_twin import without_spikes
-from tandem_cuda.nn.nir import Product
 
 IMAGES = torch.rand(4, 5, generator=torch.Generator().manual_seed(0))
 
@@ -45,9 +44,6 @@ class Scaled(nn.Module):
 
     def ann_twin(self, x):
         return without_spikes((x.count * self.weight).clamp(0, x.time_steps), x.time_steps, 1.0)
-
-    def nir(self, writer, signal):
-        return writer.neurons(self.neuron, [(signal, Product(torch.diag(self.weight)))])
 
 
 @pytest.fixture
@@ -82,43 +78,6 @@ def test_agreement(net):
     table = diagnose(net, IMAGES, lambda logits: logits.square().mean())
     assert [layer.name for layer in table] == ["1", "2"]
     assert table[1].gradient_cosine > 0.9
-
-
-def test_graph(net):
-    nir = pytest.importorskip("nir", reason="pip install tandem_cuda[nir]")
-    from tandem_cuda.exchange import from_nir, to_nir
-
-    graph = to_nir(net, IMAGES)
-    assert [type(node) for node in graph.nodes.values()] == [
-        nir.Input,
-        nir.Affine,
-        nir.IF,
-        nir.Linear,
-        nir.IF,
-        nir.Affine,
-        nir.Output,
-    ]
-    assert torch.equal(from_nir(graph)[:3](IMAGES).count, net[:3](IMAGES).count)
-    with pytest.raises(ValueError, match=r"3 \(Scaled\): its input must be spikes, got current"):
-        to_nir(nn.Sequential(*net[:2], Decode(), net[2]), IMAGES)
-
-
-def test_methods_of_the_same_name():
-    """A network, or a container, may have them by chance: it is no layer."""
-    pytest.importorskip("nir", reason="pip install tandem_cuda[nir]")
-    from tandem_cuda.exchange import to_nir
-
-    class Network(nn.Sequential):
-        def nir(self):
-            return to_nir(self, IMAGES)
-
-    class Container(nn.Sequential):
-        nir = None
-
-    layers = Encode(4), TandemLinear(5, 3), Decode()
-    want = to_nir(nn.Sequential(*layers), IMAGES)
-    for network in (Network(*layers).nir(), to_nir(Container(*layers), IMAGES)):
-        assert [type(node) for node in network.nodes.values()] == [type(node) for node in want.nodes.values()]
 
 
 def joined(layer):

@@ -26,7 +26,6 @@ from tandem_cuda import (
     TandemConv2d,
     TandemDropout,
     TandemDropout2d,
-    TandemGate,
     convert,
     freeze,
     ops,
@@ -314,9 +313,6 @@ def test_modules_read_the_pairs_of_a_train():
     chosen = SpikeRearrange("channels", 1, 3)(x)
     assert chosen.paired
     same(Decode()(chosen), value[:, 1:3])
-    gated = TandemGate()(x, torch.ones(1, 3, 1, 1))
-    assert gated.paired
-    same(Decode()(gated), value)
     for drop in (TandemDropout(0.5), TandemDropout2d(0.5)):
         kept = drop(x.replace(bits=torch.full_like(x.bits[:1], 255), time_steps=8)).count.view(2, 3, 2, -1)
         same(kept[:, :, 0], kept[:, :, 1])
@@ -325,11 +321,12 @@ def test_modules_read_the_pairs_of_a_train():
 
 def test_layers_without_a_relu_give_pairs():
     ann = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Dropout(0.5), nn.Flatten(), nn.Linear(108, 2))
-    network, trains = convert(ann, 8), []
+    x = torch.rand(2, 1, 8, 8, generator=generator(1))
+    network, trains = convert(ann, 8, example=x), []
     for module in network.modules():
         if isinstance(module, TandemConv2d):
             module.register_forward_hook(lambda module, inputs, output: trains.append(output))
-    network(torch.rand(2, 1, 8, 8, generator=generator(1)))
+    network(x)
     assert [x.paired for x in trains] == [True] * len(trains)
 
 

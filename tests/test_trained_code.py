@@ -165,7 +165,7 @@ def test_state_dicts(radix):
 def test_state_dicts_of_converted_networks(radix):
     def converted():
         ann = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2))
-        return convert(ann, 4, mode="spikes", **two_phase(radix))
+        return convert(ann, 4, mode="spikes", example=torch.zeros(1, 6), **two_phase(radix))
 
     net, (ours, other) = converted(), trains(radix)
     net.train()(ours).sum().backward()

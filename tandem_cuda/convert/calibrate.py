@@ -29,10 +29,11 @@ class Calibration:
 
     Examples:
         >>> ann = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
-        >>> snn = convert(ann, time_steps=8, calibrate=torch.rand(16, 1, 28, 28))
+        >>> images = torch.rand(16, 1, 28, 28)
+        >>> snn = convert(ann, time_steps=8, calibrate=images)
         >>> list(snn.calibration.levels)
         ['0']
-        >>> again = convert(ann, time_steps=8, calibrate=snn.calibration)
+        >>> again = convert(ann, time_steps=8, calibrate=snn.calibration, example=images)
     """
 
     time_steps: int
@@ -91,8 +92,9 @@ class Calibration:
 
         Examples:
             >>> ann = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
-            >>> state = convert(ann, time_steps=8, calibrate=torch.rand(16, 1, 28, 28)).state_dict()
-            >>> again = convert(ann, time_steps=8, calibrate=Calibration.of_state(state))
+            >>> images = torch.rand(16, 1, 28, 28)
+            >>> state = convert(ann, time_steps=8, calibrate=images).state_dict()
+            >>> again = convert(ann, time_steps=8, calibrate=Calibration.of_state(state), example=images)
             >>> again.load_state_dict(state)
             <All keys matched successfully>
         """

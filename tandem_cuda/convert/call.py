@@ -21,6 +21,13 @@ class Call:
     ``torch.fx.Node`` for a tensor or for a size that depends on the batch. The first argument is :attr:`input`.
 
     Rules are used only where the input is spikes, or linear in spikes, and a weight layer follows.
+
+    Examples:
+        >>> from tandem_cuda.convert import Analogue, Call
+        >>> def clamp_min(call: Call):  # the rule of x.clamp_min(0)
+        ...     if call["min"] != 0:
+        ...         raise Analogue("its bound is not 0")
+        ...     return call.fire()
     """
 
     def __init__(self, writer: Writer, node: fx.Node, part: fx.Node | None = None) -> None:
@@ -319,8 +326,6 @@ class Call:
     def drop(self, kind: Any) -> Any:
         """Apply dropout to spikes with a module of class ``kind``; to real averages, torch's own."""
         x, p = self.input, self["p"]
-        if isinstance(x, Pooled) and self._writer.options.calibrated:
-            raise Analogue("it drops averages")
 
         def step(train: Train) -> Train:
             dropout = kind(p)

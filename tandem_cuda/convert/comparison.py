@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -46,7 +46,7 @@ def arguments_of(network: Converted, record: Record, inputs: Any) -> tuple[Any, 
     like = next(network.parameters(), torch.empty(0))
     if inputs is None:
         samples = record.sample.inputs
-        return tree_map_only(  # type: ignore[no-any-return]
+        return tree_map_only(
             Tensor, lambda x: x.to(like.device, like.dtype if x.is_floating_point() else None), samples
         )
     batches = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -47,8 +48,10 @@ class Conversion:
         self.analogue: list[AnalogueCall] = []
         self.before = self._before()
         self.whole = self._whole_modules()
+        inside = {x for _, _, nodes in self.whole.values() for x in nodes}
         for node in self.nodes:
-            self.values[node] = self._output(node) if node.op == "output" else self._converted(node)
+            if node not in inside:
+                self.values[node] = self._output(node) if node.op == "output" else self._converted(node)
 
     def _before(self) -> set[fx.Node]:
         """Return the nodes that lead to a weight layer."""
@@ -60,8 +63,11 @@ class Conversion:
                 before.add(node)
         return before
 
-    def _whole_modules(self) -> dict[fx.Node, tuple[fx.Node, str]]:
-        """Return the last node of each call of a module whose level is known: its input, and the module's name."""
+    def _whole_modules(self) -> dict[fx.Node, tuple[fx.Node, str, list[fx.Node]]]:
+        """Return the last node of each call of a module whose level is known.
+
+        For each its input, the module's name, and the nodes before it.
+        """
         found: dict[str, list[fx.Node]] = {}
         for node in self.nodes:
             for key, (path, _) in (node.meta.get("nn_module_stack") or {}).items():
@@ -74,16 +80,19 @@ class Conversion:
             outputs = [n for n in nodes if any(user not in inside for user in n.users)]
             if len(inputs) == 1 and len(outputs) == 1:
                 stack = nodes[0].meta["nn_module_stack"].values()
-                whole[outputs[0]] = inputs.pop(), next(path for path, _ in stack if path in self.options.levels)
+                path = next(path for path, _ in stack if path in self.options.levels)
+                whole[outputs[0]] = inputs.pop(), path, [n for n in nodes if n is not outputs[0]]
         return whole
 
     def _converted(self, node: fx.Node) -> Any:
-        if node in self.whole and isinstance(self.values[self.whole[node][0]], SPIKES):
-            source, path = self.whole[node]
-            bound, level = self.options.levels[path]
-            return self._tried(
-                node, lambda: self.writer.write_neurons(node, self.values[source], bound=bound, level=level)
-            )
+        if node in self.whole:
+            source, path, inside = self.whole[node]
+            if isinstance(x := self.values[source], SPIKES):
+                bound, level = self.options.levels[path]
+                with suppress(Analogue):
+                    return self.writer.write_neurons(node, x, bound=bound, level=level)
+            for inner in inside:
+                self.values[inner] = self._converted(inner)
         if node.op == "placeholder":
             copied = self.writer.graph.node_copy(node)
             copied.meta = {}
@@ -95,6 +104,7 @@ class Conversion:
         if node in self.calls.found:
             return self._weight(node)
         spiking = any(isinstance(self.values[x], (*SPIKES, Grouped, Pieces)) for x in node.all_input_nodes)
+        spiking = spiking or "code" in node.meta  # of quantised networks, whose real input becomes spikes
         if not spiking or node.target is aten.sym_size.int:
             return self._real(node)
         if node.target is operator.getitem:
@@ -128,7 +138,7 @@ class Conversion:
                 self.writer.read[node] = train
             return Current([Branch(train, call.name, call.layer, encoded=True)])
         is_linear = isinstance(call.layer, nn.Linear)
-        if node not in self.before and not isinstance(x, (Real, Grouped, Pieces)):
+        if node not in self.before and not isinstance(self._moved(call.input), (Real, Grouped, Pieces)):
             return self._real(node)  # the last weight layer reads decoded spikes, or their averages
         try:
             if isinstance(x, Pooled) and x.folds_into(call.layer) and node in self.before:
@@ -142,6 +152,12 @@ class Conversion:
         if node not in self.before:
             return self._real(node)
         return Current([Branch(train, call.name, call.layer)])
+
+    def _moved(self, node: fx.Node) -> Any:
+        """Return the value of which a node moves or drops elements, such as an average before dropout."""
+        while isinstance(self.values[node], Real) and node.target in _MOVES and len(node.all_input_nodes) == 1:
+            node = node.all_input_nodes[0]
+        return self.values[node]
 
     def _real(self, node: fx.Node, why: str = "its input is real") -> Real:
         """Compute a call on real values; note it if it is between weight layers, and more than a move."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from typing import Any
 
@@ -155,7 +156,8 @@ class _Functional:
         return self.graph.call_function(overload, node.args, node.kwargs)
 
     def _copied(self, node: fx.Node) -> fx.Node:
-        x, source = node.args[:2]
+        x: Any = node.args[0]
+        source: Any = node.args[1]
         wanted, given = x.meta["val"], source.meta["val"] if isinstance(source, fx.Node) else None
         new = source
         if given is None or given.dtype != wanted.dtype:
@@ -172,7 +174,7 @@ class _Functional:
         while chain[-1] in self.base:
             chain.append(self.base[chain[-1]])
         last = value
-        for inner, outer in zip(chain, chain[1:], strict=False):
+        for inner, outer in itertools.pairwise(chain):
             with self.graph.inserting_after(last):
                 new = self._put(inner, self._present(outer), last)
             if "val" not in new.meta:
@@ -181,7 +183,7 @@ class _Functional:
         root = chain[-1]
         if root.op in ("placeholder", "get_attr"):
             raise Unwritable(f"it writes in place to {root.target}; write to a copy")
-        for other, base in list(self.base.items()):  # views of what has changed are read anew
+        for other in list(self.base):  # views of what has changed are read anew
             if other not in chain and self._root(other) is root:
                 with self.graph.inserting_after(last):
                     again = self.graph.node_copy(other, self._present)
@@ -195,7 +197,8 @@ class _Functional:
 
     def _put(self, view: fx.Node, whole: fx.Node, value: fx.Node) -> fx.Node:
         """Return the whole of which ``view`` shows a part, with ``value`` in its place."""
-        call, target, args = self.graph.call_function, view.target, view.args[1:]
+        call, target = self.graph.call_function, view.target
+        args: Any = view.args[1:]
         sizes = list(whole.meta["val"].shape)
         if target is aten.slice.Tensor:
             return call(aten.slice_scatter.default, (whole, value, *args))

@@ -272,7 +272,7 @@ def _of_program(ann: nn.Module, program: Any, inputs: Inputs, training: bool = F
     name, fixed = type(ann).__name__, []
     signature = program.graph_signature
     held = {spec.arg.name: spec for spec in signature.input_specs}
-    tensors = iter(zip(inputs.leaf_names, inputs.shapes, strict=True))
+    tensors = iter(inputs.leaf_names)
     for node in [n for n in graph.nodes if n.op == "placeholder"]:
         spec = held[original[node]]
         if spec.kind is torch.export.graph_signature.InputKind.USER_INPUT:
@@ -281,7 +281,7 @@ def _of_program(ann: nn.Module, program: Any, inputs: Inputs, training: bool = F
                     raise ValueError(f"convert: inputs of {name} must be Tensors, got {node.name}")
                 graph.erase_node(node)
                 continue
-            where, _ = next(tensors)
+            where = next(tensors)
             if node.users:
                 fixed += _assumed(where, node.meta["val"].shape[0])
             continue
@@ -315,7 +315,8 @@ def _of_program(ann: nn.Module, program: Any, inputs: Inputs, training: bool = F
         if node.op == "call_function" and node.target in _ASSERTIONS:
             graph.erase_node(node)
     graph.eliminate_dead_code()
-    output.args = ((tuple(output.args[0]),),)
+    returned: Any = output.args[0]
+    output.args = ((tuple(returned),),)
     for node in [n for n in graph.nodes if n.op == "get_attr" and not n.users]:
         graph.erase_node(node)
     graph.lint()

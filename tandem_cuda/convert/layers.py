@@ -92,7 +92,9 @@ def norm_of(calls: WeightCalls, node: fx.Node) -> Any:
     names = {name: given[name] for name in ("weight", "bias", "running_mean", "running_var")}
     if not all(x is None or x.op == "get_attr" for x in names.values()):
         return None
-    tensors = {name: None if x is None else calls.graph.tensor(str(x.target)) for name, x in names.items()}
+    tensors: dict[str, Any] = {
+        name: None if x is None else calls.graph.tensor(str(x.target)) for name, x in names.items()
+    }
     kind = _NORMS.get(len(node.meta["val"].shape), nn.BatchNorm2d)
     held = all(getattr(owner, name, None) is x for name, x in tensors.items())
     if held and isinstance(owner, (*NORMS, nn.SyncBatchNorm)) and owner.eps == given["eps"]:

@@ -19,7 +19,6 @@ from .calibrate import EXTRA_STATE, Calibration, Level
 from .conversion import Conversion
 from .corrections import set_correction, weight_layer
 from .nodes import owner_of, same_modules, unite
-from .record import Record
 from .report import ConversionReport, report_on
 from .twins import Twins
 from .values import SpikeSource
@@ -44,11 +43,12 @@ class TandemNetwork(nn.Module):
 
     Examples:
         >>> ann = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
-        >>> snn = convert(ann, time_steps=8)
+        >>> images = torch.rand(2, 1, 28, 28)
+        >>> snn = convert(ann, time_steps=8, example=images)
         >>> snn.ann() is ann, snn.time_steps
         (True, 8)
         >>> snn.set_time_steps(4)  # the same weights, fewer steps
-        >>> snn(torch.rand(2, 1, 28, 28)).shape
+        >>> snn(images).shape
         torch.Size([2, 10])
     """
 
@@ -66,7 +66,9 @@ class TandemNetwork(nn.Module):
     """T. In mode "spikes" the input decides on T, unless the network is calibrated: its thresholds are for this T."""
     _in_training: tuple[fx.GraphModule] | None = None
 
-    def __init__(self, snn: fx.GraphModule, ann: nn.Module, calibration: Calibration | None, conversion: Conversion) -> None:
+    def __init__(
+        self, snn: fx.GraphModule, ann: nn.Module, calibration: Calibration | None, conversion: Conversion
+    ) -> None:
         super().__init__()
         writer, record = conversion.writer, conversion.record()
         self.snn = snn
@@ -99,13 +101,13 @@ class TandemNetwork(nn.Module):
 
         The two graphs call the same modules.
         """
-        results = self.snn.graph.output_node().args[0]
-        if len(results) == 2:  # type: ignore[arg-type]
+        results: Any = self.snn.graph.output_node().args[0]
+        if len(results) == 2:
             training = fx.GraphModule(self.snn, _returning(self.snn.graph, 1), "SpikingTwinInTraining")
-            training.recompile()  # type: ignore[no-untyped-call]
+            training.recompile()
             self._in_training = (training,)  # in a tuple: it is no submodule, for it holds snn's modules
         self.snn.graph = _returning(self.snn.graph, 0)
-        self.snn.recompile()  # type: ignore[no-untyped-call]
+        self.snn.recompile()
 
     def ann(self) -> nn.Module:
         """Return the ANN twin. It shares parameters, statistics and train or eval mode with this network."""

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import fx, nn
-from torch.nn.utils import parametrize
 
 from ..nn.weights import stored
 

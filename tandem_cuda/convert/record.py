@@ -55,7 +55,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class AnalogueCall:
-    """A call between weight layers that the spiking twin computes on real values."""
+    """A call between weight layers that the spiking twin computes on real values.
+
+    Examples:
+        >>> ann = nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 2))
+        >>> (call,) = convert(ann, time_steps=8, example=torch.rand(1, 4)).report().analogue
+        >>> call.what, call.place, call.why
+        ('SiLU', '1', 'it has no rule')
+    """
 
     name: str
     """The name of the node."""

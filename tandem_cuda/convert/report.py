@@ -36,7 +36,7 @@ class ConvertedLayer:
 
     Examples:
         >>> ann = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
-        >>> layer = convert(ann, time_steps=8).report().layers[0]
+        >>> layer = convert(ann, time_steps=8, example=torch.rand(1, 1, 28, 28)).report().layers[0]
         >>> layer.name, layer.snn, layer.threshold
         ('0', 'TandemConv2d', 1.0)
     """
@@ -46,7 +46,7 @@ class ConvertedLayer:
     ann: str
     """What it replaces, in words, such as "Conv2d, BatchNorm2d, ReLU". In a sum, "spikes" is an identity branch."""
     ann_names: tuple[str, ...]
-    """The names of these parts in the ANN: of modules, or of nodes of the torch.fx graph."""
+    """The names of these parts in the ANN: of modules, or of nodes of its graph."""
     snn: str
     """The class of the module."""
     spiking: bool
@@ -87,7 +87,7 @@ class ConversionReport:
 
     Examples:
         >>> ann = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
-        >>> snn = convert(ann, time_steps=8)
+        >>> snn = convert(ann, time_steps=8, example=torch.rand(1, 1, 28, 28))
         >>> report = snn.report()
         >>> report.time_steps, len(report.layers)
         (8, 1)
@@ -203,7 +203,9 @@ def report_on(network: Converted, record: Record, inputs: Any) -> ConversionRepo
     sums = {name: Sums() for name in layers if isinstance(snn.get_submodule(name), _WITH_NEURONS)}
     answers = run_both(network, record, batches, sums, None)
     found = answers.likeness() if calibrated else Likeness(answers.samples, None, None)
-    time_steps = next((x.time_steps for x in tree_leaves(batches, is_leaf=_is_train) if _is_train(x)), network.time_steps)
+    time_steps = next(
+        (x.time_steps for x in tree_leaves(batches, is_leaf=_is_train) if _is_train(x)), network.time_steps
+    )
     converted = [_layer(network, origins[name], sums.get(name)) for name in layers]
     rows = tuple(replace(layer, saturates=_saturates(network, layer, time_steps)) for layer in converted)
     report = ConversionReport(

@@ -18,13 +18,15 @@ _NEVER_NEGATIVE = {
 _KEEP_SIGNS = {
     aten.add.Tensor, aten.mul.Tensor, aten.cat.default, aten.stack.default, aten.maximum.default,
     aten.max_pool2d.default, aten.max_pool1d.default, aten.max_pool3d.default, aten.avg_pool2d.default,
-    aten.avg_pool1d.default, aten.avg_pool3d.default, aten.adaptive_avg_pool2d.default, aten.mean.dim, aten.sum.dim_IntList,
-    aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool3d.default, aten.adaptive_max_pool2d.default, aten.amax.default,
+    aten.avg_pool1d.default, aten.avg_pool3d.default, aten.adaptive_avg_pool1d.default,
+    aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default, aten.adaptive_max_pool2d.default,
+    aten.amax.default, aten.mean.dim, aten.sum.dim_IntList,
     aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.permute.default, aten.transpose.int,
     aten.contiguous.default, aten.clone.default, aten.dropout.default, aten.feature_dropout.default,
     aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.default, aten.slice.Tensor, aten.select.int,
     aten.expand.default, aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.vec, aten.roll.default,
     aten.pixel_shuffle.default, aten.div.Tensor, aten.unflatten.int, aten.flip.default, aten.squeeze.dims,
+    aten.repeat.default, aten.repeat_interleave.self_int, aten.channel_shuffle.default, aten.pixel_unshuffle.default,
 }  # fmt: skip
 """Calls whose result is not negative if no tensor or number among their arguments is."""
 

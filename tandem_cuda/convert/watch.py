@@ -25,7 +25,9 @@ class Watch:
 
     def __init__(self, ann: nn.Module, graph: Graph, constants: tuple[str, ...]) -> None:
         self.ann, self.inputs, self.description = ann, graph.inputs, graph.description
-        self.constants = {name: graph.tensor(name).detach().clone() for name in constants if name not in graph.constants}
+        self.constants = {
+            name: graph.tensor(name).detach().clone() for name in constants if name not in graph.constants
+        }
         self.read = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}
         """The names of the tensors that the graph reads."""
         self.note()
@@ -93,7 +95,7 @@ def _replaced(name: str, before: dict[str, Any], now: dict[str, Any]) -> Iterato
 
 
 def _compared(module: nn.Module) -> dict[str, Any]:
-    """Return the settings that must not change: for batch norm, which both twins hold, the methods that it overrides."""
+    """Return the settings that must not change: for batch norm, which both twins hold, overridden methods."""
     if isinstance(module, nn.modules.batchnorm._NormBase):
         return {key: getattr(module, key) for key in overridden_methods(module)}
     return settings(module)

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from ..nn.computed import Computed, OwnTensor
 from ..nn.quantiser import quantiser
 from .graph import Graph
+from .training import is_random
 
 aten = torch.ops.aten
 
@@ -92,10 +93,8 @@ class WeightCalls:
         self.of_parameters: set[fx.Node] = set()
         """The nodes that depend on no input."""
         for node in graph.graph.nodes:
-            inputs = node.all_input_nodes
-            if node.op == "get_attr" or (
-                node.op == "call_function" and inputs and all(x in self.of_parameters for x in inputs)
-            ):
+            fixed = node.op == "call_function" and not is_random(node)
+            if node.op == "get_attr" or (fixed and all(x in self.of_parameters for x in node.all_input_nodes)):
                 self.of_parameters.add(node)
         for node in graph.graph.nodes:
             if node.target in WEIGHT_CALLS and node not in self.of_parameters and (call := self._call(node)):
@@ -131,7 +130,7 @@ class WeightCalls:
                     values[x] = self.graph.tensor(str(x.target))
                 else:
                     target: Any = x.target
-                    args, kwargs = fx.node.map_arg((x.args, x.kwargs), computed)  # type: ignore[misc]
+                    args, kwargs = fx.node.map_arg((x.args, x.kwargs), computed)
                     values[x] = target(*args, **kwargs)
             return values[x]
 
@@ -247,7 +246,7 @@ class WeightCalls:
             return None
         if owner is None or not isinstance(owner, kind):
             return None
-        base = parametrize.type_before_parametrizations(owner)
+        base: Any = parametrize.type_before_parametrizations(owner)
         plain = base.forward is kind.forward and getattr(base, "_conv_forward", None) is getattr(
             kind, "_conv_forward", None
         )

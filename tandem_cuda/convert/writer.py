@@ -52,6 +52,11 @@ class Analogue(Exception):
 
     Args:
         why: the reason, for the report.
+
+    Examples:
+        >>> from tandem_cuda.convert import Analogue, Call
+        >>> def transposed(call: Call):
+        ...     raise Analogue("it moves dimensions")
     """
 
 
@@ -401,7 +406,7 @@ class Writer:
     def flattened(self, train: Train, start: int, end: int, shape: tuple[int, ...]) -> Train:
         """Flatten dimensions start to end of spikes to the sizes ``shape``."""
         times = math.prod(train.shape) // train.channels
-        if train.windows > 1 and shape != (math.prod(train.shape),):
+        if train.windows > 1 and start < 2 and shape != (math.prod(train.shape),):
             raise Analogue("it flattens a part of windows")
         if len(shape) == 1:
             sources = train.sources
@@ -471,7 +476,7 @@ class Writer:
         return node.name if module is None else self.name_of_module[id(module)]
 
     def module(self, node: fx.Node) -> nn.Module | None:
-        """Return the module of torch without parameters of its own whose forward is this node; else None."""
+        """Return the module of torch, or with levels, whose forward this node is a part of; else None."""
         stack = [*(node.meta.get("nn_module_stack") or {}).values()]
         if not stack:
             return None
@@ -480,7 +485,8 @@ class Writer:
             module = self.ann.get_submodule(path)
         except AttributeError:
             return None
-        return module if type(module).__module__.startswith("torch.nn.modules") and path else None
+        known = type(module).__module__.startswith("torch.nn.modules") or path in self.options.levels
+        return module if known and path else None
 
 
 def word_of_class(module: nn.Module) -> str:

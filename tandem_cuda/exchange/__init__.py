@@ -7,6 +7,7 @@ docs/exchange.md explain how that maps to time steps.
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from .authors import from_authors
@@ -20,12 +21,7 @@ __all__ = ["from_authors", "from_nir", "to_nir"]
 
 def __getattr__(name: str) -> Any:
     """Import NIR only on demand: it is slow to import, and checkpoints do not need it."""
-    if name == "to_nir":
-        from .nir_export import to_nir
-
-        return to_nir
-    if name == "from_nir":
-        from .nir_import import from_nir
-
-        return from_nir
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in ("from_nir", "to_nir"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(".nir_export" if name == "to_nir" else ".nir_import", __name__)
+    return getattr(module, name)

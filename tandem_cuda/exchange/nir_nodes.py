@@ -12,18 +12,17 @@ from torch import Tensor, nn
 
 from ..neuron import MODELS, Neuron
 from ..neuron.base import NirForm
-from ..nn import TandemConv1d, TandemConv2d, TandemLinear
-from ..nn.nir import spans
+from ..nn import SpikeWindows, TandemConv1d, TandemConv2d, TandemElementwise, TandemLinear
+from ..nn.quantiser import quantiser
 from ..nn.tandem import TandemLayer
-from .nir_format import nir
-from .nir_sources import NirConvolution
+from ..nn.weights import stored
+from .nir_file import nir
 
 _LARGEST = 2**31 - 1
 _FLOAT32 = torch.finfo(torch.float32)
 NEURONS = (nir.IF, nir.LIF)
-CONVOLUTIONS = (nir.Conv1d, nir.Conv2d)
 POOLINGS = (nir.AvgPool2d, nir.SumPool2d)
-WEIGHTS = (nir.Linear, nir.Affine, *CONVOLUTIONS, *POOLINGS)
+WEIGHTS = (nir.Linear, nir.Affine, nir.Conv1d, nir.Conv2d, *POOLINGS)
 
 
 def numbers_of(name: str, value: Any) -> Any:
@@ -155,6 +154,18 @@ class NirWeights(NamedTuple):
         padding = (0,) * len(size) if isinstance(self.padding, str) else self.padding
         return len(self.weight), *_out_size(size, self.weight.shape[2:], self.stride, padding, self.dilation)
 
+    def repeated(self, times: int) -> NirWeights:
+        """Return the weights for inputs that stand side by side ``times`` times."""
+        if times > 1 and self.groups > 1:
+            raise ValueError(f"groups must be 1 after pooling without neurons, got {self.groups}")
+        return self._replace(weight=self.weight.repeat(1, times, *[1] * len(self.stride)))
+
+    def windows(self) -> SpikeWindows:
+        """Make the pooling without neurons."""
+        divisor = None if issubclass(self.pools, nir.AvgPool2d) else 1
+        kernel: Any = tuple(self.weight.shape[2:])
+        return SpikeWindows(kernel, self.stride, self.padding, divisor)  # type: ignore[arg-type]  # pairs
+
     def layer(self, neuron: Neuron, gain: float, steps: int) -> TandemLayer:
         """Make the tandem layer."""
         return self._module((TandemLinear, TandemConv1d, TandemConv2d), steps, gain, neuron=neuron)
@@ -244,72 +255,6 @@ def _metadata(node: Any) -> dict[str, float]:
     return {"leak": float(stated[0])}
 
 
-# -- writing
-
-
-def convolution_node(
-    conv: NirConvolution,
-    bias: Tensor | None,
-    before: tuple[int, ...],
-    size: tuple[int, int],
-    metadata: dict[str, Any],
-) -> nir.NIRNode:
-    """Make a node for images or lines [C, ...] of shape ``before`` and outputs of this size.
-
-    Raises:
-        ValueError: NIR cannot express it for lines, which the model may see as images of height 1.
-    """
-    weight, stride, padding, dilation, groups = conv
-    geometry: list[Any] = [stride, padding, dilation]
-    shape: tuple[int, ...] = (len(weight), *size)
-    kind: Any = nir.Conv2d
-    across: Any = before[1:]
-    if len(before) == 2:
-        middle = spans(weight, dilation)[0] // 2 if padding == "same" else 0
-        row, rest = divmod(middle if isinstance(padding, str) else padding[0], dilation[0])
-        if size[0] != 1 or rest or row >= weight.shape[2]:
-            raise ValueError(
-                f"it reads lines, so its output must have height 1 and a row of its kernel must be on the line, got "
-                f"height {size[0]}; change its kernel or padding, or begin with images"
-            )
-        kind, weight, shape, (across,) = nir.Conv1d, weight[:, :, row], (len(weight), size[1]), across
-        geometry = [x if isinstance(x, str) else x[1] for x in geometry]
-    values = array_of(weight)
-    zeros = np.zeros(len(values), values.dtype)
-    node = kind(across, values, *geometry, groups, zeros if bias is None else array_of(bias), metadata=metadata)
-    return _typed(node, before, shape)
-
-
-def pooling_node(
-    kind: Any, kernel: Sequence[int], stride: Sequence[int], before: tuple[int, ...], shape: tuple[int, ...]
-) -> nir.NIRNode:
-    """Make an AvgPool2d or SumPool2d of images of shape ``before``, without padding."""
-    return _typed(kind(np.array(kernel), np.array(stride), np.array([0, 0])), before, shape)
-
-
-def flatten_node(before: tuple[int, ...], start: int, end: int) -> tuple[nir.NIRNode, tuple[int, ...]]:
-    """Make a node that flattens the dimensions from ``start`` to ``end``; return it and the shape behind it."""
-    node = nir.Flatten({"input": np.array(before)}, start, end)  # NIR has no batch dimension
-    return node, (*before[:start], math.prod(before[start : end + 1]), *before[end + 1 :])
-
-
-def neurons_node(form: NirForm, shape: tuple[int, ...]) -> nir.NIRNode:
-    """Make a node of neurons that all have the same parameters."""
-    values = {name: np.full(shape, value, dtype=np.float64) for name, value in form.values.items()}
-    return getattr(nir, form.node)(**values, metadata=form.metadata)
-
-
-def _typed(node: nir.NIRNode, before: tuple[int, ...], shape: tuple[int, ...]) -> nir.NIRNode:
-    """Set the node's input and output types: nir itself assumes square kernels and ignores groups."""
-    node.input_type, node.output_type = {"input": np.array(before)}, {"output": np.array(shape)}
-    return node
-
-
-def array_of(x: Tensor) -> Any:
-    """Return a copy as a NumPy array."""
-    return x.detach().cpu().contiguous().numpy().copy()
-
-
 def _times(per_step: Tensor, steps: int) -> Tensor:
     """Return a bias b with b / steps == per_step exactly, or the nearest b if rounding leaves no such value."""
     bias = per_step * steps
@@ -321,3 +266,81 @@ def _times(per_step: Tensor, steps: int) -> Tensor:
             hit = (candidate / steps == per_step) & (best / steps != per_step)
             best = torch.where(hit, candidate, best)
     return best
+
+
+# -- writing
+
+
+class Product(NamedTuple):
+    """Weights that read a value."""
+
+    weight: Tensor
+    """[O, F], or [O, C/groups, K] or [O, C/groups, kH, kW] for a convolution."""
+    bias: Tensor | None = None
+    """The sum over all time steps, [O]."""
+    geometry: tuple[Any, ...] = (1, 0, 1, 1)
+    """Stride, padding, dilation and groups of a convolution."""
+    rounding: tuple[int, Tensor] | None = None
+    """The bits of quantised weights, and what the integer 1 of each output stands for, [O]."""
+
+    @classmethod
+    def of(cls, layer: Any, inputs: tuple[int, ...]) -> Product:
+        """Return the weights of a layer for inputs of this shape, with gain and bias of its drive folded in."""
+        if not isinstance(layer, TandemLayer):
+            rounds, rounding = quantiser(layer), None
+            if rounds is not None:
+                rounding = rounds.bits, rounds.integers(getattr(*stored(layer, "weight")))[1]
+            return cls(layer.weight, layer.bias, _geometry_of(layer), rounding)
+        weight, bias = layer.drive.folded(layer.weights)
+        if isinstance(layer, TandemElementwise):
+            if layer.of_features or len(inputs) == 1:
+                return cls(dense(weight, layer.groups)[:, :, 0, 0], bias)
+            return cls(weight.view(*weight.shape[:2], *[1] * (len(inputs) - 1)), bias, (1, 0, 1, layer.groups))
+        weight = weight.squeeze(2) if isinstance(layer, TandemConv1d) else weight
+        return cls(weight, bias, _geometry_of(layer), layer.drive.rounding(layer.weights))
+
+
+def _geometry_of(layer: Any) -> tuple[Any, ...]:
+    return (layer.stride, layer.padding, layer.dilation, layer.groups) if hasattr(layer, "stride") else (1, 0, 1, 1)
+
+
+def dense(weight: Tensor, groups: int) -> Tensor:
+    """Return a grouped weight [O, C/groups, ...] as [O, C, ...]."""
+    if groups == 1:
+        return weight
+    outputs, inputs, *kernel = weight.shape
+    blocks = weight.new_zeros(groups, outputs // groups, groups, inputs, *kernel)
+    each = torch.arange(groups)
+    blocks[each, :, each] = weight.view(groups, outputs // groups, inputs, *kernel)
+    return blocks.view(outputs, groups * inputs, *kernel)
+
+
+def convolution_node(
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: Sequence[Any],
+    groups: int,
+    before: tuple[int, ...],
+    after: tuple[int, ...],
+    metadata: dict[str, Any],
+) -> nir.NIRNode:
+    """Make a Conv1d or Conv2d for inputs and outputs of these shapes. ``geometry``: stride, padding and dilation."""
+    values = array_of(weight)
+    biases = np.zeros(len(values), values.dtype) if bias is None else array_of(bias)
+    axes = len(before) - 1
+    numbers = [x if isinstance(x, (str, tuple)) else (x,) * axes for x in geometry]
+    if axes == 1:
+        numbers = [x if isinstance(x, str) else x[0] for x in numbers]
+        return typed(nir.Conv1d(before[1], values, *numbers, groups, biases, metadata=metadata), before, after)
+    return typed(nir.Conv2d(before[1:], values, *numbers, groups, biases, metadata=metadata), before, after)
+
+
+def array_of(x: Tensor) -> Any:
+    """Return a copy as a NumPy array."""
+    return x.detach().cpu().contiguous().numpy().copy()
+
+
+def typed(node: nir.NIRNode, before: tuple[int, ...], after: tuple[int, ...]) -> nir.NIRNode:
+    """Set the node's input and output types: nir itself assumes square kernels and ignores groups."""
+    node.input_type, node.output_type = {"input": np.array(before)}, {"output": np.array(after)}
+    return node

@@ -8,7 +8,7 @@ The metadata of the safetensors file are strings:
   is the list: ["<input>"] if there is one. The output may also be {"tuple": [...]}, {"list": [...]} or {"dict": {...}}.
 - ``sha256``: the hash of the description and of every tensor (name, dtype, shape and bytes, in order of names).
 
-The kind of a node is the name of a layer's class, of a module of torch.nn (plain.py) or "Function" (functions.py); the
+The kind of a node is the name of a layer's class, of a module of torch.nn (plain.py), "Aten" or "Constant" (aten.py); the
 settings are the arguments that make it again. Weights that several neurons of a signed network share have further
 settings, which are left out otherwise: "multiplicity", how many entries of a layer's weight belong to one weight of the
 ANN; "paired", true if neurons 2i and 2i + 1 are the parts of one value; "folds", the values with a negative slope;

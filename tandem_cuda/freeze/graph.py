@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+
 from ..nn.frozen import FrozenLayer, State
 from ..nn.sizes import ANY, REAL, SPIKES, Value
 
@@ -92,8 +95,14 @@ def needed(nodes: Sequence[Node], outputs: Sequence[str], *, later: bool = False
 def check_finite(node: Node) -> None:
     """Raise a ValueError if a tensor of the layer is not finite."""
     for name, tensor in node.layer.tensors().items():
-        if not tensor.is_meta and not tensor.isfinite().all():
+        wrong = tensor.isnan() if node.layer.is_constant else ~tensor.isfinite()
+        if not tensor.is_meta and wrong.any():
             raise ValueError(
-                f"FrozenNetwork: {node.layer.kind} {node.name!r}: {name} must be finite, got "
-                f"{tensor[~tensor.isfinite()][0].item()}"
+                f"FrozenNetwork: {node.layer.kind} {node.name!r}: {name} must be finite, got {tensor[wrong][0].item()}"
             )
+
+
+def float_like(nodes: Sequence[Node]) -> Tensor:
+    """Return a tensor with the dtype and on the device of the network: a weight, unless there is none."""
+    tensors = [x for node in nodes if not node.layer.is_constant for x in node.layer.tensors().values()]
+    return next((x for x in tensors if x.is_floating_point()), torch.empty(0))

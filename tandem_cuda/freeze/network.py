@@ -11,14 +11,25 @@ from torch import Tensor, nn
 
 from ..nn.encode import Encode
 from ..nn.frozen import FrozenLayer, Span
-from ..nn.gate import TandemGate
+from ..nn.neurons import TandemNeurons
 from ..nn.sizes import REAL, SPIKES, Value
 from ..nn.spiking import unwrapped
 from ..ops import checks
 from ..ops.gradient import refuse_tangents
 from ..spike_train import SpikeTrain
 from . import anytime, file
-from .graph import INPUT, NetworkState, Node, check_finite, input_kinds, names_in, needed, output_value, returned
+from .graph import (
+    INPUT,
+    NetworkState,
+    Node,
+    check_finite,
+    float_like,
+    input_kinds,
+    names_in,
+    needed,
+    output_value,
+    returned,
+)
 from .stream import Stream
 
 
@@ -66,11 +77,10 @@ class FrozenNetwork(nn.Module):
             if node.name in values:
                 raise ValueError(f"FrozenNetwork: names of nodes must differ, got {node.name!r} twice")
             unknown = [source for source in node.inputs if source not in values]
-            if unknown or not node.inputs:
-                raise ValueError(
-                    f"FrozenNetwork: inputs of {node.name!r} must be inputs of the network or earlier nodes, "
-                    f"got {', '.join(map(repr, unknown)) or 'none'}"
-                )
+            if unknown or node.layer.is_constant != (not node.inputs):
+                wanted = "none" if node.layer.is_constant else "inputs of the network or earlier nodes"
+                got = ", ".join(map(repr, unknown or node.inputs)) or "none"
+                raise ValueError(f"FrozenNetwork: inputs of {node.name!r} must be {wanted}, got {got}")
             check_finite(node)
             values[node.name] = output_value("FrozenNetwork", node, values)
             node.layer.forget_codes(*(values[source] for source in node.inputs))
@@ -83,11 +93,13 @@ class FrozenNetwork(nn.Module):
             raise ValueError(
                 "FrozenNetwork: the network must take spikes or contain Encode, got neither (convert makes ANNs spike)"
             )
+        like = float_like(nodes)
         self.names = [node.name for node in nodes]
         self.inputs = [node.inputs for node in nodes]
         self.output = output
         self.layers = nn.ModuleList(node.layer for node in nodes)
         for node in nodes:
+            node.layer.place(like)
             _put_in_state_dict(node.layer)
         last = {source: i for i, node in enumerate(nodes) for source in node.inputs}
         self.done: list[list[str]] = [[] for _ in nodes]
@@ -180,7 +192,7 @@ class FrozenNetwork(nn.Module):
 
         Raises:
             ValueError: ``span`` has only some of the time steps, and there are neurons that wait for all of them
-                (``two_phase``, or a TandemGate's).
+                (``two_phase``, or a TandemNeurons's).
         """
         now, done, total, _ = span
         if now < total:
@@ -208,8 +220,8 @@ class FrozenNetwork(nn.Module):
         if SPIKES not in self.kinds.values():
             advice += "; for early exit, run networks with increasing T in a Cascade"
         if not any(
-            isinstance(unwrapped(node.layer), TandemGate) for node in waiting
-        ):  # a gate needs the counts of all steps
+            isinstance(unwrapped(node.layer), TandemNeurons) for node in waiting
+        ):  # which need the counts of all steps
             advice += "; to run in chunks, use neurons of one phase, such as IF(initial=0.5)"
         names = ", ".join(node.name for node in waiting)
         raise ValueError(

@@ -12,13 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..convert.nodes import IDLE
 from ..nn.batch_norm import NORMS
 from ..nn.frozen import FrozenLayer, Span, State, class_of, register, single
 from ..nn.schema import Settings, Tensors, check_settings, check_tensors, frozen_numbers, frozen_tensor, with_tuples
 from ..nn.sizes import REAL, Size, Value, check_count
 from ..ops import checks
 
+IDLE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+"""Modules that return their input unchanged in eval mode."""
+VIEWS = (*IDLE, nn.Flatten, nn.Unflatten)
+"""Modules that may return the memory of their input."""
 _WEIGHTS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 MODULES: tuple[type[nn.Module], ...] = (
     *NORMS,

@@ -51,5 +51,3 @@ _freezable(SpikingAvgPool3d, SpikingAdaptiveAvgPool3d, SpikingMaxPool3d)
 _freezable(Encode, Decode, SpikeCat, SpikeRearrange)
 for _dropout in (TandemDropout, TandemDropout2d, TandemDropout3d, TandemStochasticDepth):
     _register(_dropout, lambda module, encoded: None)
-import sys as _s, types as _t  # TEMPORARY
-_m = _t.ModuleType("tandem_cuda.nn.gate"); _m.TandemGate = type("TandemGate", (), {}); _s.modules[_m.__name__] = _m

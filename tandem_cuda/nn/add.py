@@ -21,8 +21,7 @@ from .drive import Affine, spike_scale
 from .firing import check_reads_radix
 from .frozen import Span, State, class_of
 from .leak import check_two_phase, folded, negative
-from .nir import NirWriter, Signal
-from .prepared import PreparedLayer, Run, train_of
+from .prepared import PreparedLayer, Run
 from .schema import Settings, Tensors
 from .sizes import SPIKES, Value, agreed
 from .spiking import KINDS
@@ -390,7 +389,7 @@ class TandemAdd(PreparedLayer):
             now, done, total, _ = span
             ends = now + done == total
             bits, after = fire(inputs, None if state is None else stacked(state), not ends)
-            fired = train_of(bits, steps, dtype, code)
+            fired = SpikeTrain.coded(bits, steps, None, dtype, code)
             return self.with_pairs(fired) if folds else fired, None if ends else after.unbind(0)
 
         return run
@@ -413,35 +412,6 @@ class TandemAdd(PreparedLayer):
             for branch, x in zip(self.branches, inputs, strict=True)
         ]
         return activated(self, torch.stack(v).sum(0), inputs[0].time_steps)
-
-    @property
-    def no_nir(self) -> str | None:
-        """Why NIR cannot express a branch; None if it can."""
-        return next((why for branch in self.branches if (why := getattr(branch, "no_nir", None))), None)
-
-    def nir(self, writer: NirWriter, *signals: Signal) -> Any:
-        """Write the branches and neurons as nodes of NIR. The first branch with weights holds the sum of all biases."""
-        layers = [branch if isinstance(branch, TandemLayer) else None for branch in self.branches]
-        signals = tuple(x if b is None else b.nir_input(writer, x) for b, x in zip(layers, signals, strict=True))
-        products = [
-            None if layer is None else layer.nir_product(x.shape, writer.shape)
-            for layer, x in zip(layers, signals, strict=True)
-        ]
-        biases = [product.bias for product in products if product is not None and product.bias is not None]
-        total = functools.reduce(torch.add, biases) if biases else None
-        scale = self.current_scale()
-        if scale is not None:
-            total = None if total is None else total * scale
-            signals = tuple(x.times(float(scale)) for x in signals)
-        for i, product in enumerate(products):
-            if product is not None:
-                products[i], total = product._replace(bias=total), None
-        return writer.neurons(self.neuron, [*zip(signals, products, strict=True)])
-
-    @property
-    def arity(self) -> int:
-        """The number of inputs."""
-        return len(self.branches)
 
 
 def _scaled(weights: SpikingWeights, scale: Tensor | None) -> SpikingWeights:

@@ -26,8 +26,7 @@ from .coupling import carrying, needs_gradient
 from .frozen import Span, State
 from .geometry import check_image, pad, per_axis
 from .max_pool import Pooling
-from .nir import NirWriter, Signal
-from .prepared import PreparedLayer, Run, train_of
+from .prepared import PreparedLayer, Run
 from .schema import Check, Settings, Tensors
 from .sizes import Size
 
@@ -244,7 +243,7 @@ class SpikingAverage(PreparedLayer, Pooling):
             now, done, total, _ = span
             ends = now + done == total
             bits, after = pool(x.bits, None if state is None else stacked(state), not ends)
-            return train_of(bits, steps, dtype, code), None if ends else after.unbind(0)
+            return SpikeTrain.coded(bits, steps, None, dtype, code), None if ends else after.unbind(0)
 
         return run
 
@@ -263,11 +262,6 @@ class SpikingAverage(PreparedLayer, Pooling):
         """Return what the ANN computes of counts, in spikes."""
         mean: Tensor = super().forward(count)
         return mean / self.threshold
-
-    def nir(self, writer: NirWriter, signal: Signal) -> Any:
-        """Write the sums or means of windows and the neurons as nodes of NIR."""
-        rows, columns = self.windows(*signal.shape[1:])
-        return writer.pooled(signal, rows, columns, self.divisors(rows, columns), self.neurons)
 
 
 class WindowAverage(SpikingAverage):

@@ -21,7 +21,7 @@ class Computed(nn.ModuleDict):
         """Return a tensor: computed now, or once within :meth:`cached`."""
         values = self._values
         if values is None:
-            return self[name]()  # type: ignore[no-any-return]
+            return self[name]()
         if name not in values:
             values[name] = self[name]()
         return values[name]

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..neuron import IF, Neuron
 from ..ops.geometry import check_axes
 from . import schema
 from .convolution import Conv1dSynapses, Conv2dSynapses, Conv3dSynapses, ConvTranspose2dSynapses
-from .geometry import pad
-from .nir import NirGeometry, NirWriter, Product, Shape, convolution, image, spans
 from .schema import Check
 from .tandem import TandemLayer
 
@@ -46,16 +44,6 @@ class TandemConvolution(TandemLayer):
         if isinstance(layer.padding, str):
             del numbers["padding"]
         check_axes(type(self).__name__, axes, **numbers)
-
-    def nir_product(self, inputs: Shape, outputs: Shape) -> Product:
-        return convolution(self, *self.drive.folded(self.weights), outputs, self.drive.rounding(self.weights))
-
-    def nir_input(self, writer: NirWriter, signal: Any) -> Any:
-        layer: Any = self
-        if layer.padding_mode == "zeros":
-            return signal
-        pads = layer._reversed_padding_repeated_twice
-        return writer.rearranged(signal, lambda x: pad(x, pads, layer.padding_mode), own=False)
 
 
 class TandemConv2d(TandemConvolution, nn.Conv2d):  # type: ignore[misc]  # forward: spike trains, not tensors
@@ -232,7 +220,6 @@ class TandemConv3d(TandemConvolution, nn.Conv3d):  # type: ignore[misc]  # forwa
 
     SETTINGS: ClassVar = _settings(3, *_CONVOLUTION)
     norm_class = nn.BatchNorm3d
-    no_nir = "NIR has no three-dimensional convolution"
 
     def __init__(
         self,
@@ -334,23 +321,3 @@ class TandemConvTranspose2d(TandemConvolution, nn.ConvTranspose2d):  # type: ign
     @property
     def synapses(self) -> ConvTranspose2dSynapses:
         return ConvTranspose2dSynapses(self)
-
-    def nir_product(self, inputs: Shape, outputs: Shape) -> Product:
-        weight, bias = self.drive.folded(self.weights)
-        padding: Any = self.padding
-        above, left = (span - pad for span, pad in zip(spans(weight, self.dilation), padding, strict=True))
-        dilation: Any = self.dilation
-        geometry = NirGeometry((1, 1), (above, left), dilation, self.groups, image(outputs)[1:])
-        return Product(weight, bias, geometry, self.drive.rounding(self.weights))
-
-    def nir_input(self, writer: NirWriter, signal: Any) -> Any:
-        strided = any(s > 1 and n > 1 for s, n in zip(self.stride, signal.shape[1:], strict=True))
-        return writer.rearranged(signal, self._spread, own=False) if strided else signal
-
-    def _spread(self, x: Tensor) -> Tensor:
-        """Put zeros between the pixels of values [P, N, C, H, W]."""
-        stride: Any = self.stride
-        *batch, height, width = x.shape
-        spread = x.new_zeros(*batch, (height - 1) * stride[0] + 1, (width - 1) * stride[1] + 1)
-        spread[..., :: stride[0], :: stride[1]] = x
-        return spread

@@ -11,7 +11,6 @@ from torch import nn
 from ..ops import checks
 from ..spike_train import SpikeTrain
 from .geometry import SHAPES
-from .nir import NirWriter, Signal
 
 
 class _Dropout:
@@ -42,10 +41,6 @@ class _Dropout:
             mask = mask.repeat(1, self.copies, *[1] * len(rest))
         masked = x.rearranged(lambda values: values * mask.to(values.dtype))
         return masked if self.p == 1 else masked.replace_unchecked(amplitude=x.amplitude / (1 - self.p))
-
-    def nir(self, writer: NirWriter, signal: Signal) -> Any:
-        """Add no node: in eval mode dropout does nothing."""
-        return signal
 
 
 class TandemDropout(_Dropout, nn.Dropout):
@@ -180,10 +175,6 @@ class TandemStochasticDepth(nn.Module):
 
     def extra_repr(self) -> str:
         return f"p={self.p}, mode={self.mode!r}, scale={self.scale}"
-
-    def nir(self, writer: NirWriter, signal: Signal) -> Any:
-        """Add no node: in eval mode dropout does nothing."""
-        return signal
 
 
 def _check_train(module: Any, x: Any) -> None:

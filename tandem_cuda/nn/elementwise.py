@@ -14,12 +14,11 @@ from ..neuron import IF, Neuron
 from ..ops.geometry import Geometry
 from ..ops.integrate_and_fire import total_bias
 from ..spike_train import SpikeTrain
-from . import nir, schema
+from . import schema
 from .conv import TandemConv2d
 from .convolution import Conv2dSynapses
 from .coupling import needs_gradient
 from .firing import Fired, Firing
-from .nir import Product, Shape
 from .sizes import SPIKES, Size, Value
 from .synapses import Synapses
 from .weight_cache import Kernel, SpikingWeights
@@ -56,7 +55,7 @@ class TandemElementwise(TandemConv2d):
 
     Examples:
         >>> ann = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 2))
-        >>> snn = convert(ann, time_steps=8)  # batch norm after a ReLU becomes neurons of its own
+        >>> snn = convert(ann, time_steps=8, example=torch.rand(1, 4))  # batch norm after a ReLU: neurons of its own
         >>> type(snn.snn.get_submodule("2")).__name__
         'TandemElementwise'
     """
@@ -124,12 +123,6 @@ class TandemElementwise(TandemConv2d):
     @property
     def synapses(self) -> Any:  # not of images if of_features
         return FeaturewiseSynapses(self) if self.of_features else ElementwiseSynapses(self)
-
-    def nir_product(self, inputs: Shape, outputs: Shape) -> Product:
-        weight, bias = self.drive.folded(self.weights)
-        if len(inputs) == 1 or self.of_features:
-            return Product(nir.dense(weight, self.groups)[:, :, 0, 0], bias)
-        return Product(weight, bias, nir.NirGeometry((1, 1), (0, 0), (1, 1), self.groups, nir.image(inputs)[1:]))
 
 
 class ElementwiseSynapses(Conv2dSynapses):

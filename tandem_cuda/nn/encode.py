@@ -17,7 +17,6 @@ from ..spike_code import refuse_part
 from ..spike_train import SpikeTrain, signs
 from . import schema
 from .frozen import Span, State, single
-from .nir import NirWriter, Signal
 from .schema import Settings, Tensors
 from .sizes import ENCODED, REAL, SPIKES, Value, without_pairs
 from .spiking import Spiking
@@ -163,12 +162,6 @@ class Encode(Spiking):
         scale = "" if self.scale == 1 else f", scale={self.scale}"
         return f"{self.time_steps}, mode={self.mode!r}{scale}"
 
-    nir_takes = ("real",)
-
-    def nir(self, writer: NirWriter, signal: Signal) -> Any:
-        """Add no node: the graph's metadata state T and the encoding."""
-        return writer.encoded(signal, self.time_steps, self.mode, self.scale)
-
 
 class Decode(Spiking):
     """Return the spike counts of the last tandem layer, as input for an ordinary layer (aggregate membrane potential).
@@ -209,7 +202,7 @@ class Decode(Spiking):
             raise TypeError(f"Decode: input must be a SpikeTrain, got {type(x).__name__}")
         return self.weighted(x.value if x.amplitude == 1 else x.value * x.amplitude, x)
 
-    def pair_dim(self, x: SpikeTrain | Value | Signal) -> int | None:
+    def pair_dim(self, x: SpikeTrain | Value) -> int | None:
         """Return the dimension of the input along which pairs lie; None if there are none."""
         return 1 if self.signed and x.pair_dim is None else x.pair_dim
 
@@ -300,10 +293,3 @@ class Decode(Spiking):
 
     def extra_repr(self) -> str:
         return "signed=True" if self.signed else ""
-
-    def nir(self, writer: NirWriter, signal: Signal) -> Any:
-        """Add no node: what reads the values has their signs and scale in its weights."""
-        shape = 1, *writer.shape
-        factors = self.factors(shape)
-        scale = None if factors is None else factors.expand(shape)[0]
-        return writer.decoded(signal, self.pair_dim(signal), scale)

@@ -63,6 +63,8 @@ class FrozenLayer(nn.Module, ABC):
     """The name of the module class that the layer is registered for."""
     resumes: bool = False
     """Whether the layer no longer needs its inputs once it has a state."""
+    is_constant: bool = False
+    """Whether the layer has no input. Its tensors may hold infinities, as masks do."""
     waits: bool = False
     """Whether the layer's neurons need the input of all time steps before they spike, as with ``two_phase``."""
 
@@ -109,6 +111,9 @@ class FrozenLayer(nn.Module, ABC):
     def output(self, *inputs: Value) -> Value:
         """Return what is known about the output, given the inputs. Raise a ValueError if the inputs cannot be right."""
         return Value()
+
+    def place(self, like: Tensor) -> None:
+        """Learn the dtype and the device of the network from one of its tensors."""
 
     def forget_codes(self, *inputs: Value) -> None:
         """Forget with which spikes the layer was trained, where the inputs say which spikes arrive."""

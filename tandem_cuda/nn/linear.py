@@ -8,7 +8,6 @@ from torch import nn
 
 from ..neuron import IF, Neuron
 from . import schema
-from .nir import Product, Shape
 from .synapses import LinearSynapses
 from .tandem import TandemLayer
 
@@ -65,6 +64,3 @@ class TandemLinear(TandemLayer, nn.Linear):  # type: ignore[misc]  # forward: sp
     @property
     def synapses(self) -> LinearSynapses:
         return LinearSynapses(self)
-
-    def nir_product(self, inputs: Shape, outputs: Shape) -> Product:
-        return Product(*self.drive.folded(self.weights), rounding=self.drive.rounding(self.weights))

@@ -19,7 +19,6 @@ from .ann_twin import without_spikes
 from .coupling import carrying, needs_gradient
 from .frozen import Span, State, single
 from .geometry import PAIRS_OF_COLUMNS, check_image, per_axis
-from .nir import MaxAxis, NirWriter, Signal
 from .schema import Check
 from .sizes import SPIKES, Size, Value, check_count
 from .spiking import Spiking
@@ -166,10 +165,6 @@ class MaxPooling(Pooling):
         settings = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
         return [*zip(*(per_axis(x, self.axes) for x in settings), strict=True)]
 
-    def nir(self, writer: NirWriter, signal: Signal) -> Any:
-        """Write the maximum of each window, from maxima of two."""
-        windows = zip(self.windows(signal.shape[1:]), writer.shape[1:], strict=True)
-        return writer.maximum(signal, *(MaxAxis(*window, outputs) for window, outputs in windows))
 
 
 class WindowMaxPooling(MaxPooling):

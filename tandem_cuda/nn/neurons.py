@@ -55,9 +55,7 @@ class TandemNeurons(Spiking):
     thresholds: Tensor | None
     """The threshold of each channel, [C], set by conversion; the neuron model then has threshold 1."""
 
-    def __init__(
-        self, time_steps: int, neuron: Neuron = IF(), signed: bool = False, features: bool = False
-    ) -> None:
+    def __init__(self, time_steps: int, neuron: Neuron = IF(), signed: bool = False, features: bool = False) -> None:
         super().__init__()
         checks.check_time_steps("TandemNeurons", time_steps)
         check_neuron("TandemNeurons", neuron)

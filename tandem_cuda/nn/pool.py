@@ -14,7 +14,6 @@ from . import schema
 from .average_pool import AdaptiveAverage, WindowAverage, adaptive_settings, sizes_of_windows, window_settings
 from .geometry import check_image, pad, pair
 from .max_pool import Pooling
-from .nir import NirWriter, Signal
 from .sizes import Size
 
 
@@ -198,7 +197,3 @@ class SpikeWindows(Pooling):
     def extra_repr(self) -> str:
         divisor = "" if self.divisor_override is None else f", divisor_override={self.divisor_override}"
         return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}{divisor}"
-
-    def nir(self, writer: NirWriter, signal: Signal) -> Any:
-        """Let what reads the windows read the image."""
-        return writer.rearranged(signal, self.rearranged)

@@ -15,7 +15,6 @@ from .max_pool import WindowMaxPooling, pooled
 from .max_pool import window_settings as max_settings
 
 Three = tuple[int, int, int]
-_NO_NIR = "NIR has no three-dimensional pooling"
 
 
 class SpikingMaxPool3d(WindowMaxPooling, nn.MaxPool3d):  # type: ignore[misc]  # forward: spike trains, not tensors
@@ -113,7 +112,6 @@ class SpikingAvgPool3d(WindowAverage, nn.AvgPool3d):  # type: ignore[misc]  # as
 
     SETTINGS: ClassVar = window_settings(3)
     axes = 3
-    no_nir = _NO_NIR
 
     def __init__(
         self,
@@ -166,7 +164,6 @@ class SpikingAdaptiveAvgPool3d(AdaptiveAverage, nn.AdaptiveAvgPool3d):  # type: 
 
     SETTINGS: ClassVar = adaptive_settings(3)
     axes = 3
-    no_nir = _NO_NIR
 
     def __init__(
         self,

@@ -11,7 +11,6 @@ import torch.autograd.forward_ad as _forward_ad
 from torch import Tensor, nn
 
 from ..ops.compiling import is_recording
-from ..spike_code import SpikeCode
 from ..spike_train import SpikeTrain
 from .encode import EncodedInput
 from .frozen import Span, State
@@ -120,7 +119,7 @@ def _kind(x: Any, by_size: bool) -> tuple[Any, ...] | None:
     if type(x) is SpikeTrain:
         bits = x.bits
         if type(bits) is Tensor and not bits.is_meta:
-            return bits.is_cpu, x.code, x.time_steps, x._dtype, bits.shape[2:] if by_size else bits.dim()
+            return bits.is_cpu, x.code, x.time_steps, x.dtype, bits.shape[2:] if by_size else bits.dim()
     elif type(x) is EncodedInput and _forward_ad._current_level < 0:
         value = x.value
         if type(value) is Tensor and not value.is_meta:
@@ -140,10 +139,3 @@ def _is_real(x: Tensor) -> bool:
 def _tells(x: Tensor) -> bool:
     """Return whether what was made of a tensor may be kept until the tensor's version tells of a change."""
     return x.is_cpu and not x.requires_grad and not x.is_inference()
-
-
-def train_of(bits: Tensor, time_steps: int, dtype: Any, code: SpikeCode) -> SpikeTrain:
-    """Return bits as a train with this code."""
-    train = SpikeTrain.__new__(SpikeTrain)
-    train._set(bits, time_steps, None, dtype, code)
-    return train

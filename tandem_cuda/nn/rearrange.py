@@ -13,7 +13,6 @@ from ..spike_train import SpikeTrain, interleaved, signs
 from . import schema
 from .frozen import single
 from .movements import MOVEMENTS
-from .nir import NirWriter, Signal
 from .schema import Settings, Tensors
 from .sizes import SPIKES, Size, Value, check_count, with_pairs, without_pairs
 from .spiking import Spiking
@@ -97,7 +96,7 @@ class SpikeRearrange(Spiking):
         after = self._new_pair_dim(before, len(moved.shape))
         return moved if after == x.pair_dim else moved.replace_unchecked(pair_dim=after)
 
-    def _pair_dim(self, x: SpikeTrain | Value | Signal) -> int | None:
+    def _pair_dim(self, x: SpikeTrain | Value) -> int | None:
         """Return the dimension of the input along which pairs lie; None if there are none, or none any more."""
         if self.how == "pairs" and self.arguments[0] == 0:
             return None
@@ -171,17 +170,8 @@ class SpikeRearrange(Spiking):
         check_count("outputs", [size.least for size in moved.shape or ()])
         return moved
 
-    @property
-    def no_nir(self) -> str | None:
-        """Why NIR cannot express the layer; None if it can."""
-        return "NIR cannot make images of features in front of neurons" if self.how == "unflatten" else None
-
     def extra_repr(self) -> str:
         return ", ".join([repr(self.how), *map(str, self.arguments), *(["signed=True"] if self.signed else [])])
-
-    def nir(self, writer: NirWriter, signal: Signal) -> Any:
-        """Let the layers that read the output read the input's neurons."""
-        return writer.rearranged(signal, lambda x: self._moved(x, self._pair_dim(signal)))
 
 
 class SpikeCat(Spiking):
@@ -256,7 +246,7 @@ class SpikeCat(Spiking):
         value = torch.cat([x.value for x in inputs], 1) if carried and torch.is_grad_enabled() else None
         return first.replace_unchecked(bits=bits, value=value, amplitude=amplitude, pair_dim=pair_dim)
 
-    def _pairs(self, inputs: Sequence[SpikeTrain | Value | Signal]) -> tuple[int | None, list[bool]]:
+    def _pairs(self, inputs: Sequence[SpikeTrain | Value]) -> tuple[int | None, list[bool]]:
         """Return the ``pair_dim`` of the output, and for each input whether it gets a silent negative part."""
         dims = [1 if s and x.pair_dim is None else x.pair_dim for x, s in zip(inputs, self.signed, strict=True)]
         found = {dim for dim in dims if dim is not None}
@@ -310,16 +300,6 @@ class SpikeCat(Spiking):
     def extra_repr(self) -> str:
         amplitudes = [] if self.amplitudes is None else [f"amplitudes={self.amplitudes}"]
         return ", ".join([*map(str, self.signed), *amplitudes])
-
-    def nir(self, writer: NirWriter, *signals: Signal) -> Any:
-        """Let the layers that read the output read the inputs' neurons."""
-        pair_dim, silent = self._pairs(signals)
-        return writer.concatenated(signals, silent, pair_dim)
-
-    @property
-    def arity(self) -> int:
-        """The number of inputs."""
-        return len(self.signed)
 
 
 def _common_radix(inputs: Sequence[Value]) -> bool | None:

@@ -20,7 +20,7 @@ from .encode import EncodedInput
 from .firing import Firing, check_reads_radix, mode_for, run_neurons
 from .frozen import Span, State, class_of, single
 from .leak import check_folds, check_two_phase, folded, folds_of, negative
-from .prepared import PreparedLayer, Run, train_of
+from .prepared import PreparedLayer, Run
 from .schema import Settings, Tensors
 from .sizes import ENCODED, SPIKES, Value, check_count
 from .trained_code import check_code, check_train, forget_untrained, read_code, trained_radix, written_code
@@ -278,7 +278,7 @@ class SpikingTwin(PreparedLayer, WeightedLayer):
 
         def run(span: Span, state: State | None, x: Any) -> tuple[SpikeTrain, State | None]:
             bits, carried = fire(span, state, x)
-            fired = train_of(bits, steps, dtype, code)
+            fired = SpikeTrain.coded(bits, steps, None, dtype, code)
             return self.with_pairs(fired) if folds else fired, carried
 
         return run

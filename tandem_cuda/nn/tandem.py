@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +17,6 @@ from .coupling import coupled, needs_gradient
 from .drive import Drive, per_step
 from .encode import EncodedInput
 from .firing import Firing, check_reads_radix, mode_for, run_neurons
-from .nir import NirWriter, Product, Shape, Signal
 from .spiking import KINDS
 from .spiking_twin import SpikingTwin
 from .synapses import Synapses
@@ -178,18 +176,3 @@ class TandemLayer(SpikingTwin):
         """Return the ANN's pre-activation, before the learned threshold."""
         v = self.synapses.dense_product(value_of(x), self.weights.floats(), self.drive.bias())
         return self.drive.summand(v)
-
-    nir_takes = ("spikes", "encoded")
-
-    def nir(self, writer: NirWriter, signal: Signal) -> Any:
-        """Write the weights and neurons as nodes of NIR."""
-        signal = self.nir_input(writer, signal)
-        return writer.neurons(self.neuron, [(signal, self.nir_product(signal.shape, writer.shape))])
-
-    def nir_input(self, writer: NirWriter, signal: Any) -> Any:
-        """Return what the weights of :meth:`nir_product` read: the input, with its neurons moved if need be."""
-        return signal
-
-    @abstractmethod
-    def nir_product(self, inputs: Shape, outputs: Shape) -> Product:
-        """Return the weights for NIR, given the shapes of a sample, with gain and bias of the drive folded in."""

@@ -39,7 +39,7 @@ def made(name):
         settings["per_channel"] = draw.one((None, None, False))
         settings["correct_bias"] = draw.one((None, None, False))
         settings["percentile"] = draw.one((None, None, 99.0))
-    settings = {key: value for key, value in settings.items() if value is not None}
+    settings = {key: value for key, value in settings.items() if value is not None} | {"example": x}
     if draw.chance(0.15):
         settings["spiking_layers"] = draw.int(1, 3)
     steps = draw.one((1, 2, 4, 4, 8, 11))

@@ -23,8 +23,8 @@ def register(target: Any, rule: Rule) -> None:
     """Add a conversion rule for an ATen call or for an operator of your own.
 
     Args:
-        target: an overload of an operator, such as ``torch.ops.aten.relu.default``, or ``torch.ops.mine.rectify.default``
-            of a ``torch.library.custom_op``.
+        target: an overload, such as ``torch.ops.aten.relu.default``, or that of a ``torch.library.custom_op``, such as
+            ``torch.ops.mine.rectify.default``.
         rule: a function that takes a :class:`~tandem_cuda.convert.call.Call` and returns the result of one of its
             methods. It raises :class:`Analogue <tandem_cuda.convert.Analogue>` for calls without a spiking form.
 
@@ -35,7 +35,7 @@ def register(target: Any, rule: Rule) -> None:
     Examples:
         >>> from tandem_cuda.convert import register
         >>> @torch.library.custom_op("docs::rectify", mutates_args=())
-        ... def rectify(x: Tensor) -> Tensor:
+        ... def rectify(x: torch.Tensor) -> torch.Tensor:
         ...     return x.clamp(min=0)
         >>> _ = rectify.register_fake(torch.empty_like)
         >>> register(torch.ops.docs.rectify.default, lambda call: call.fire())  # neurons in its place, as for a ReLU

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-import operator
 from typing import Any
 
 import torch
-from torch import fx, nn
 
 from ...nn import TandemDropout, TandemDropout2d, TandemDropout3d
 from ..call import Call
-from ..values import Grouped, Pieces, Pooled, Resize
+from ..values import Resize
 from ..writer import Analogue
 from . import rules_for
 

@@ -37,7 +37,9 @@ def _maximum(n: int, kind: Any) -> Any:
     def rule(call: Call) -> Any:
         windows = _windows(call, n)
         ceil = windows.pop("ceil_mode")
-        return call.apply(kind(*windows.values(), _tuple(call.ints("dilation"), n), False, ceil), commutes=True, pairs=True)
+        return call.apply(
+            kind(*windows.values(), _tuple(call.ints("dilation"), n), False, ceil), commutes=True, pairs=True
+        )
 
     return rule
 
@@ -56,18 +58,23 @@ register(aten.avg_pool2d.default, _average(2, nn.AvgPool2d))
 register(aten.avg_pool3d.default, _average(3, nn.AvgPool3d))
 
 
+def _row(call: Call, name: str, default: Any, one: int = 1) -> Any:
+    """Return an argument of a pooling of lines for images of height 1, whose rows have ``one``."""
+    return (one, *_tuple(call.ints(name) or default, 1))
+
+
 @rules_for(aten.max_pool1d.default)
 def _max_pool1d(call: Call) -> Any:
-    kernel, stride, padding, dilation = (_tuple(call.ints(x), 1) for x in ("kernel_size", "stride", "padding", "dilation"))
-    rows = [(one, *x) for one, x in ((1, kernel), (1, stride or kernel), (0, padding), (1, dilation))]
-    return call.of_line(SpikingMaxPool2d(*rows, False, call["ceil_mode"]))
+    kernel = _row(call, "kernel_size", None)
+    stride, padding, dilation = _row(call, "stride", kernel[1]), _row(call, "padding", 0, 0), _row(call, "dilation", 1)
+    return call.of_line(SpikingMaxPool2d(kernel, stride, padding, dilation, False, call["ceil_mode"]))
 
 
 @rules_for(aten.avg_pool1d.default)
 def _avg_pool1d(call: Call) -> Any:
-    kernel, stride, padding = (_tuple(call.ints(x), 1) for x in ("kernel_size", "stride", "padding"))
-    rows = [(one, *x) for one, x in ((1, kernel), (1, stride or kernel), (0, padding))]
-    return call.average(nn.AvgPool2d(*rows, call["ceil_mode"], call["count_include_pad"]))
+    kernel = _row(call, "kernel_size", None)
+    stride, padding = _row(call, "stride", kernel[1]), _row(call, "padding", 0, 0)
+    return call.average(nn.AvgPool2d(kernel, stride, padding, call["ceil_mode"], call["count_include_pad"]))
 
 
 @rules_for(aten.adaptive_avg_pool1d.default)

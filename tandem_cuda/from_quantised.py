@@ -1,0 +1,140 @@
+"""Turn a quantised PyTorch network into a spiking network with the same integers."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
+
+from .convert.batches import example_of
+from .convert.calibrator import CalibrationSettings
+from .convert.conversion import Conversion
+from .convert.graph import exported
+from .convert.make import _calibrated
+from .convert.network import TandemNetwork
+from .convert.quantised_ann import is_exported, quantised_otherwise
+from .convert.rules.quantised import refuse, unsigned
+from .convert.writer import Options
+from .neuron import RadixIF
+from .nn.quantiser import WeightQuantiser
+from .nn.tandem import TandemLayer
+from .ops import checks
+
+__all__ = ["from_quantised"]
+
+
+def from_quantised(
+    model: nn.Module | torch.export.ExportedProgram, example: Any, *, time_steps: int | None = None
+) -> TandemNetwork:
+    """Turn a quantised network of 8-bit activations and weights into a spiking network with the same integers.
+
+    The value of a train of T = 8 radix spikes (:class:`tandem_cuda.RadixIF`) is a number from 0 to 255: an unsigned
+    8-bit activation. Each layer gets neurons with theta = its output scale, and keeps the integer weights, their scales
+    and the bias of the quantised network. Nothing is trained or calibrated::
+
+        v = scale_w * scale_x * (sum of W * (q - zero_x)) + b
+        q' = clip(floor(v / theta + zero_y + 1/2), 0, 255)
+
+    The sums are integers. The quantised network differs in two ways: it rounds x.5 to the even integer, the neurons
+    round it up; and it adds and multiplies floats, so that a number next to x.5 may be on the other side of it. Where
+    all scales are powers of two, the second cannot happen. So the integers of a layer are the quantised layer's. Only a
+    number that is x.5, up to the rounding of floats, may become one more or less. Such numbers are rare, except in
+    averages of an even number of values: of averages of four, 1 in 8 to 1 in 4 differ.
+
+    The model is what PT2E makes, after ``convert_pt2e`` of torchao: an exported graph of ``quantized_decomposed``
+    operators. torchao itself is not needed. Weights are int8 with zero point 0, and one scale or one for each output.
+    Activations have one constant scale. A zero point of activations that is not the least integer is exact, too: it is
+    a part of the biases, and the padding of the network's input. The last weight layer is a read-out of real numbers,
+    as in converted networks. What comes before the first quantisation or behind the last layer stays as it is.
+
+    To train further, convert the float network instead: ``convert(ann, 8, neuron=RadixIF(), weights="int8")``.
+
+    Args:
+        model: the quantised network, or its exported program.
+        example: the arguments of forward, as for :func:`convert`: a Tensor [N, ...], or a tuple or dict of several.
+        time_steps: T, by default the number of bits of the activations, 8. A network of fewer steps has the same
+            weights and coarser values (:meth:`TandemNetwork.set_time_steps` changes T later).
+
+    Returns:
+        The spiking network, in eval mode. Its layers have the names of the modules of the network that was quantised.
+
+    Raises:
+        TypeError: ``model`` is no module, or ``time_steps`` is no int.
+        ValueError: the model is not quantised, or in another form; parts of it have no exact spiking form (the message
+            names all of them, and what was expected); ``time_steps`` is not from 1 to the number of bits.
+    """
+    if isinstance(model, torch.export.ExportedProgram):
+        model = model.module()
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"from_quantised: model must be an nn.Module or an ExportedProgram, got {type(model).__name__}")
+    if not isinstance(model, fx.GraphModule) or not is_exported(model):
+        found = quantised_otherwise(model) or "floats only; tandem_cuda.convert takes these"
+        raise ValueError(
+            "from_quantised: model must be quantised by PT2E (torchao.quantization.pt2e), after convert_pt2e, got a "
+            f"{type(model).__name__} with {found}"
+        )
+    ann = _without_guards(model)
+    graph = exported(ann, example_of(ann, example))
+    scales = unsigned(graph)
+    bits = max(node.meta["code"].bits for node in graph.graph.nodes if "code" in node.meta)
+    if time_steps is None:
+        time_steps = bits
+    checks.check_time_steps("from_quantised", time_steps)
+    if time_steps > bits:
+        raise ValueError(
+            f"from_quantised: time_steps must be at most {bits}, the bits of activations, got {time_steps}"
+        )
+    options = Options(time_steps, "impulse", RadixIF(), "auto", False, True, False, None)
+    with torch.inference_mode(False):
+        conversion = Conversion(graph, options)
+        problems = [f"{call.name} ({call.what}): {call.why}" for call in conversion.analogue]
+        if not problems and not conversion.writer.layers:
+            problems = ["the model must have a weight layer whose output another weight layer reads, but there is none"]
+        refuse(problems)
+        snn = conversion.written()
+        writer = conversion.writer
+        problems = [f"{x.node.name}: its values must be quantised, once" for x in writer.layers if x.level is None]
+        problems += [f"{cat}: it concatenates integers of different layers" for cat, _ in writer.cats]
+        refuse(problems)
+        for layer in snn.modules():
+            scale = scales.get(id(layer._buffers.get("weight")))
+            if isinstance(layer, TandemLayer) and scale is not None:
+                parametrize.register_parametrization(layer, "weight", GivenIntegers(scale), unsafe=True)
+                layer.parametrizations["weight"]._non_persistent_buffers_set.add("original")  # as the weight was
+        return _calibrated(conversion, snn, CalibrationSettings({}, None, False, False), []).eval()
+
+
+def _without_guards(model: fx.GraphModule) -> nn.Module:
+    """Return the model as a plain module, which takes any number of samples."""
+    graph = copy.deepcopy(model.graph)
+    for node in list(graph.nodes):
+        if node.op == "call_module" and node.target == "_guards_fn":
+            graph.erase_node(node)
+    return fx.GraphModule(model, graph, "Quantised").eval()
+
+
+class GivenIntegers(WeightQuantiser):
+    """The integers of weights whose scales are known.
+
+    Args:
+        scale: the scale of each output, [O].
+    """
+
+    scale: Tensor
+
+    def __init__(self, scale: Tensor) -> None:
+        super().__init__(8)
+        self.register_buffer("scale", scale, persistent=False)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight
+
+    def integers(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        scale = self.scale.view(-1, *[1] * (weight.dim() - 1))
+        return (weight.detach() / scale).round().to(torch.int8), self.scale
+
+    def kernel(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return self.integers(weight)
