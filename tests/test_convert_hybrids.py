@@ -25,16 +25,7 @@ from layers import macs_of
 from tandem_cuda import IF, Decode, Encode, SpikeTrain, TandemAdd, TandemConv2d, convert, freeze, synops
 from tandem_cuda.analysis import diagnose
 
-CUTS = [
-    (cnn, 1),
-    (Functional, 2),
-    (Residual, 1),
-    (Residual, 2),
-    (Residual, 3),
-    (OneDimension, 1),
-    (Decoder, 1),
-    (TwoHeads, 2),
-]
+CUTS = [(cnn, 1), (Functional, 2), (Residual, 1), (Residual, 2), (Residual, 3), (OneDimension, 1), (Decoder, 1), (TwoHeads, 2)]
 every_cut = pytest.mark.parametrize(("make", "k"), CUTS, ids=lambda x: getattr(x, "__name__", str(x)))
 
 
@@ -157,10 +148,7 @@ def test_hybrids_are_frozen_and_measured():
     ("arguments", "message"),
     [
         ({"spiking_layers": True}, "spiking_layers must be an int, got bool"),
-        (
-            {"calibrate": {"0": "1"}, "spiking_layers": 1, "example": inputs()},
-            r"calibrate\['0'\] must be a number, got str",
-        ),
+        ({"calibrate": {"0": "1"}, "spiking_layers": 1, "example": inputs()}, r"calibrate\['0'\] must be a number, got str"),
     ],
 )
 def test_bad_hybrids(arguments, message):

@@ -557,9 +557,7 @@ def test_integers_and_spikes_of_different_weight():
     copied = copy.deepcopy(other)
     other.set_time_steps(128)
     assert torch.equal(other.ann()(x), ann(x))
-    assert torch.equal(
-        copied(x), convert(ann, 256, calibrate=other.calibration, example=x, neuron=NEURONS["two phases"])(x)
-    )
+    assert torch.equal(copied(x), convert(ann, 256, calibrate=other.calibration, example=x, neuron=NEURONS["two phases"])(x))
     unquantise(other)
     assert torch.equal(ann(x), plain)
 

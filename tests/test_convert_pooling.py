@@ -85,11 +85,7 @@ def test_calibrated_averages_need_no_neurons(make):
     """They lose nothing: the outputs are those of a simulation that averages spikes as real numbers."""
     ann = dyadic(make()).double().eval()
     x = torch.randint(0, 8, (6, 2, 8, 8), generator=generator(0)).double() / 8
-    names = [
-        name
-        for name, module in ann.named_children()
-        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear))
-    ]
+    names = [name for name, module in ann.named_children() if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear))]
     levels = dict(zip(names[:-1], (1.0, 0.5, 0.25, 0.25), strict=False))
     snn = convert(ann, 4, calibrate=levels, neuron=IF(), example=x)
     for steps in (4, 16):

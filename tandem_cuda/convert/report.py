@@ -203,9 +203,7 @@ def report_on(network: Converted, record: Record, inputs: Any) -> ConversionRepo
     sums = {name: Sums() for name in layers if isinstance(snn.get_submodule(name), _WITH_NEURONS)}
     answers = run_both(network, record, batches, sums, None)
     found = answers.likeness() if calibrated else Likeness(answers.samples, None, None)
-    time_steps = next(
-        (x.time_steps for x in tree_leaves(batches, is_leaf=_is_train) if _is_train(x)), network.time_steps
-    )
+    time_steps = next((x.time_steps for x in tree_leaves(batches, is_leaf=_is_train) if _is_train(x)), network.time_steps)
     converted = [_layer(network, origins[name], sums.get(name)) for name in layers]
     rows = tuple(replace(layer, saturates=_saturates(network, layer, time_steps)) for layer in converted)
     report = ConversionReport(

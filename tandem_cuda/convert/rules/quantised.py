@@ -310,9 +310,7 @@ class _Rewriting:
             given = bound_arguments(node)
             padding = given.get("padding") or 0
             if x.shift and padding and any(padding if isinstance(padding, (list, tuple)) else (padding,)):
-                raise Refused(
-                    "padding of average pooling must be 0, since the zero point of its input is not the least"
-                )
+                raise Refused("padding of average pooling must be 0, since the zero point of its input is not the least")
             if given.get("divisor_override") is not None:
                 raise Refused("average pooling must have no divisor_override")
             self.values[node] = x._replace(averaged=True)
@@ -395,12 +393,7 @@ class _Rewriting:
             return
         x, scale, zero, least, most = node.args
         steps = (aten.mul.Tensor, 1 / scale), (aten.round.default,), (aten.add.Tensor, zero)
-        for target, *args in (
-            *steps,
-            (aten.clamp.default, least, most),
-            (aten.sub.Tensor, zero),
-            (aten.mul.Tensor, scale),
-        ):
+        for target, *args in (*steps, (aten.clamp.default, least, most), (aten.sub.Tensor, zero), (aten.mul.Tensor, scale)):
             x = self._call(node, target, x, *args)
         node.replace_all_uses_with(x)
 
@@ -418,9 +411,7 @@ class _Rewriting:
         if node not in self.before:
             return self._subtracted(node, x)
         if node.target not in _WITH_BIAS:
-            raise Refused(
-                f"the zero point of its input must be the least integer, got {known.shift / known.code.scale:g} more"
-            )
+            raise Refused(f"the zero point of its input must be the least integer, got {known.shift / known.code.scale:g} more")
         padding = bound_arguments(node).get("padding", [0])
         if any(padding):
             x = self._padded(node, x, padding)
