@@ -94,10 +94,18 @@ def test_refused():
         (lambda: TandemNeurons(0), ValueError, "TandemNeurons: time_steps must be"),
         (lambda: TandemNeurons(True), TypeError, "TandemNeurons: time_steps must be an int"),
         (lambda: TandemNeurons(4, "IF"), TypeError, "TandemNeurons: neuron must be"),
-        (lambda: neurons(neurons(torch.ones(1, 1))), TypeError, "TandemNeurons: input must be a Tensor, got SpikeTrain"),
+        (
+            lambda: neurons(neurons(torch.ones(1, 1))),
+            TypeError,
+            "TandemNeurons: input must be a Tensor, got SpikeTrain",
+        ),
         (lambda: neurons(torch.ones(3)), ValueError, r"input must be \[N, C, ...\], got \[3\]"),
         (lambda: neurons(torch.ones(1, 1).half()), TypeError, "must be float32 or float64, got torch.float16"),
-        (lambda: neurons(torch.ones(1, 1, dtype=torch.int64)), TypeError, "must be float32 or float64, got torch.int64"),
+        (
+            lambda: neurons(torch.ones(1, 1, dtype=torch.int64)),
+            TypeError,
+            "float64, got torch.int64",
+        ),
         (lambda: TandemNeurons(9, RadixIF())(torch.ones(1, 1)), ValueError, "8"),
     ]
     for call, error, message in calls:

@@ -192,7 +192,7 @@ class Writer:
     def _innermost(self, x: fx.Node, read: Train | None) -> fx.Node:
         """Let a linear layer read lines or images in order: otherwise torch rounds differently in frozen networks."""
         if read is not None and not read.features and read.dims != 2:
-            return self.graph.call_method("contiguous", (x,))
+            return self.graph.call_function(aten.contiguous.default, (x,))
         return x
 
     def norm(self, node: fx.Node) -> Any:
