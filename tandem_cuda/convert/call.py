@@ -377,11 +377,11 @@ class Call:
         branch = x.branches[0] if isinstance(x, Current) and len(x.branches) == 1 and not x.deferred else None
         of_rows = branch is not None and branch.features  # the norm is of rows
         if branch is not None and branch.norm is None and not of_rows and branch.layer is not None:
-            return replace(x, branches=[replace(branch, norm=norm)])
+            return replace(x, branches=[replace(branch, norm=norm, norm_call=self.node)])
         if branch is not None and branch.norm is None and branch.resize is not None and type(norm) is not nn.BatchNorm1d:
-            return replace(x, branches=[replace(branch, norm=norm)])
+            return replace(x, branches=[replace(branch, norm=norm, norm_call=self.node)])
         train = self._by_channel(self.spikes())
-        return Current([Branch(train, self._writer.name(self.node), norm=norm)])
+        return Current([Branch(train, self._writer.name(self.node), norm=norm, norm_call=self.node)])
 
     def affine(self, factor: float | Tensor = 1.0, offset: float | Tensor = 0.0, of: fx.Node | None = None) -> Any:
         """Multiply by a number and add another. Each may be a tensor of one number for each channel.

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.utils._pytree import TreeSpec, tree_unflatten
 
@@ -163,6 +164,9 @@ def _depends_on_mode(module: nn.Module) -> bool:
 
 def _exported(ann: nn.Module, inputs: Inputs, samples: tuple[Any, ...]) -> Any:
     args, kwargs = inputs.call(samples)
+    if any(isinstance(module, LazyModuleMixin) for module in ann.modules()):
+        with torch.no_grad():
+            ann(*args, **kwargs)  # makes its parameters
     shapes = {name: _free_batch(x) for name, x in inputs.bound(samples).items()}
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -224,7 +228,7 @@ def _of_program(ann: nn.Module, program: Any, inputs: Inputs, training: bool = F
                 graph.erase_node(node)
                 continue
             where = next(tensors)
-            if isinstance(node.meta["val"].shape[0], int) and node.users:
+            if node.users and not _is_free(node.meta["val"].shape[0], program.range_constraints):
                 fixed.append(where)
             continue
         target = str(spec.target)
@@ -239,7 +243,8 @@ def _of_program(ann: nn.Module, program: Any, inputs: Inputs, training: bool = F
     if fixed:
         raise ValueError(
             f"convert: forward of {name} must take any number of samples, but it fixes the batch size of "
-            f"{', '.join(fixed)} (does it compare the size with a number, or view it as one?)"
+            f"{', '.join(fixed)} (does it compare the size with a number, view it as one, or call len(x)? Write "
+            "x.size(0))"
         )
     output = graph.output_node()
     changed = [spec for spec in signature.output_specs if spec.kind.name not in ("USER_OUTPUT",)]
@@ -265,6 +270,17 @@ def _of_program(ann: nn.Module, program: Any, inputs: Inputs, training: bool = F
     return Graph(ann, graph, inputs, constants, program.call_spec.out_spec)
 
 
+def _is_free(samples: Any, ranges: Any) -> bool:
+    """Whether the number of samples in the graph can be any: torch.export notes comparisons as ranges."""
+    if isinstance(samples, int) or samples.node.maybe_as_int() is not None:
+        return False
+    bounds = ranges.get(samples.node.expr)
+    return bounds is None or (bounds.lower <= 2 and bounds.upper > _MANY)
+
+
+_MANY = 2**20
+"""More samples than a batch has. torch.export has bounds beyond that, of what 32 bits can count."""
+
 _ASSERTIONS = (aten._assert_scalar.default, aten._assert_tensor_metadata.default, aten._assert_async.msg)
 
 
@@ -277,9 +293,11 @@ def _has(ann: nn.Module, name: str) -> bool:
 
 def _leave_out_statistics(graph: fx.Graph) -> None:
     """Drop the counting of batches, which batch norm does in training."""
-    for node in list(graph.nodes):
-        counts = node.target is aten.add_.Tensor and isinstance(node.args[0], fx.Node)
-        if counts and node.args[0].op == "get_attr" and str(node.args[0].target).endswith("num_batches_tracked"):
+    for node in reversed(graph.nodes):
+        counted = node
+        while counted.target is aten.add_.Tensor and isinstance(counted.args[0], fx.Node):
+            counted = counted.args[0]  # a batch norm that runs twice counts twice
+        if counted is not node and str(counted.target).endswith("num_batches_tracked"):
             graph.erase_node(node)
 
 

@@ -74,6 +74,8 @@ class Branch:
     layer: Any = None
     """The weight layer, a layer of torch with the ANN's parameters; None for norm(factor * x + offset)."""
     norm: nn.Module | None = None
+    norm_call: fx.Node | None = None
+    """The ANN's call of ``norm``."""
     encoded: bool = False
     """Whether ``train.node`` is the output of Encode instead."""
     factor: float | Tensor = 1.0

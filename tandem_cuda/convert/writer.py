@@ -105,8 +105,8 @@ class Writer:
         self.joins: dict[tuple[fx.Node, ...], tuple[fx.Node, Train]] = {}
         self.constants: set[str] = set()
         """The names of the ANN's tensors whose values have become constants."""
-        self.spiking_norms: set[int] = set()
-        """The batch norms that tandem layers hold, by id."""
+        self.computed_norms: set[fx.Node] = set()
+        """The ANN's calls of batch norms that the spiking twin makes: statistics must move once for each."""
 
     # -- values
 
@@ -154,9 +154,9 @@ class Writer:
                 x = self._innermost(x, read)
             return self.graph.call_module(self._own_module(call.name, call.layer), (x,))
         if node.target is aten.batch_norm.default and (norm := self.norm(node)) is not None:
-            if id(norm) in self.spiking_norms:  # whose statistics move once a call
+            if node in self.computed_norms:
                 return self.decoded(self.spikes(node))
-            self.spiking_norms.add(id(norm))
+            self.computed_norms.add(node)
             return self.graph.call_module(self._own_module(self.name(node), norm), (self.real(node.args[0]),))
         if (dropout := dropout_of(node)) is not None:
             return self.graph.call_module(self.named(node.name, dropout), (self.real(node.args[0]),))
@@ -303,12 +303,12 @@ class Writer:
             if bound is None and not x.signed:
                 return x
             x = Current([Branch(x if isinstance(x, Train) else self.pooled(x, "neurons"))])
-        norms = [branch.norm for branch in x.branches if branch.norm is not None]
-        if (signed and x.wants_relu) or any(id(norm) in self.spiking_norms for norm in norms):
+        norms = {branch.norm_call for branch in x.branches if branch.norm_call is not None}
+        if (signed and x.wants_relu) or norms & self.computed_norms:
             if bound is not None or slope is not None or not signed:
                 raise Analogue("its input is computed on real values")
             return self.encoded_value(node, x.features)
-        self.spiking_norms.update(map(id, norms))
+        self.computed_norms |= norms
         name = self._neurons(node, x, signed, bound, slope)
         values = x.origin if x.deferred and x.origin is not None else node
         shape, channels = self.shape(values), x.channels
