@@ -32,7 +32,7 @@ def c3d():
 def averaged():
     return nn.Sequential(
         nn.Conv3d(2, 8, (1, 3, 3), stride=(1, 2, 1), padding="valid"), nn.ReLU(), nn.AvgPool3d(2, 1),
-        nn.Conv3d(8, 8, (3, 1, 1), padding=(1, 0, 0), groups=2, padding_mode="replicate"), nn.ReLU(),
+        nn.Conv3d(8, 8, (3, 1, 1), padding=(1, 0, 0), groups=2), nn.ReLU(),
         nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(8, 5),
     )  # fmt: skip
 

@@ -84,13 +84,20 @@ class Conversion:
                 whole[outputs[0]] = inputs.pop(), path, [n for n in nodes if n is not outputs[0]]
         return whole
 
+    def _read_by(self, nodes: list[fx.Node]) -> set[str]:
+        """Return the names of the ANN's tensors that calls read, such as the threshold of an activation."""
+        inputs = {x for node in nodes for x in node.all_input_nodes} & self.calls.of_parameters
+        return {str(leaf.target) for x in inputs for leaf in self.calls.leaves(x)}
+
     def _converted(self, node: fx.Node) -> Any:
         if node in self.whole:
             source, path, inside = self.whole[node]
             if isinstance(x := self.values[source], SPIKES):
                 bound, level = self.options.levels[path]
                 with suppress(Analogue):
-                    return self.writer.write_neurons(node, x, bound=bound, level=level)
+                    neurons = self.writer.write_neurons(node, x, bound=bound, level=level)
+                    self.writer.constants |= self._read_by([*inside, node])
+                    return neurons
             for inner in inside:
                 self.values[inner] = self._converted(inner)
         if node.op == "placeholder":

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.utils._pytree import TreeSpec, tree_leaves, tree_map_only, tree_unflatten
 
@@ -218,6 +219,9 @@ def _depends_on_mode(module: nn.Module) -> bool:
 
 def _exported(ann: nn.Module, inputs: Inputs, samples: tuple[Any, ...]) -> Any:
     args, kwargs = inputs.call(samples)
+    if any(isinstance(module, LazyModuleMixin) for module in ann.modules()):
+        with torch.no_grad():
+            ann(*args, **kwargs)  # makes its parameters
     named = inspect.signature(ann.forward).bind(*args, **kwargs).arguments
     shapes = {name: _free_batch(x) for name, x in named.items()}
     fastpath = torch.backends.mha.get_fastpath_enabled()
