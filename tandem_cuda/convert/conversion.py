@@ -138,7 +138,7 @@ class Conversion:
                 self.writer.read[node] = train
             return Current([Branch(train, call.name, call.layer, encoded=True)])
         is_linear = isinstance(call.layer, nn.Linear)
-        if node not in self.before and not isinstance(self._moved(call.input), (Real, Grouped, Pieces, Current)):
+        if node not in self.before and not isinstance(x, (Real, Grouped, Pieces, Current)):
             return self._real(node)  # the last weight layer reads decoded spikes, or their averages
         try:
             if isinstance(x, Pooled) and x.folds_into(call.layer) and node in self.before:
@@ -152,12 +152,6 @@ class Conversion:
         if node not in self.before:
             return self._real(node)
         return Current([Branch(train, call.name, call.layer)])
-
-    def _moved(self, node: fx.Node) -> Any:
-        """Return the value of which a node moves or drops elements, such as an average before dropout."""
-        while isinstance(self.values[node], Real) and node.target in _MOVES and len(node.all_input_nodes) == 1:
-            node = node.all_input_nodes[0]
-        return self.values[node]
 
     def _real(self, node: fx.Node, why: str = "its input is real") -> Real:
         """Compute a call on real values; note it if it is between weight layers, and more than a move."""
