@@ -1,4 +1,4 @@
-"""A network never computes something else than its ANN in silence: it follows changes of the ANN, or raises an error."""
+"""A network never computes something else than its ANN in silence: it follows changes, or raises an error."""
 
 import copy
 import pickle
@@ -255,7 +255,7 @@ def test_backwards_of_their_own(behind):
 
     torch.manual_seed(0)
     ann = Net(run, first=nn.Linear(6, 8), last=nn.Linear(8, 3)).eval()
-    with pytest.raises(ValueError, match="it calls torch.autograd.Function Reverse"):
+    with pytest.raises(ValueError, match=r"it calls torch.autograd.Function Reverse"):
         convert(ann, 8, calibrate=ROWS)
 
 

@@ -90,7 +90,14 @@ def stepped(ann, x, steps, levels):
     return torch.stack([net(x) for _ in range(steps)]).mean(0)
 
 
-@pytest.mark.parametrize("make", [pooled_conv, pooled_line, pooled_read_out])
+def averaged_line():
+    return nn.Sequential(
+        nn.Flatten(2), nn.Conv1d(2, 4, 3, padding=1), nn.ReLU(), nn.AvgPool1d(2), nn.Conv1d(4, 4, 3), nn.ReLU(),
+        nn.AvgPool1d(2), nn.Flatten(), nn.Linear(60, 3), nn.ReLU(), nn.Linear(3, 3),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [pooled_conv, pooled_line, averaged_line, pooled_read_out])
 def test_calibrated_averages_need_no_neurons(make):
     """They lose nothing: the outputs are those of a simulation that averages spikes as real numbers."""
     ann = dyadic(make()).double().eval()

@@ -66,7 +66,7 @@ HEADS = {
     "a matrix with gaps": lambda n, x: x[:, :4] @ n.matrix[::2, 1::3],
     "a row for each sample": lambda n, x: torch.cat([x, n.row.expand(x.shape[0], -1), x.new_zeros(x.size(0), 1)], 1),
     "sizes": lambda n, x: x.view(x.shape[0] * 2, -1).reshape(x.shape[0], 8) * (x.shape[0] // 2 + 1) / x.numel(),
-    "zeros and ones": lambda n, x: x + torch.zeros(x.shape[0], 8, device=x.device) + torch.ones_like(x),
+    "zeros and ones": lambda n, x: x + torch.zeros(x.shape[0], 8, device=x.device) + torch.ones_like(x).to(x.device),
     "positions": lambda n, x: x + torch.arange(x.shape[1], device=x.device),
     "activations": lambda n, x: F.gelu(x) + F.gelu(x, approximate="tanh") + F.silu(x) + F.hardswish(x) + F.mish(x),
     "softmax": lambda n, x: x.softmax(1) + F.log_softmax(x, -1),
@@ -245,7 +245,7 @@ def called(op, *args, **kwargs):
         (operator.getitem, (0,), "inputs of operator.getitem must be sizes, got a Tensor"),
         (getattr, ("shape",), "only ATen operators can be frozen"),
     ],
-    ids=str,
+    ids=lambda x: x if isinstance(x, str) else getattr(x, "__name__", "args"),
 )
 def test_calls_that_cannot_be_frozen(op, args, message):
     with pytest.raises(ValueError, match=f"freeze: .*{message}"):
@@ -383,6 +383,10 @@ def test_every_operator_that_files_may_name_is_functional():
         ({"args": [{"input": 0}, {"tensor": "value"}]}, "an argument must be of a known form, got {'tensor': 'value'}"),
         ({"args": [{"input": 0}, {"own": "like"}]}, "an argument must be of a known form"),
         ({"args": {}}, "args and kwargs must be a list and an object"),
+        (
+            {"operator": "aten::zeros_like", "overload": "default", "kwargs": {"device": "cuda"}},
+            "aten.zeros_like.default must be called for the device of the network",
+        ),
         ({"args": [{"input": 0}, {"input": 1}, {"dtype": "complex64"}]}, "an argument must be of a known form"),
     ],
 )

@@ -139,7 +139,8 @@ def test_input_is_not_written_into():
 def test_every_module(module_class, tmp_path):
     """As it computes in eval mode, in a file and out of it."""
     required = {
-        "num_features": 4, "in_channels": 4, "out_channels": 6, "kernel_size": 2, "normalized_shape": 8, "size": 3,
+        "num_features": 4, "in_channels": 4, "in_features": 8, "out_features": 3, "out_channels": 6, "kernel_size": 2,
+        "normalized_shape": 8, "size": 3,
         "num_groups": 2, "num_channels": 4, "norm_type": 2.0, "output_size": 2, "dim": 1, "unflattened_size": (2, 2),
         "upscale_factor": 2, "downscale_factor": 2, "padding": 1, "value": 0.5, "scale_factor": 2, "threshold": 0.25,
     }  # fmt: skip

@@ -257,6 +257,8 @@ def test_copies_begin_anew(case):
     for copied in (copy.deepcopy(frozen), pickle.loads(pickle.dumps(frozen))):
         assert layer_of(copied)._prepared is None
         same(copied(*inputs).bits, want)
+    layer = copy.copy(layer_of(frozen))
+    assert layer._prepared is None
 
 
 def test_moves_keep_no_earlier_tensors(case):

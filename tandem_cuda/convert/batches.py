@@ -132,7 +132,7 @@ def _matched(batch: Any, names: Sequence[str]) -> Batch | None:
         values = list(batch[: len(names)])
         if values and isinstance(values[0], (tuple, list)):
             return _matched(values[0], names)
-        if len(values) == 1 and isinstance(values[0], Mapping):
+        if values and isinstance(values[0], Mapping) and (len(names) == 1 or all(name in values[0] for name in names)):
             return _matched(values[0], names)
     else:
         return None

@@ -152,8 +152,8 @@ class _Functional:
 
     def _random_call(self, node: fx.Node, name: str) -> fx.Node | None:
         """Return a call that draws numbers of the size of its first argument; None for calls that do not."""
-        forms = {"bernoulli_": aten.bernoulli.p, "uniform_": aten.uniform.default, "normal_": aten.normal_functional.default}
-        form = forms.get(name)
+        normal = aten.normal_functional.default
+        form = {"bernoulli_": aten.bernoulli.p, "uniform_": aten.uniform.default, "normal_": normal}.get(name)
         return None if form is None else self.graph.call_function(form, node.args, node.kwargs)
 
     def _functional_call(self, node: fx.Node, target: Any, name: str) -> fx.Node:

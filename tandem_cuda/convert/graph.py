@@ -105,8 +105,6 @@ def described(graph: fx.Graph) -> str:
     return "\n".join(lines)
 
 
-
-
 def exported(ann: nn.Module, example: tuple[Any, ...]) -> Graph:
     """Export the forward of an ANN.
 
@@ -268,10 +266,10 @@ def _reason(ann: nn.Module, error: Exception) -> str:
 
 def _of_program(ann: nn.Module, program: Any, inputs: Inputs, training: bool = False) -> Graph:
     """Return the graph of an exported program."""
-    graph, constants, copies = fx.Graph(), {}, dict[fx.Node, fx.Node]()
+    graph, constants, copies = fx.Graph(), dict[str, Tensor](), dict[fx.Node, fx.Node]()
     graph.output(graph.graph_copy(program.graph_module.graph, copies))
     original = {copy: node.name for node, copy in copies.items()}
-    name, fixed = type(ann).__name__, []
+    name, fixed = type(ann).__name__, list[str]()
     signature = program.graph_signature
     held = {spec.arg.name: spec for spec in signature.input_specs}
     tensors = iter(inputs.leaf_names)

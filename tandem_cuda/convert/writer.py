@@ -168,7 +168,8 @@ class Writer:
             if node in self.normed:
                 return self.decoded(self.spikes(node))
             self.normed.add(node)
-            return self.graph.call_module(self._own_module(self.name(node), norm), (self.real(node.all_input_nodes[0]),))
+            x = self.real(node.all_input_nodes[0])
+            return self.graph.call_module(self._own_module(self.name(node), norm), (x,))
         if (dropout := dropout_of(node)) is not None:
             return self.graph.call_module(self.named(node.name, dropout), (self.real(node.all_input_nodes[0]),))
         copied = self.graph.node_copy(node, self.real)

@@ -6,7 +6,7 @@ import math
 import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -39,6 +39,7 @@ _NAMES_OF_SIZES = {f: name for name, f in _SIZES.items()}
 _NUMBERS = int, float, torch.SymInt, torch.SymFloat, torch.SymBool
 _MOVES = ("aten::reshape", "aten::flatten", "aten::clone", "operator.getitem")
 """Functions that only move values, beside views."""
+_OWN_DEVICE = {"own": "device"}
 _ADVICE = (
     "only ATen operators can be frozen, of which convert makes networks; convert the ANN, or put layers into an "
     "nn.Sequential"
@@ -53,12 +54,11 @@ def operator_of(name: Any, overload: Any) -> Callable[..., Any]:
     """
     if overload == "" and isinstance(name, str) and name in _SIZES:
         return _SIZES[name]
-    found = None
-    if isinstance(name, str) and isinstance(overload, str) and re.fullmatch(r"aten::[a-z]\w*", name):
+    found, kernel = None, f"{name}.{overload}".removesuffix(".default")
+    if isinstance(name, str) and isinstance(overload, str) and re.fullmatch(r"aten::[a-z]\w*(\.\w+)?", kernel):
         packet = getattr(torch.ops.aten, name.removeprefix("aten::"), None)
         found = getattr(packet, overload, None) if isinstance(packet, OpOverloadPacket) else None
     # TorchScript's functions, such as aten::save, have no kernel.
-    kernel = f"{name}.{overload}".removesuffix(".default")
     if not isinstance(found, OpOverload) or not torch._C._dispatch_has_kernel(kernel):
         raise ValueError(f"operator must be one of ATen's in torch {torch.__version__}, got {name!r}, {overload!r}")
     schema = found._schema
@@ -70,7 +70,7 @@ def operator_of(name: Any, overload: Any) -> Callable[..., Any]:
 
 
 def _check_values(op: Any, args: list[Any], kwargs: dict[str, Any]) -> None:
-    """Raise a ValueError if an operator would be random with these arguments, or its outputs depend on the batch."""
+    """Raise a ValueError if an operator would be random, train, or choose its device with these arguments."""
     if not isinstance(op, OpOverload):
         return
     parameters = op._schema.arguments
@@ -79,21 +79,11 @@ def _check_values(op: Any, args: list[Any], kwargs: dict[str, Any]) -> None:
     trains = given.get("train", given.get("training"))
     if trains not in (None, False) or (given.get("use_input_stats") and given.get("running_mean") is not None):
         raise ValueError(f"{op} must not train, since its outputs would depend on the batch")
+    if any("Device" in str(x.type) and given.get(x.name) not in (None, _OWN_DEVICE) for x in parameters):
+        raise ValueError(f"{op} must be called for the device of the network")
     dropped = given.get("dropout_p", given.get("p"))
     if torch.Tag.nondeterministic_seeded in op.tags and trains is None and dropped != 0:
         raise ValueError(f"{op} must not be random")
-
-
-class Input(NamedTuple):
-    """Where an argument is an input."""
-
-    place: int
-
-
-class Own(NamedTuple):
-    """Where an argument is the dtype or the device of the network."""
-
-    what: str
 
 
 def _by_name(*values: Any) -> dict[str, Any]:
@@ -111,24 +101,34 @@ _WORDS: dict[str, dict[str, Any]] = {
     ),
     "layout": _by_name(torch.strided),
     "number": _by_name(math.inf, -math.inf, math.nan),
-    "own": {what: Own(what) for what in ("dtype", "device")},
 }
 """The values that JSON gives by name, by the form that says what they are."""
 
 
-def decoded(x: Any) -> Any:
-    """Return an argument as its JSON describes it; raise a ValueError if it has none of the known forms."""
-    if x is None or isinstance(x, (bool, int, float, str)):
-        return x
+def _forms_in(x: Any) -> Iterator[tuple[str, Any]]:
+    """Return the forms in arguments in JSON; raise a ValueError for an unknown one."""
     if isinstance(x, list):
-        return [decoded(part) for part in x]
-    if isinstance(x, dict) and len(x) == 1:
-        ((form, content),) = x.items()
-        if form == "input" and type(content) is int and content >= 0:
-            return Input(content)
-        if isinstance(content, str) and content in _WORDS.get(form, {}):
-            return _WORDS[form][content]
-    raise ValueError(f"an argument must be of a known form, got {x!r}")
+        for part in x:
+            yield from _forms_in(part)
+    elif isinstance(x, dict):
+        form, content = next(iter(x.items())) if len(x) == 1 else ("", None)
+        place = form == "input" and type(content) is int and content >= 0
+        own = form == "own" and content in ("dtype", "device")
+        if not (place or own or (isinstance(content, str) and content in _WORDS.get(form, {}))):
+            raise ValueError(f"an argument must be of a known form, got {x!r}")
+        yield form, content
+
+
+def _filled(x: Any, inputs: Sequence[Any], like: Any) -> Any:
+    """Return an argument of a call, given in JSON."""
+    if type(x) is list:
+        return [_filled(part, inputs, like) for part in x]
+    if type(x) is not dict:
+        return x
+    ((form, content),) = x.items()
+    if form == "input":
+        return inputs[content]
+    return getattr(like, content) if form == "own" else _WORDS[form][content]
 
 
 def encoded(x: Any, nodes: Mapping[fx.Node, Any], own: torch.dtype) -> Any:
@@ -144,7 +144,7 @@ def encoded(x: Any, nodes: Mapping[fx.Node, Any], own: torch.dtype) -> Any:
     if isinstance(x, (list, tuple)):
         return [encoded(part, nodes, own) for part in x]
     if isinstance(x, torch.device):
-        return {"own": "device"}
+        return _OWN_DEVICE
     if isinstance(x, torch.dtype) and x == own:
         return {"own": "dtype"}
     if x is None or isinstance(x, (bool, int, str)) or (isinstance(x, float) and math.isfinite(x)):
@@ -178,15 +178,13 @@ class FrozenAten(FrozenLayer):
         self._function = operator_of(operator, overload)
         if not isinstance(args, list) or not isinstance(kwargs, dict):
             raise ValueError(f"args and kwargs must be a list and an object, got {args!r}, {kwargs!r}")
-        self._args: list[Any] = decoded(args)
-        self._kwargs = {name: decoded(x) for name, x in kwargs.items()}
-        _check_values(self._function, self._args, self._kwargs)
-        parts = [*_leaves([self._args, *self._kwargs.values()])]
-        used = {x.place for x in parts if isinstance(x, Input)}
+        _check_values(self._function, args, kwargs)
+        forms = [*_forms_in([*args, *kwargs.values()])]
+        used = {place for form, place in forms if form == "input"}
         self.uses = len(used)
         if used != {*range(self.uses)}:
             raise ValueError(f"args and kwargs must name every input, got {sorted(used)}")
-        depends = any(isinstance(x, Own) for x in parts)
+        depends = any(form == "own" for form, _ in forms)
         self.register_buffer("like", torch.empty(0) if depends else None, persistent=False)
 
     @classmethod
@@ -219,7 +217,7 @@ class FrozenAten(FrozenLayer):
 
     @property
     def is_softmax(self) -> bool:
-        return self.operator == "aten::softmax" and self._args[1:2] in ([1], [-1])
+        return self.operator == "aten::softmax" and self.args[1:2] in ([1], [-1])
 
     def takes(self) -> str:
         return REAL
@@ -247,32 +245,14 @@ class FrozenAten(FrozenLayer):
                 raise TypeError(f"{self.operator}: inputs must be sizes, or the results of an operator, got {got}")
         like = self._buffers["like"]
         function: Any = _METHODS.get(self.operator, self._function)
-        kwargs = {name: _filled(x, inputs, like) for name, x in self._kwargs.items()}
-        return function(*[_filled(x, inputs, like) for x in self._args], **kwargs)
+        kwargs = {name: _filled(x, inputs, like) for name, x in self.kwargs.items()}
+        return function(*_filled(self.args, inputs, like), **kwargs)
 
     def forward(self, span: Span, state: State | None, *inputs: Any) -> tuple[Any, None]:
         return self.call(*inputs), None
 
     def extra_repr(self) -> str:
         return f"{self.operator}.{self.overload}".removesuffix(".")
-
-
-def _leaves(x: Any) -> Iterator[Any]:
-    """Return the parts of arguments that are no lists."""
-    if isinstance(x, list):
-        for part in x:
-            yield from _leaves(part)
-    else:
-        yield x
-
-
-def _filled(x: Any, inputs: Sequence[Any], like: Any) -> Any:
-    """Return an argument of a call."""
-    if type(x) is Input:
-        return inputs[x.place]
-    if type(x) is list:
-        return [_filled(part, inputs, like) for part in x]
-    return getattr(like, x.what) if type(x) is Own else x
 
 
 class FrozenConstant(FrozenLayer):
@@ -355,5 +335,5 @@ def frozen_call(node: fx.Node, constants: Mapping[fx.Node, Any], own: torch.dtyp
         return FrozenAten(_NAMES_OF_SIZES[node.target], "", args, kwargs), inputs
     schema = node.target._schema
     if not any("Tensor" in str(x.type) for x in schema.arguments) and any(x.name == "device" for x in schema.arguments):
-        kwargs["device"] = {"own": "device"}  # not the default one
+        kwargs["device"] = _OWN_DEVICE  # not the default one
     return FrozenAten(schema.name, schema.overload_name or "default", args, kwargs), inputs

@@ -204,25 +204,24 @@ class _GraphCalls:
             self._add(node, *frozen_call(node, self.constants, self.dtype))
 
     def _module(self, node: fx.Node, needed: bool) -> None:
-        if node.kwargs or not node.args or not all(isinstance(x, fx.Node) for x in node.args):
-            raise ValueError("must be called with outputs of other layers only, by position")
         parts = list(_chain(node.name, self.model.get_submodule(str(node.target))))
         first = next((module for _, module in parts if not isinstance(module, VIEWS)), None)
-        if getattr(first, "inplace", False) and not self._is_alone(node.args[0]):
+        if getattr(first, "inplace", False) and not all(map(self._is_alone, node.all_input_nodes)):
             raise ValueError("may write in place to a tensor that is used elsewhere; set inplace=False")
-        if needed:
-            inputs = tuple(map(self._name, node.args))
-            for name, module in parts:
-                self.layers.append((name, module, inputs))
-                inputs = (name,)
-            self.names[node] = inputs[0]
+        if not needed:
+            return
+        if node.kwargs or not node.args or not all(isinstance(x, fx.Node) for x in node.args):
+            raise ValueError("must be called with outputs of other layers only, by position")
+        inputs = tuple(map(self._name, node.args))
+        for name, module in parts:
+            self.layers.append((name, module, inputs))
+            inputs = (name,)
+        self.names[node] = inputs[0]
 
-    def _is_alone(self, x: Any) -> bool:
+    def _is_alone(self, node: fx.Node) -> bool:
         """Return whether a value surely has memory of its own, and one user."""
-        made = x.op == "call_module" and not isinstance(
-            self.model.get_submodule(str(x.target)), (*VIEWS, nn.Sequential)
-        )
-        return made and len(x.users) == 1
+        module = self.model.get_submodule(str(node.target)) if node.op == "call_module" else nn.Identity()
+        return len(node.users) == 1 and not isinstance(module, (*VIEWS, nn.Sequential))
 
     def _add(self, node: fx.Node, layer: Any, inputs: Sequence[Any]) -> None:
         self.layers.append((node.name, layer, tuple(map(self._name, inputs))))

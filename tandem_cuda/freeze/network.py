@@ -43,8 +43,8 @@ class FrozenNetwork(nn.Module):
         output: the name of the node whose output the network returns; or {"tuple": [...]}, {"list": [...]} or
             {"dict": {...}} of such names.
         inputs: the names by which nodes refer to the network's inputs.
-        arguments: how a call passes the inputs, where it passes tuples, lists or dicts of them: a structure of names like
-            ``output``, in which {"constant": x} is an argument that is no input.
+        arguments: how a call passes the inputs, where it passes tuples, lists or dicts of them: a structure of names
+            like ``output``, in which {"constant": x} is an argument that is no input.
 
     Shape:
         For each input a Tensor [N, ...], or a SpikeTrain [N, ...] if the layer that reads it takes spikes -> the output

@@ -53,6 +53,9 @@ class PreparedLayer(Spiking):
         """
         raise NotImplementedError
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_prepared"}  # copies begin anew
+
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self._prepared = None
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's
@@ -109,9 +112,6 @@ class Prepared:
             if len(children) != len(modules) or not all(map(is_, children.values(), modules)):
                 return False
         return True
-
-    def __reduce__(self) -> tuple[Any, tuple[()]]:
-        return type(None), ()  # copies and pickles begin anew
 
 
 def _kind(x: Any, by_size: bool) -> tuple[Any, ...] | None:

@@ -193,7 +193,6 @@ class SpikingTwin(PreparedLayer, WeightedLayer):
         if not self._is_dense() and (weight.is_meta or bool(weight.isfinite().all())):
             packed = ops.pack_weight.trusted(kernel.weight.detach(), self.synapses.groups)
         self.register_buffer("packed", packed, persistent=False)
-        self._prepared = None
         version = None if weight.is_inference() else weight._version
         self._constant = _Constant(weight, version, kernel._replace(packed=packed))
 
@@ -216,13 +215,8 @@ class SpikingTwin(PreparedLayer, WeightedLayer):
 
     def __getstate__(self) -> dict[str, Any]:
         forget_untrained(self)
-        if not self.is_frozen:
-            return self.__dict__
-        return {
-            **self.__dict__,
-            "_buffers": {**self._buffers, "packed": None},
-            "_constant": None,
-        }
+        state = super().__getstate__()
+        return {**state, "_buffers": {**self._buffers, "packed": None}, "_constant": None} if self.is_frozen else state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's

@@ -255,8 +255,8 @@ class _Rewriting:
         if low != 0 or any(end.target is not _QUANTISE or end not in self.before for end in ends):
             return
         for end in ends:
-            arguments: Any = end.args
-            source, scale, zero, least, most = arguments
+            args: Any = end.args
+            source, scale, zero, least, most = args
             if high is not None and round(high / scale) + zero < most:
                 raise Refused(
                     f"the largest integer must stand for no more than its bound, {high}, got {scale * (most - zero)}; "
@@ -265,7 +265,8 @@ class _Rewriting:
             if (most - zero + 1) & (most - zero):
                 raise Refused(f"the zero point behind a ReLU must be the least integer {least}, got {zero}")
             end.args = source, scale, 0, 0, most - zero
-        node.replace_all_uses_with(node.args[0])
+        before: Any = node.args[0]
+        node.replace_all_uses_with(before)
         self.graph.erase_node(node)
 
     # -- zero points
@@ -280,13 +281,13 @@ class _Rewriting:
         elif read and node.target in _MOVES:
             self.values[node] = self.values[read[0]]
         elif read and node.target in _AVERAGES:
-            given, x = bound_arguments(node), self.values[read[0]]
+            given, known = bound_arguments(node), self.values[read[0]]
             padding = given.get("padding") or 0
-            if x.shift and padding not in (0, [0], [0, 0], [0, 0, 0]):
+            if known.shift and padding not in (0, [0], [0, 0], [0, 0, 0]):
                 raise Refused("its padding must be 0 if the zero point of its input is not the least integer")
-            if x.averaged or given.get("divisor_override") is not None:
+            if known.averaged or given.get("divisor_override") is not None:
                 raise Refused("its input must be quantised, and its divisor_override None")
-            self.values[node] = x._replace(averaged=True)
+            self.values[node] = known._replace(averaged=True)
         else:
             for x in read:
                 if node in self.before and self.values[x].averaged:
@@ -297,7 +298,8 @@ class _Rewriting:
                     node.replace_input_with(x, self._call(node, aten.sub.Tensor, x, shift))
 
     def _quantised(self, node: fx.Node) -> None:
-        x, scale, zero, least, most = node.args
+        args: Any = node.args
+        x, scale, zero, least, most = args
         code, shift = Code(float(scale), (most - least).bit_length()), float(scale) * (zero - least)
         known = self.values.get(x)
         if known is None and x not in self.behind:
@@ -380,8 +382,9 @@ class _Rewriting:
     def _of_real_values(self, node: fx.Node) -> None:
         """Write a call that quantises real values as PyTorch computes it."""
         if node.target is _QUANTISE and "code" not in node.meta:
-            x, scale, zero, least, most = node.args
-            steps = (aten.mul.Tensor, 1 / scale), (aten.round.default,), (aten.add.Tensor, zero)
+            args: Any = node.args
+            x, scale, zero, least, most = args
+            steps: Any = (aten.mul.Tensor, 1 / scale), (aten.round.default,), (aten.add.Tensor, zero)
             steps += (aten.clamp.default, least, most), (aten.sub.Tensor, zero), (aten.mul.Tensor, scale)
             for target, *args in steps:
                 x = self._call(node, target, x, *args)
