@@ -162,12 +162,6 @@ class Conversion:
             return self._real(node)
         return Current([Branch(train, call.name, call.layer)])
 
-    def _moved(self, node: fx.Node) -> Any:
-        """Return the value of which a node moves or drops elements, such as an average before dropout."""
-        while isinstance(self.values[node], Real) and node.target in _MOVES and len(node.all_input_nodes) == 1:
-            node = node.all_input_nodes[0]
-        return self.values[node]
-
     def _real(self, node: fx.Node, why: str = "its input is real") -> Real:
         """Compute a call on real values; note it if it is between weight layers, and more than a move."""
         inputs = [self.values[x] for x in node.all_input_nodes]
