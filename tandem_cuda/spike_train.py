@@ -116,7 +116,9 @@ class SpikeTrain(NotATensor):
         radix: bool = False,
     ) -> SpikeTrain:
         """Create a train as the constructor does, but without checks: for the results of this library's operators."""
-        return cls.coded(bits, time_steps, value, dtype, SpikeCode(amplitude, pair_dim, radix))
+        train = cls.__new__(cls)
+        train._set(bits, time_steps, value, dtype, SpikeCode(amplitude, pair_dim, radix))
+        return train
 
     @classmethod
     def coded(cls, bits: Any, time_steps: int, value: Any, dtype: torch.dtype | None, code: SpikeCode) -> SpikeTrain:

@@ -31,8 +31,8 @@ from tandem_cuda import (
     synops,
 )
 from tandem_cuda.freeze import Node
+from tandem_cuda.nn.computed import Computed
 from tandem_cuda.nn.sizes import ENCODED, SPIKES
-from tandem_cuda.nn.tandem import TandemLayer
 from test_networks import build, networks
 
 pytest.importorskip("safetensors")
@@ -320,27 +320,21 @@ class Halves(nn.Module):
 
 @pytest.mark.parametrize("reads", [SPIKES, ENCODED])
 @pytest.mark.parametrize("kind", ["linear", "convolution", "branch"])
-def test_computed_weights_are_evaluated_once(kind, reads, monkeypatch):
+def test_computed_weights_are_evaluated_once(kind, reads):
     """Of layers that hold a module for their weight and one for their bias."""
 
-    def computed(layer, name):
-        modules = layer.__dict__["_modules"]
-        return modules[f"{name}_of"]() if f"{name}_of" in modules else missing(layer, name)
-
-    missing = TandemLayer.__getattr__
-    monkeypatch.setattr(TandemLayer, "__getattr__", computed, raising=False)
     layer = TandemConv2d(2, 4, 3) if kind == "convolution" else TandemLinear(6, 4, norm="batch")
     net = TandemAdd(layer, TandemLinear(6, 4)) if kind == "branch" else layer
     x = SpikeTrain.from_dense(train(5, 2, *((2, 6, 6) if kind == "convolution" else (6,)), seed=0).float())
     inputs = [x, x] if kind == "branch" else [x]
     want = net.eval()(*inputs)
     for name in ("weight", "bias"):
-        layer.add_module(f"{name}_of", Halves(layer._parameters.pop(name)))
+        Computed.of(layer, name, Halves(layer._parameters.pop(name)))
     same(net(*inputs).bits, want.bits)
-    layer.weight_of.calls = layer.bias_of.calls = 0
+    layer.computed["weight"].calls = layer.computed["bias"].calls = 0
     network = alone(net) if kind == "branch" else nn.Sequential(*([Encode(5)] if reads == ENCODED else []), net)
     frozen = freeze(network)
-    assert (layer.weight_of.calls, layer.bias_of.calls) == (1, 1)
+    assert (layer.computed["weight"].calls, layer.computed["bias"].calls) == (1, 1)
     assert not list(frozen.parameters())
     if reads == SPIKES:
         same(frozen(*inputs).bits, want.bits)
