@@ -1,6 +1,5 @@
 """What convert does without further arguments: forms of data, how well it went, and what is saved of it."""
 
-import copy
 import io
 import itertools
 
@@ -9,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from anns import Net, Pair, Residual, inputs
+from anns import Pair, Residual, inputs
 from tandem_cuda import IF, RadixIF, SpikeTrain, convert
 from tandem_cuda.convert import Calibration
 

@@ -191,51 +191,51 @@ def test_a_slope_of_one_number_for_rows_of_features():
     snn = convert(ann, 8, calibrate=x)
     assert (snn(x) - ann(x)).norm() < 0.05 * ann(x).norm()
     assert torch.equal(freeze(snn)(x), snn(x))
-    without = convert(
-        nn.Sequential(nn.Linear(5, 6), slopes([0.1, 0.5, -0.5, 1.0, 0.0, 2.0]), nn.Linear(6, 3)), 8, neuron=RadixIF()
-    )
-    assert without(x[:, 0]).shape == (16, 3)
-    with pytest.raises(ValueError, match=r"TandemLinear: input of a converted layer with a slope for each channel"):
-        without(x)
 
 
 def test_negative_slopes_need_neurons_that_wait():
-    with pytest.raises(ValueError, match=r"pass neuron=RadixIF\(\) or IF\(initial=0.5, two_phase=True\), which wait"):
-        convert(nn.Sequential(nn.Linear(5, 4), slopes(FALLING), nn.Linear(4, 3)), 8)
+    x = torch.rand(2, 5)
+    with pytest.warns(UserWarning, match="1 PReLU is computed on real values"):
+        convert(nn.Sequential(nn.Linear(5, 4), slopes(FALLING), nn.Linear(4, 3)), 8, example=x)
     ann = nn.Sequential(nn.Linear(5, 4), slopes(RISING), nn.Linear(4, 3))
-    snn = convert(ann, 8)
+    snn = convert(ann, 8, example=x)
     ann[1].weight.data[2] = -0.5  # as training may make it
     message = r"slopes below zero must not be negative with neurons that spike while they integrate: convert with neuro"
     with pytest.raises(RuntimeError, match=f"TandemLinear: {message}"):
-        snn(torch.rand(2, 5))
+        snn(x)
     with pytest.raises(ValueError, match=f"TandemLinear: {message}.*got negative slopes of values \\[2\\]"):
         freeze(snn)
-    again = convert(ann, 8, neuron=RadixIF())
-    again(torch.rand(2, 5))
+    convert(ann, 8, neuron=RadixIF(), example=x)(x)
 
 
-def test_a_slope_of_nothing_that_is_negative():
-    """LeakyReLU of spikes is nothing; PReLU keeps its parameter."""
-    snn = convert(nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.LeakyReLU(), nn.Linear(4, 3)), 8)
-    assert snn.spiking_layers == ("0",)
-    ann = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.PReLU(), nn.Linear(4, 3))
-    snn = convert(ann, 8)
-    assert snn.spiking_layers == ("0", "2")
-    assert any(p is ann[2].weight for p in snn.parameters())
+@pytest.mark.parametrize("act", [nn.LeakyReLU, nn.PReLU])
+def test_a_slope_of_nothing_that_is_negative(act):
+    ann = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), act(), nn.Linear(4, 3))
+    assert convert(ann, 8, example=torch.rand(1, 5)).spiking_layers == ("0",)
 
 
-def test_slopes_that_forward_computes_are_refused():
-    layers = {"a": nn.Linear(5, 4), "b": nn.Linear(4, 3), "slope": nn.Parameter(torch.ones(1))}
-    ann = Network(lambda n, x: n.b(F.prelu(n.a(x), n.slope.abs())), **layers)
-    with pytest.raises(ValueError, match=r"or F.leaky_relu with a number: its slopes must be a parameter"):
-        convert(ann, 8)
+def test_slopes_that_forward_computes_are_analogue():
+    layers = {"a": nn.Linear(5, 4), "b": nn.Linear(4, 3), "slope": nn.Parameter(torch.full((1,), -0.5))}
+    ann, x = Network(lambda n, x: n.b(F.prelu(n.a(x), n.slope.abs())), **layers), torch.randn(16, 5)
+    with pytest.warns(UserWarning, match="1 prelu is computed on real values"):
+        snn = convert(ann.eval(), 8, calibrate=x)
+    assert (snn(x) - ann(x)).norm() < 0.05 * ann(x).norm()
+    snn(x).square().sum().backward()
+    assert ann.slope.grad.abs() > 0
 
 
 @pytest.mark.parametrize("folds", [[], [4], [1, 0], [0, 0], [True], "all", 3])
 def test_wrong_folds_of_files(folds):
     from tandem_cuda.nn import TandemLinear
 
-    frozen = freeze(convert(nn.Sequential(nn.Linear(5, 4), slopes(FALLING), nn.Linear(4, 3)), 8, neuron=RadixIF()))
+    frozen = freeze(
+        convert(
+            nn.Sequential(nn.Linear(5, 4), slopes(FALLING), nn.Linear(4, 3)),
+            8,
+            neuron=RadixIF(),
+            example=torch.rand(1, 5),
+        )
+    )
     layer = next(m for m in frozen.modules() if type(m) is TandemLinear)
     settings, tensors = layer.settings(), layer.constants()
     assert settings["folds"] == [0, 3]
