@@ -145,9 +145,8 @@ class Conversion:
                 self.writer.read[node] = train
             return Current([Branch(train, call.name, call.layer, encoded=True)])
         is_linear = isinstance(call.layer, nn.Linear)
-        read = self._moved(call.input)
-        of_weights = isinstance(read, Current) and any(branch.layer is not None for branch in read.branches)
-        if node not in self.before and not (of_weights or isinstance(read, (Real, Grouped, Pieces))):
+        of_weights = isinstance(x, Current) and any(branch.layer is not None for branch in x.branches)
+        if node not in self.before and not (of_weights or isinstance(x, (Real, Grouped, Pieces))):
             return self._real(node)  # the last weight layer reads decoded spikes, or their averages
         try:
             if isinstance(x, Pooled) and x.folds_into(call.layer) and node in self.before:
