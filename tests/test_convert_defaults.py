@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from anns import Pair, Residual, inputs
-from tandem_cuda import IF, RadixIF, SpikeTrain, convert
+from anns import Pair, Residual, cnn, inputs
+from tandem_cuda import IF, Decode, RadixIF, SpikeTrain, SpikingMaxPool2d, TandemConv2d, TandemLinear, convert, freeze
 from tandem_cuda.convert import Calibration
 
 
@@ -338,3 +338,77 @@ def test_nested_lenient_loads_leave_thresholds_out():
     again = nn.ModuleDict({"net": convert(Residual().eval(), 8, calibrate=x)})
     with pytest.raises(RuntimeError, match="the extra state must be that of a TandemNetwork"):
         again.load_state_dict(averaged)
+
+
+# -- arguments
+
+
+def test_recorded_spikes():
+    """The spikes themselves, pooled and convolved; the same as layers put together by hand."""
+    torch.manual_seed(0)
+    ann = nn.Sequential(
+        nn.MaxPool2d(2),
+        nn.Conv2d(2, 6, 3),
+        nn.ReLU(),
+        nn.Dropout(),
+        nn.Flatten(),
+        nn.Linear(96, 5),
+        nn.ReLU(),
+        nn.Linear(5, 3),
+    ).eval()
+    net = convert(ann, 11, mode="spikes", example=torch.rand(1, 2, 12, 12))
+    by_hand = nn.Sequential(
+        SpikingMaxPool2d(2), TandemConv2d(2, 6, 3), nn.Flatten(), TandemLinear(96, 5), Decode(), nn.Linear(5, 3)
+    ).eval()
+    for mine, theirs in ((1, 1), (3, 5), (5, 7)):
+        by_hand[mine].load_state_dict(ann[theirs].state_dict())
+    spikes = (torch.rand(11, 4, 2, 12, 12, generator=torch.Generator().manual_seed(1)) < 0.7).float()
+    x = SpikeTrain.from_dense(spikes)
+    assert torch.equal(net(x), by_hand(x))
+    net(x).square().sum().backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in ann.parameters())
+    calibrated = convert(ann, 11, mode="spikes", calibrate=x.count)
+    assert net.ann() is calibrated.ann() is ann
+    assert (calibrated(x) - ann(x.count)).abs().max() < 0.5 * ann(x.count).abs().max()
+
+
+def test_networks_that_spike_already():
+    ann, x = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)), torch.rand(6, 4)
+    snn = convert(ann, 4, calibrate=x)
+    for net, got in (
+        (snn, "a TandemNetwork"),
+        (snn.snn, r"encode \(Encode\)"),
+        (freeze(snn), r"layers.0.layer \(Encode\)"),
+        (nn.Sequential(nn.Flatten(), TandemLinear(4, 5)), r"1 \(TandemLinear\)"),
+    ):
+        with pytest.raises(ValueError, match=f"^convert: ann must be an ANN, got {got}, which belongs to a spiking"):
+            convert(net, 4, calibrate=x)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_calibration_must_be_finite(value):
+    x = inputs()
+    x[1, 0, 2, 3] = value
+    with pytest.raises(ValueError, match="calibrate must be finite, got NaN or infinity in batch 1"):
+        convert(cnn(), 8, calibrate=[inputs(), x])
+    ann = cnn()
+    with torch.no_grad():
+        ann[4].weight[0, 0, 0, 0] = abs(value)  # of minus infinity nothing is left behind the ReLU
+    with pytest.raises(ValueError, match="activations of the ANN must be finite, got NaN or infinity after 4"):
+        convert(ann, 8, calibrate=inputs())
+    with pytest.raises(ValueError, match=r"calibrate\['0'\] must be finite"):
+        convert(cnn(), 8, calibrate={"0": value, "4": 1.0, "9": 1.0}, example=inputs())
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: convert(cnn(), 8.0), TypeError, "time_steps must be an int, got float"),
+        (lambda: convert(cnn(), 0), ValueError, "time_steps must be at least 1, got 0"),
+        (lambda: convert(cnn(), 8, neuron=1.0), TypeError, "neuron must be IF"),
+        (lambda: convert(cnn(), 8, percentile="99"), TypeError, "percentile must be a number"),
+    ],
+)
+def test_bad_arguments(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
