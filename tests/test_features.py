@@ -117,7 +117,7 @@ def test_calibrated_networks_are_near_their_ann(name, per_channel):
     errors = [layer.error for layer in snn.report().layers if layer.error is not None]
     assert errors
     assert max(errors) < 0.02
-    assert bool(snn.report().analogue) == (name in ANALOGUE)
+    assert name in ANALOGUE or not snn.report().analogue
     with torch.enable_grad():
         target, gradients = torch.randn_like(want), []
         for network in (ann, snn):
