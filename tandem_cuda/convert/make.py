@@ -204,6 +204,7 @@ def convert(
         called(ann, replace or {})
         check_one_sample(graph, arguments)
         conversion, snn = _written(graph, options, weights)
+        check_quantisable("convert", "ann", weight_layers(snn) if weights else [])
         with quantised_layers(weight_layers(ann, snn), _BITS[weights]) if weights else nullcontext():
             network = _calibrated(conversion, snn, settings, batches)
             network._record.replaced = names

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from ..ops import checks
+from .computed import Computed
 from .elementwise import TandemElementwise
 from .quantiser import WeightQuantiser, quantiser
 from .tandem import TandemLayer
@@ -34,8 +35,11 @@ def weight_layers(*models: nn.Module) -> Named:
 
 
 def _is_constant(layer: nn.Module) -> bool:
-    """Whether the weights are constants of a converted ANN, which has no layer for them."""
-    return getattr(layer, "exact", None) is not None
+    """Whether the weights are constants of a converted ANN, such as the filter of a blur."""
+    computed = Computed.in_(layer, "weight")
+    if computed is not None:
+        return next(computed.parameters(), None) is None
+    return isinstance(layer, TandemLayer) and layer._buffers.get("weight") is not None
 
 
 def check_quantisable(op: str, argument: str, layers: Named) -> None:
@@ -49,6 +53,8 @@ def check_quantisable(op: str, argument: str, layers: Named) -> None:
                 f"{op}: {argument} must have weights that are parameters, got one that a hook computes {where}; remove "
                 "torch.nn.utils.prune, weight_norm or spectral_norm first"
             )
+        if Computed.in_(layer, "weight") is not None:
+            raise ValueError(f"{op}: {argument} must have weights that are parameters, got computed weights {where}")
         weight: Any = getattr(*stored(layer, "weight")).detach()
         if weight.dtype not in checks.FLOATING:
             raise TypeError(f"{op}: {argument} must have weights of float32 or float64, got {weight.dtype} {where}")
