@@ -43,7 +43,7 @@ class Conversion:
     def __init__(self, source: Graph, options: Options, spiking: set[fx.Node] | None = None) -> None:
         self.source, self.ann, self.options, self.spiking = source, source.ann, options, spiking
         self.nodes = list(source.graph.nodes)
-        self.writer = Writer(source, options, spiking is not None)
+        self.writer = Writer(source, options)
         self.values, self.calls = self.writer.values, self.writer.calls
         self.analogue: list[AnalogueCall] = []
         self.before = self._before()

@@ -21,6 +21,7 @@ from torch.utils._pytree import TreeSpec, tree_leaves, tree_map_only, tree_unfla
 
 from ..nn.modes import evaluating
 from ..nn.quantiser import WeightQuantiser
+from .batches import copied
 from .functional import Unwritable, functional, inlined
 from .inputs import Inputs
 from .training import Differs, Training, as_in_eval, compared, is_random
@@ -139,8 +140,8 @@ def check_one_sample(graph: Graph, example: tuple[Any, ...]) -> None:
     """
     ann = graph.ann
     sample = tree_map_only(Tensor, _with_gradient, graph.inputs.resized(example, 1))
-    args, kwargs = graph.inputs.call(sample)
     with evaluating(ann), _unchanged(ann), _quiet(), torch.enable_grad():
+        args, kwargs = graph.inputs.call(copied(sample))  # forward may write to its inputs
         theirs = tree_leaves(ann(*args, **kwargs))
         ours = tree_leaves(graph.run(sample, lambda *_: None))
     name = type(ann).__name__

@@ -77,11 +77,10 @@ class Writer:
     Args:
         source: the graph of the ANN.
         options: what ``convert`` was asked for.
-        hybrid: whether a part of the ANN follows the last spikes.
     """
 
-    def __init__(self, source: Graph, options: Options, hybrid: bool) -> None:
-        self.source, self.ann, self.options, self.hybrid = source, source.ann, options, hybrid
+    def __init__(self, source: Graph, options: Options) -> None:
+        self.source, self.ann, self.options = source, source.ann, options
         self.calls = WeightCalls(source)
         self.signs = Signs(self)
         self.values: dict[fx.Node, Any] = {}
@@ -211,10 +210,7 @@ class Writer:
             decode = Decode(x.signed)
             decode.of_features = x.features
             self.reads(decode, x)
-            real = self.graph.call_module(self.named("decode", decode), (x.node,))
-            if self.hybrid:  # the rest of the ANN may take views
-                real = self.graph.call_method("clone", (real,), {"memory_format": torch.contiguous_format})
-            self.decoding[x.node] = real
+            self.decoding[x.node] = self.graph.call_module(self.named("decode", decode), (x.node,))
         return self.decoding[x.node]
 
     def spikes(self, node: fx.Node, features: bool | None = None) -> Train:
