@@ -276,7 +276,7 @@ class LastConvolutions(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function is torch.ops.aten.convolution.default and args[1].shape == (8, 8, 3, 3):
-            self.sizes.append(len(args[0]))
+            self.sizes += [size for size in args[0].shape[:1] if isinstance(size, int)]  # no symbols of torch.export
         return function(*args, **(kwargs or {}))
 
 

@@ -192,7 +192,7 @@ def test_a_forward_that_depends_on_the_batch_size():
         lambda x, h: h.mean((2, 3)) if x.size(0) > 2 else h.amax((2, 3)),
         lambda x, h: h.mean((2, 3)).view(3, -1)[:, :8],
     ):
-        with pytest.raises(ValueError, match="must take any number of samples, but it fixes the batch size of x"):
+        with pytest.raises(ValueError, match="must take any number of samples, but"):
             convert(VGG(head).eval(), 8, calibrate=IMAGES)
 
 
