@@ -76,7 +76,7 @@ def accuracy(net: nn.Module, images: Tensor, labels: Tensor) -> float:
 @torch.no_grad()
 def differing(ann: nn.Sequential, images: Tensor) -> str:
     """How many counts at T = L are not the ANN's levels. Each network computes with its own."""
-    snn, found, number, different = from_qcfs(ann, QCFS), [], 0, 0
+    snn, found, number, different = from_qcfs(ann, QCFS, example=images[:1]), [], 0, 0
     handles = [
         snn.snn.get_submodule(name).register_forward_hook(lambda _, __, train: found.append(train.value))
         for name in snn.spiking_layers
@@ -116,7 +116,7 @@ def main() -> None:
         ann = trained(QCFS, images, labels, seed)
         print(f"seed {seed}: QCFS ANN {accuracy(ann, x, y):.2f}; counts at T = L that differ: {differing(ann, x)}")
         for neuron in (IF(initial=0.5, two_phase=True), IF(initial=0.5)):
-            found = [accuracy(from_qcfs(ann, QCFS, steps, neuron=neuron), x, y) for steps in STEPS]
+            found = [accuracy(from_qcfs(ann, QCFS, steps, neuron=neuron, example=sample), x, y) for steps in STEPS]
             print(f"  SNN, {neuron}: {shown(found)}")
         plain = trained(nn.ReLU, images, labels, seed)
         found = [accuracy(convert(plain, steps, calibrate=sample), x, y) for steps in STEPS]

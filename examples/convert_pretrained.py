@@ -200,7 +200,8 @@ def main() -> None:
 
     # A batch of training images is enough for percentiles. The plain conversion is for comparison.
     batch = train_set.tensors[0][:256]
-    results["SNN, converted without calibration"] = accuracy(convert(copy.deepcopy(ann), args.time_steps), test_set)
+    plain = convert(copy.deepcopy(ann), args.time_steps, example=batch)
+    results["SNN, converted without calibration"] = accuracy(plain, test_set)
     snn = convert(ann, args.time_steps, calibrate=batch, percentile=args.percentile)
     results["SNN, converted with calibration"] = accuracy(snn, test_set)
     if args.tandem_epochs:

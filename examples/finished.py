@@ -117,6 +117,7 @@ class Run:
             with warnings.catch_warnings():  # of networks unlike their ANN: a picture says how unlike
                 warnings.simplefilter("ignore", UserWarning)
                 self._levels = convert(self.module.net, time_steps, **how, calibrate=x, **of_layers).levels
+        how["example"] = self.module.example(self.module.net)
         return convert(self.module.net, time_steps, **how, calibrate=self._levels)
 
     def evaluated(self, time_steps: int | None = None) -> dict[str, Any]:

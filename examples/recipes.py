@@ -73,7 +73,7 @@ class Conversion(lightning.Callback):
         return sum(name in self.levels for name in self.layers)
 
     def _find_layers(self, module: Any) -> None:
-        self.layers = convert(module.ann, module.time_steps, mode=module.encoding).spiking_layers
+        self.layers = module.spiking_layers(module.ann)
         self.total = len(self.layers)
 
     def on_fit_start(self, trainer: lightning.Trainer, module: Any) -> None:

@@ -43,6 +43,7 @@ class TandemModule(lightning.LightningModule):
 
     Args:
         ann: the network; ``convert`` must be able to convert it.
+        sample: the sizes of a sample, such as [1, 28, 28].
         time_steps: T. Or several T for one network that serves them all: each training batch draws one of them,
             validation takes them in turn, and everything else has the largest.
         encoding: how the input becomes spikes: "constant", "impulse" or, of pixels, "radix" for images; "spikes" for
@@ -82,6 +83,7 @@ class TandemModule(lightning.LightningModule):
     def __init__(
         self,
         ann: nn.Module,
+        sample: list[int],
         time_steps: int | list[int] = 8,
         encoding: Literal["constant", "impulse", "radix", "spikes"] = "constant",
         spiking: bool = True,
@@ -104,6 +106,7 @@ class TandemModule(lightning.LightningModule):
         self.trained_steps = sorted({time_steps} if isinstance(time_steps, int) else {*time_steps}, reverse=True)
         """Each T that training is for, the largest first."""
         self.time_steps = self.trained_steps[0]
+        self.sample = sample
         self.encoding = encoding
         self.spiking = spiking
         if level is not None and threshold != 1:
@@ -182,7 +185,7 @@ class TandemModule(lightning.LightningModule):
 
     def _convert(self, ann: nn.Module) -> TandemNetwork:
         if self.level is not None or self.neuron.radix:
-            layers = convert(ann, self.time_steps, mode=self.encoding, neuron=self.neuron).spiking_layers
+            layers = self.spiking_layers(ann)
             level = {} if self.level is None else self.level
             return self._converted(ann, neuron=self.neuron, calibrate=_by_name("level", level, 3.0, layers))
         net = self._converted(ann, neuron=self.neuron)
@@ -191,8 +194,19 @@ class TandemModule(lightning.LightningModule):
             layer.neuron = replace(self.neuron, threshold=threshold)
         return net
 
+    def spiking_layers(self, ann: nn.Module) -> tuple[str, ...]:
+        """The names of the layers that spike once ``ann`` is converted."""
+        how: dict[str, Any] = {"mode": self.encoding, "neuron": self.neuron, "example": self.example(ann)}
+        return convert(ann, self.time_steps, **how).spiking_layers
+
+    def example(self, ann: nn.Module) -> Tensor:
+        """A sample of zeros, for ``convert``."""
+        p = next(ann.parameters())
+        return torch.zeros(1, *self.sample, dtype=p.dtype, device=p.device)
+
     def _converted(self, ann: nn.Module, **how: Any) -> TandemNetwork:
-        net = convert(ann, self.time_steps, mode=self.encoding, learn_thresholds=self.learn_thresholds, **how)
+        how |= {"mode": self.encoding, "learn_thresholds": self.learn_thresholds, "example": self.example(ann)}
+        net = convert(ann, self.time_steps, **how)
         for name in net.spiking_layers if self.learn_thresholds else ():
             layer: Any = net.snn.get_submodule(name)
             shared = self.log_thresholds.setdefault(name, layer.log_threshold)
@@ -373,7 +387,7 @@ class TandemModule(lightning.LightningModule):
             state.pop("net._extra_state", None)
         saved = checkpoint["tandem"]
         self.seconds, self._resumed_steps = saved["seconds"], saved["steps"]
-        self.fastest_epoch = saved.get("fastest_epoch", math.inf)  # not in checkpoints of earlier versions
+        self.fastest_epoch = saved["fastest_epoch"]
 
     def _identity(self) -> dict[str, Any]:
         if not self.spiking:
@@ -408,9 +422,7 @@ class TandemModule(lightning.LightningModule):
                     f"the checkpoint is of another network: {name} is {got} there and {want} here.\n"
                     "Run it with the configuration that it was trained with (config.yaml beside its folder)."
                 )
-        # What older ones lack.
-        older = {"level": None, "initial": 0.0, "two_phase": False, "learn_thresholds": False, "radix": False}
-        settings = older | checkpoint.get("tandem", {})
+        settings = checkpoint.get("tandem", {})
         for name, value in self._identity().items():
             if settings.get(name) != value:
                 raise CheckpointError(

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from . import neuron as neuron
 from . import reference
 from ._load import load_library
-from ._moved import install
 
 __all__ = [
     "IF",
@@ -71,10 +70,9 @@ else:
         synops,
     )
     from .build_info import build_info
-    from .convert import Calibration, TandemNetwork, convert, from_qcfs
+    from .convert import Calibration, TandemNetwork, convert, from_qcfs, from_quantised
     from .exchange import from_authors
     from .freeze import AccuracyCurve, Cascade, FrozenNetwork, OperatingPoint, Prediction, Stream, freeze
-    from .from_quantised import from_quantised
     from .neuron import IF, LIF, AdaptiveIF, RadixIF
     from .nn import *  # noqa: F403 (the layers; nn.__all__ lists them)
     from .quantisation import quantise, unquantise
@@ -84,5 +82,3 @@ else:
     __version__: str = _C.__version__
     library_path: str = _C.library_path
     """The shared library with the operators, for C++ programs, which load it without Python."""
-
-install()

@@ -58,8 +58,8 @@ def mnist_cnn(
 
     Examples:
         >>> ann = models.mnist_cnn()
-        >>> snn = convert(ann, time_steps=8)
-        >>> snn(torch.rand(2, 1, 28, 28)).shape
+        >>> images = torch.rand(2, 1, 28, 28)
+        >>> convert(ann, time_steps=8, example=images)(images).shape
         torch.Size([2, 10])
     """
     return _cnn("mnist_cnn", (32, 64, 64), (1, 2, 2), 128, in_channels, classes, size, dropout)
@@ -80,8 +80,8 @@ def cifarnet(
 
     Examples:
         >>> ann = models.cifarnet(width=0.25)
-        >>> snn = convert(ann, time_steps=8)
-        >>> snn(torch.rand(2, 3, 32, 32)).shape
+        >>> images = torch.rand(2, 3, 32, 32)
+        >>> convert(ann, time_steps=8, example=images)(images).shape
         torch.Size([2, 10])
     """
     checks.check_number("cifarnet", "width", width)
@@ -100,8 +100,8 @@ def small_cifarnet(
 
     Examples:
         >>> ann = models.small_cifarnet()
-        >>> snn = convert(ann, time_steps=8)
-        >>> snn(torch.rand(2, 3, 32, 32)).shape
+        >>> images = torch.rand(2, 3, 32, 32)
+        >>> convert(ann, time_steps=8, example=images)(images).shape
         torch.Size([2, 10])
     """
     return _cnn("small_cifarnet", (8, 16, 32, 64, 32), (1, 2, 2, 1, 1), 64, in_channels, classes, size, dropout)
@@ -118,8 +118,8 @@ def alexnet(
 
     Examples:
         >>> ann = models.alexnet()
-        >>> snn = convert(ann, time_steps=8)
-        >>> snn(torch.rand(2, 3, 32, 32)).shape
+        >>> images = torch.rand(2, 3, 32, 32)
+        >>> convert(ann, time_steps=8, example=images)(images).shape
         torch.Size([2, 10])
     """
     return _cnn("alexnet", (96, 256, 384, 384, 256), (1, 2, 2, 1, 1), 1024, in_channels, classes, size, dropout)
@@ -136,8 +136,8 @@ def vgg11(
 
     Examples:
         >>> ann = models.vgg11()
-        >>> snn = convert(ann, time_steps=8)
-        >>> snn(torch.rand(2, 3, 32, 32)).shape
+        >>> images = torch.rand(2, 3, 32, 32)
+        >>> convert(ann, time_steps=8, example=images)(images).shape
         torch.Size([2, 10])
     """
     channels, strides = (64, 128, 256, 256, 512, 512, 512, 512), (1, 2, 2, 1, 2, 1, 2, 1)
@@ -169,7 +169,7 @@ def nmnist_net(
 
     Examples:
         >>> ann = models.nmnist_net()
-        >>> snn = convert(ann, time_steps=8, mode="spikes")
+        >>> snn = convert(ann, time_steps=8, mode="spikes", example=torch.zeros(1, 2, 34, 34))
         >>> events = (torch.rand(8, 2, 2, 34, 34) < 0.02).float()  # [T, N, C, H, W]
         >>> snn(SpikeTrain.from_dense(events)).shape
         torch.Size([2, 10])

@@ -28,14 +28,6 @@ class SpikeCode(NamedTuple):
     """Whether a spike of time step t weighs ``amplitude`` * 2^(T-t), so that a train is a binary number."""
 
 
-def refuse_radix(name: str) -> NoReturn:
-    """Raise the ValueError of the layer ``name``, which knows no radix spikes and got some."""
-    raise ValueError(
-        f"{name}: input must be a train whose spikes all weigh the same, got radix spikes, which this layer does "
-        "not read; that of tandem_cuda.reference does"
-    )
-
-
 def refuse_part(name: str) -> NoReturn:
     """Raise the ValueError of the layer ``name``, which got radix spikes of some of the time steps."""
     raise ValueError(f"{name}: radix spikes must be those of all time steps, which make a number only together")

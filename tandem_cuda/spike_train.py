@@ -120,18 +120,22 @@ class SpikeTrain(NotATensor):
         train._set(bits, time_steps, value, dtype, SpikeCode(amplitude, pair_dim, radix))
         return train
 
-    def __getstate__(self) -> tuple[None, dict[str, Any]]:
-        fields = {name: getattr(self, name) for name in self.__slots__ if name != "code"}
-        return None, fields | self.code._asdict()  # plain values, which torch.load(weights_only=True) reads
+    @classmethod
+    def coded(cls, bits: Any, time_steps: int, value: Any, dtype: torch.dtype | None, code: SpikeCode) -> SpikeTrain:
+        """Create a train as ``unchecked`` does, with this code."""
+        train = cls.__new__(cls)
+        train._set(bits, time_steps, value, dtype, code)
+        return train
 
-    def __setstate__(self, state: tuple[None, dict[str, Any]]) -> None:
-        fields = state[1]
-        # Earlier versions have neither pairs nor radix spikes.
-        fields["code"] = SpikeCode(fields.pop("amplitude"), fields.pop("pair_dim", None), fields.pop("radix", False))
-        if "_count" in fields:
-            fields["_value"] = fields.pop("_count")
-        for name, value in fields.items():
-            setattr(self, name, value)
+    def __getstate__(self) -> dict[str, Any]:
+        fields = {name: getattr(self, name) for name in self.__slots__ if name != "code"}
+        return fields | self.code._asdict()  # plain values, which torch.load(weights_only=True) reads
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.code = SpikeCode(state["amplitude"], state["pair_dim"], state["radix"])
+        for name in self.__slots__:
+            if name != "code":
+                setattr(self, name, state[name])
 
     @classmethod
     def from_dense(cls, spikes: Tensor, dtype: torch.dtype | None = None, *, radix: bool = False) -> SpikeTrain:
@@ -252,18 +256,9 @@ class SpikeTrain(NotATensor):
         return self._value
 
     @property
-    def carried_count(self) -> Tensor | None:
-        """``count`` if it exists already, else None. Never computes it."""
-        return None if self.code.radix else self._value
-
-    @property
     def amplitude(self) -> float:
         """The weight of one spike, or of a radix spike of the last time step."""
         return self.code.amplitude
-
-    @amplitude.setter
-    def amplitude(self, amplitude: float) -> None:
-        self.code = self.code._replace(amplitude=amplitude)
 
     @property
     def paired(self) -> bool:

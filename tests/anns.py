@@ -159,7 +159,7 @@ def per_layer(neuron=IF()):
 def made(make, **named):
     torch.manual_seed(0)
     ann = make()
-    return ann, convert(ann, 8, **named)
+    return ann, convert(ann, 8, **{"example": inputs(1), **named})
 
 
 def inputs(n=6, seed=0):

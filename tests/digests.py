@@ -62,7 +62,8 @@ class Residual(nn.Module):
 
 def new_network(name):
     neuron, weights, mode = NETWORKS[name]
-    return convert(Residual(), STEPS, mode=mode, neuron=neuron, weights=weights)
+    example = torch.zeros(1, 1, 28, 28)
+    return convert(Residual(), STEPS, mode=mode, neuron=neuron, weights=weights, example=example)
 
 
 def file_of(name):

@@ -40,14 +40,17 @@ class LayerCase:
         return package.TandemAdd(*(branch.make(package, **more) for branch in self.arguments), **self.named | own)
 
     def inputs(self, batch=3, time_steps=8, rate=0.4, dtype=torch.float32, **code):
-        """Spikes for each of its inputs; of a gate, the second is a number for each channel."""
-        trains = [
+        """Spikes for each of its inputs; a real value for TandemNeurons."""
+        if not self.reads_spikes:
+            return [8 * torch.randn(batch, *self.samples[0], generator=generator(9)).to(dtype)]
+        return [
             SpikeTrain(planes(time_steps, batch, *sample, seed=i, rate=rate), time_steps, dtype=dtype, **code)
             for i, sample in enumerate(self.samples)
         ]
-        if self.kind == "TandemGate":
-            trains[1] = torch.rand(batch, *self.samples[1], generator=generator(9), dtype=dtype)
-        return trains
+
+    @property
+    def reads_spikes(self):
+        return self.kind != "TandemNeurons"
 
     @property
     def in_reference(self):
@@ -213,7 +216,8 @@ OTHERS = (
     layer("dropout of channels", "TandemDropout2d", 0.5, of=IMAGE),
     layer("dropout of channels of volumes", "TandemDropout3d", 0.5, of=VOLUME),
     layer("stochastic depth", "TandemStochasticDepth", 0.5, of=IMAGE),
-    LayerCase("gate", "TandemGate", samples=(IMAGE, (3, 1, 1))),
+    layer("neurons", "TandemNeurons", 8, of=IMAGE),
+    layer("neurons of features", "TandemNeurons", 8, IF(3.0, two_phase=True), signed=True, features=True, of=(5, 4)),
     LayerCase("concatenation", "SpikeCat", (False, False), samples=(IMAGE, IMAGE)),
 )
 

@@ -93,7 +93,7 @@ GROUPS = {
     ),
     "examples": Group(
         "tests/test_train_example.py tests/test_recipes.py tests/test_mnist_example.py tests/test_analyse.py"
-        " tests/test_early_exit_example.py tests/test_convert_training.py",
+        " tests/test_early_exit_example.py tests/test_convert_pretrained.py",
         "examples/**",
     ),
     "networks of other libraries": Group("tests/test_coverage.py", None),

@@ -1,4 +1,4 @@
-"""Quantised networks whose scales are powers of two, so that their arithmetic is exact; in two forms.
+"""Quantised networks as PT2E writes them, whose scales are powers of two, so that their arithmetic is exact.
 
 The bias of a layer is an odd multiple of half of its sums' unit. So no sum is halfway between two integers, where
 PyTorch rounds to the even one: requantisation divides sums by 2 at least.
@@ -7,8 +7,6 @@ PyTorch rounds to the even one: requantisation divides sums by 2 at least.
 import copy
 
 import torch
-import torch.ao.nn.intrinsic.quantized as fused
-import torch.ao.nn.quantized as quantised
 from torch import nn
 from torch.ao.quantization.fx import _decomposed  # noqa: F401 (registers quantized_decomposed)
 
@@ -43,18 +41,12 @@ class Weights:
         self.bias = (half * self.scale * x[0]).float()
         self.x, self.y = x, y
 
-    def eager(self):
-        if self.of_tensor is not None:
-            return torch._make_per_tensor_quantized_tensor(self.values, self.of_tensor, 0)
-        zeros = torch.zeros(len(self.values), dtype=torch.long)
-        return torch._make_per_channel_quantized_tensor(self.values, self.scale, zeros, 0)
-
 
 FIRST, SECOND, THIRD, HIDDEN, LAST = (2.0**-4, 0), (2.0**-5, 131), (2.0**-3, 0), (2.0**-2, 0), (2.0**-1, 97)
 
 
 def weights():
-    """The layers of :class:`Eager` and :class:`Exported`."""
+    """The layers of :class:`Exported`."""
     return {
         "conv1": Weights(1, (8, 3, 3, 3), INPUT, FIRST),
         "conv2": Weights(4, (8, 8, 3, 3), FIRST, SECOND),
@@ -64,42 +56,8 @@ def weights():
     }
 
 
-def set_up(layer, of_layer):
-    """Give a quantised layer weights, scale and zero point."""
-    layer.set_weight_bias(of_layer.eager(), of_layer.bias)
-    layer.scale, layer.zero_point = of_layer.y
-    return layer
-
-
-class Eager(nn.Module):
-    """Convolutions with a padded input of another zero point, a residual sum, groups, poolings and linear layers."""
-
-    def __init__(self):
-        super().__init__()
-        every = weights()
-        self.quant = quantised.Quantize(*INPUT, torch.quint8)
-        self.conv1 = set_up(fused.ConvReLU2d(3, 8, 3, padding=1), every["conv1"])
-        self.conv2 = set_up(quantised.Conv2d(8, 8, 3, padding=1), every["conv2"])
-        self.add = quantised.QFunctional()
-        self.add.scale, self.add.zero_point = SUM
-        self.pool = nn.MaxPool2d(2, padding=1)
-        self.conv3 = set_up(fused.ConvReLU2d(8, 6, 3, padding=1, groups=2), every["conv3"])
-        self.avg = nn.AvgPool2d(3)
-        self.fc1 = set_up(fused.LinearReLU(6 * 4, 16), every["fc1"])
-        self.fc2 = set_up(quantised.Linear(16, 10), every["fc2"])
-        self.dequant = quantised.DeQuantize()
-        self.eval()
-
-    def forward(self, x):
-        x = self.conv1(self.quant(x))
-        x = self.add.add_relu(x, self.conv2(x))
-        x = self.avg(self.conv3(self.pool(x)))
-        x = x.reshape(x.size(0), -1)
-        return self.dequant(self.fc2(self.fc1(x)))
-
-
 class Exported(nn.Module):
-    """The same network as floats between quantising and dequantising operators. Its last layer is a read-out."""
+    """Convolutions with a padded input of another zero point, a residual sum, groups, poolings and linear layers."""
 
     def __init__(self):
         super().__init__()

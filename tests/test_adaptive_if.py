@@ -106,7 +106,7 @@ def test_training_with_it_and_autocast():
 def test_convert():
     torch.manual_seed(0)
     ann, x = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)), torch.rand(3, 1, 8, 8)
-    net = convert(ann, 16, neuron=AdaptiveIF(0.1, 0.1))
+    net = convert(ann, 16, neuron=AdaptiveIF(0.1, 0.1), example=x)
     (layer,) = (module for module in net.modules() if isinstance(module, TandemConv2d))
     assert layer.neuron == AdaptiveIF(0.1, 0.1)
     same(freeze(net.eval())(x), net(x).detach())

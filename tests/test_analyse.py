@@ -247,7 +247,7 @@ def test_early_exit_of_radix_spikes():
         loader=lambda *samples, **how: batches,
         test_batches=lambda time_steps: batches,
     )
-    module = TandemModule(models.mnist_cnn(size=8), 4, "impulse", radix=True).eval()
+    module = TandemModule(models.mnist_cnn(size=8), [1, 8, 8], 4, "impulse", radix=True).eval()
     run = Run("untrained", module, data, {}, Path(), torch.device("cpu"), None)
     points = points_of(run)
     assert [point.steps for point in points["as a whole"]] == [2, 4, 8]

@@ -25,8 +25,10 @@ def stages(*, softmax=False, ann=None):
     last = [nn.Softmax(1)] if softmax else []
     if ann is None:
         ann = nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 10), nn.ReLU(), nn.Linear(10, 4), *last)
-    levels = dict.fromkeys(convert(ann, 1).spiking_layers, 0.5)
-    net = convert(ann, 1, mode="impulse", neuron=IF(initial=0.5, two_phase=True), calibrate=levels).eval()
+    example = samples(1) if isinstance(ann, nn.Sequential) else (torch.zeros(1, 5), torch.zeros(1, 3))
+    levels = dict.fromkeys(convert(ann, 1, example=example).spiking_layers, 0.5)
+    neuron = IF(initial=0.5, two_phase=True)
+    net = convert(ann, 1, mode="impulse", neuron=neuron, calibrate=levels, example=example).eval()
     with torch.no_grad():
         for p in ann.parameters():
             p.mul_(1.5 if p.dim() == 2 else 0.5)
@@ -122,7 +124,8 @@ def test_bad_networks():
         Cascade([frozen[1], frozen[1]])
     with pytest.raises(ValueError, match="Cascade: networks must all end in a softmax or none"):
         Cascade([frozen[0], stages(softmax=True)[0][1]])
-    spiking = convert(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4)), 2, mode="spikes")
+    ann = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4))
+    spiking = convert(ann, 2, mode="spikes", example=samples(1))
     with pytest.raises(ValueError, match="Cascade: networks must take real input"):
         Cascade([freeze(spiking)])
     train_out = freeze(nn.Sequential(Encode(2), TandemLinear(6, 5)))

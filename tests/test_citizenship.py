@@ -26,7 +26,6 @@ from tandem_cuda import (
     RadixIF,
     SpikeTrain,
     TandemConv2d,
-    TandemGate,
     TandemLinear,
     convert,
     freeze,
@@ -220,8 +219,8 @@ def test_autocast_stem():
 
 @pytest.mark.parametrize("neuron", [RadixIF(), IF(initial=0.5, two_phase=True)])
 @pytest.mark.parametrize("dtype", HALVES)
-def test_autocast_of_gates(neuron, dtype):
-    """The ANN's layers compute the gate in the lower precision; spikes and their sums keep float32."""
+def test_autocast_of_analogue_calls(neuron, dtype):
+    """The ANN's layers compute the factors in the lower precision; spikes and their sums keep float32."""
 
     class Gated(nn.Module):
         def __init__(self):
@@ -233,7 +232,7 @@ def test_autocast_of_gates(neuron, dtype):
             return F.relu(self.last(x * torch.sigmoid(self.gate(x.mean((2, 3), keepdim=True))))).mean((2, 3))
 
     net, x = nn.Sequential(Gated(), nn.Linear(4, 2)).eval(), torch.rand(8, 3, 8, 8)
-    snn = convert(net, 4, calibrate=x, gates="analogue", neuron=neuron)
+    snn = convert(net, 4, calibrate=x, neuron=neuron)
     for each in (snn, freeze(snn)):
         want = each(x)
         with torch.autocast("cpu", dtype=dtype):
@@ -242,9 +241,6 @@ def test_autocast_of_gates(neuron, dtype):
     with torch.autocast("cpu", dtype=dtype):
         snn.train()(x).float().sum().backward()
     assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in net.parameters())
-    gate, spikes = torch.rand(8, 3, 1, 1, dtype=dtype), SpikeTrain.from_dense(torch.ones(4, 8, 3, 2, 2))
-    with pytest.raises(TypeError, match="TandemGate: gate must have the dtype of the spikes"):
-        TandemGate(neuron)(spikes, gate)
 
 
 class Packed(TorchDispatchMode):

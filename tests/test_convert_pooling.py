@@ -9,8 +9,17 @@ from torch import nn
 
 from anns import assert_no_leak, inputs, kinds, per_layer, whole
 from exact import generator, same
-from tandem_cuda import IF, SpikeTrain, SpikingAdaptiveAvgPool2d, SpikingAvgPool2d, convert, freeze
-from tandem_cuda.freeze import LOADERS
+from tandem_cuda import (
+    IF,
+    SpikeTrain,
+    SpikingAdaptiveAvgPool2d,
+    SpikingAvgPool2d,
+    TandemDropout,
+    TandemDropout2d,
+    convert,
+    freeze,
+)
+from tandem_cuda.nn import SpikeWindows
 
 
 def pooled_conv():
@@ -81,15 +90,27 @@ def stepped(ann, x, steps, levels):
     return torch.stack([net(x) for _ in range(steps)]).mean(0)
 
 
-@pytest.mark.parametrize("make", [pooled_conv, pooled_line, pooled_read_out])
+def averaged_line():
+    return nn.Sequential(
+        nn.Flatten(2), nn.Conv1d(2, 4, 3, padding=1), nn.ReLU(), nn.AvgPool1d(2), nn.Conv1d(4, 4, 3), nn.ReLU(),
+        nn.AvgPool1d(2), nn.Flatten(), nn.Linear(60, 3), nn.ReLU(), nn.Linear(3, 3),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [pooled_conv, pooled_line, averaged_line, pooled_read_out])
 def test_calibrated_averages_need_no_neurons(make):
     """They lose nothing: the outputs are those of a simulation that averages spikes as real numbers."""
     ann = dyadic(make()).double().eval()
     x = torch.randint(0, 8, (6, 2, 8, 8), generator=generator(0)).double() / 8
-    names = convert(ann, 8).spiking_layers
-    levels = dict(zip(names, (1.0, 0.5, 0.25, 0.25), strict=False))
+    names = [
+        name
+        for name, module in ann.named_children()
+        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear))
+    ]
+    levels = dict(zip(names[:-1], (1.0, 0.5, 0.25, 0.25), strict=False))
+    snn = convert(ann, 4, calibrate=levels, neuron=IF(), example=x)
     for steps in (4, 16):
-        snn = convert(ann, steps, calibrate=levels, neuron=IF())
+        snn.set_time_steps(steps)
         assert not {SpikingAvgPool2d, SpikingAdaptiveAvgPool2d} & set(kinds(snn))
         assert snn.levels == levels
         with torch.no_grad():
@@ -118,17 +139,16 @@ def test_dropout_of_an_average():
     """All that an average is of is dropped together, or kept."""
     ann = pooled_conv().eval()
     snn = convert(ann, 8, calibrate=inputs(), percentile=100).train()
-    trains = {}
-    for name in ("5", "6", "11"):
-        snn.snn.get_submodule(name).register_forward_hook(lambda m, args, out, name=name: trains.update({name: out}))
+    windows = [module for module in snn.snn.modules() if isinstance(module, SpikeWindows)][1]
+    of_image, of_features = (m for m in snn.snn.modules() if isinstance(m, (TandemDropout, TandemDropout2d)))
     ones = SpikeTrain.from_dense(torch.ones(8, 6, 4, 4, 4))
-    dropped = snn.snn.get_submodule("6")(snn.snn.get_submodule("5")(ones))
+    dropped = of_image(windows(ones))
     assert dropped.amplitude == 2 / 8
     whole_channels = dropped.count.view(6, 9, 4, 2, 2)[:, 4]  # the middle of each window, which no padding covers
     assert set(whole_channels.unique().tolist()) == {0.0, 8.0}
     kept = whole_channels.amax((2, 3)) > 0
     assert ((dropped.count.view(6, 9, 4, -1).amax(3) > 0) <= kept.unsqueeze(1)).all()
-    flat = snn.snn.get_submodule("11")(SpikeTrain.from_dense(torch.ones(8, 6, 64))).count
+    flat = of_features(SpikeTrain.from_dense(torch.ones(8, 6, 64))).count
     same(flat[:, :32], flat[:, 32:])
     assert 0 < flat.mean() < 8
 
@@ -140,6 +160,9 @@ def pooled_adaptively():
     )  # fmt: skip
 
 
+POOL = "adaptive_avg_pool2d"
+
+
 def test_averages_with_neurons_are_calibrated():
     """Where the image decides on the windows, the average fires; at a level of its own."""
     torch.manual_seed(0)
@@ -148,28 +171,20 @@ def test_averages_with_neurons_are_calibrated():
     snn = convert(ann, 64, calibrate=x, percentile=99.9, **per_layer())
     assert SpikingAdaptiveAvgPool2d in kinds(snn)
     assert snn.spiking_layers == ("0", "4")
-    assert list(snn.levels) == ["0", "4", "2"]
+    assert list(snn.levels) == ["0", "4", POOL]
     pooled = ann[:3](x).detach().flatten()
-    assert snn.levels["2"] == pytest.approx(torch.quantile(pooled, 0.999, interpolation="higher").item())
-    assert snn.levels["2"] < snn.levels["0"]
-    pool = snn.snn.get_submodule("2")
-    assert pool.threshold == pool.amplitude == snn.levels["2"] / snn.levels["0"]
+    assert snn.levels[POOL] == pytest.approx(torch.quantile(pooled, 0.999, interpolation="higher").item())
+    assert snn.levels[POOL] < snn.levels["0"]
+    pool = snn.snn.get_submodule(POOL)
+    assert pool.threshold == pool.amplitude == snn.levels[POOL] / snn.levels["0"]
     assert (snn(x) - want).norm() < 0.03 * want.norm()
-    same(convert(ann, 64, calibrate=snn.levels, neuron=IF())(x).detach(), snn(x).detach())
+    same(convert(ann, 64, calibrate=snn.levels, neuron=IF(), example=x)(x).detach(), snn(x).detach())
     same(freeze(snn)(x), snn(x).detach())
     earlier = {name: snn.levels[name] for name in snn.spiking_layers}  # levels that know of no pools
-    pool = convert(ann, 64, calibrate=earlier).snn.get_submodule("2")
+    pool = convert(ann, 64, calibrate=earlier, example=x).snn.get_submodule(POOL)
     assert pool.threshold == pool.amplitude == 1
-    pool = convert(ann, 64).snn.get_submodule("2")
+    pool = convert(ann, 64, example=x).snn.get_submodule(POOL)
     assert pool.threshold == pool.amplitude == 1
-
-
-def test_pools_of_earlier_files():
-    """Frozen files that know of no amplitude of averages."""
-    load = LOADERS["SpikingAvgPool2d"]
-    settings = load(SpikingAvgPool2d(2, threshold=0.5).settings(), {}).settings()
-    assert settings.pop("amplitude") == 1
-    assert load(settings, {}).layer.amplitude == 1
 
 
 @pytest.mark.slow
@@ -185,7 +200,7 @@ def test_compiled_averages(make):
 def test_averages_of_recorded_spikes():
     ann = dyadic(nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)).double())
     spikes = (torch.rand(8, 6, 2, 8, 8, generator=generator(1)) < 0.3).double()
-    snn = convert(ann, 8, mode="spikes", neuron=IF(), calibrate={"1": 8.0})
+    snn = convert(ann, 8, mode="spikes", neuron=IF(), calibrate={"1": 8.0}, example=spikes.sum(0))
     neurons, total = Integrating(1.0), 0
     for step in spikes:
         total = total + neurons(ann[:2](step) + ann[1].bias.view(-1, 1, 1) * (1 / 8 - 1))

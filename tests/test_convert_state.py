@@ -9,13 +9,13 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from anns import Functional, Residual, TwoHeads, every_model, inputs, made, whole
+from anns import MODELS, Functional, Residual, TwoHeads, inputs, made, whole
 from exact import same
+from pairwise import each
 from tandem_cuda import convert, quantise
 
 
-@every_model
-@pytest.mark.parametrize("calibrated", [False, True])
+@each(make=MODELS, calibrated=[False, True])
 def test_copies(make, calibrated):
     """Copies compute the same, share nothing with the original, and everything with their own twin."""
     ann, snn = made(make, calibrate=inputs() if calibrated else None)
@@ -37,8 +37,7 @@ def test_copies(make, calibrated):
         same(whole(snn(x)).detach(), want)
 
 
-@every_model
-@pytest.mark.parametrize("nested", [False, True])
+@each(make=MODELS, nested=[False, True])
 def test_state_dicts_are_the_anns(make, nested):
     ann, snn = made(make)
     torch.manual_seed(1)
@@ -54,7 +53,7 @@ def test_state_dicts_are_the_anns(make, nested):
     outer.load_state_dict(state)
     for module in (outer, nn.ModuleDict({"net": ann}) if nested else ann):
         same(tuple(module.state_dict().values()), tuple(state.values()))
-    same(whole(snn.eval()(inputs())).detach(), whole(convert(trained.eval(), 8)(inputs())).detach())
+    same(whole(snn.eval()(inputs())).detach(), whole(convert(trained.eval(), 8, example=inputs())(inputs())).detach())
     trained.load_state_dict(snn.state_dict())
     with pytest.raises(RuntimeError, match="Missing key"):
         outer.load_state_dict({k: v for k, v in state.items() if "weight" not in k})
@@ -135,7 +134,7 @@ def test_twins_that_come_apart_are_noticed(change, name):
         with pytest.raises(RuntimeError, match=f"TandemNetwork: .*{name}.* replaced .*Call convert on the ANN again"):
             use()
     if change not in (parametrised, pruned):  # which cannot be shared
-        assert set(convert(ann, 8, calibrate=snn.levels).parameters()) == set(ann.parameters())
+        assert set(convert(ann, 8, calibrate=snn.levels, example=inputs()).parameters()) == set(ann.parameters())
 
 
 @pytest.mark.parametrize("change", [lambda x: prune.l1_unstructured(x, "weight", 0.5), parametrizations.weight_norm])
@@ -146,7 +145,7 @@ def test_parameters_replaced_in_the_spiking_twin_are_noticed(change):
         snn(inputs())
     prune.l1_unstructured(ann.stem, "weight", 0.5)  # the advice
     prune.remove(ann.stem, "weight")
-    again = convert(ann, 8, calibrate=snn.calibration)
+    again = convert(ann, 8, calibrate=snn.calibration, example=inputs())
     assert again.snn.get_submodule("stem").weight is ann.stem.weight
     again(inputs())
 
@@ -167,7 +166,7 @@ class Tied(nn.Module):
 @pytest.mark.parametrize("calibrated", [False, True])
 def test_state_of_tied_weights(calibrated):
     x = torch.rand(32, 4)
-    settings = {"calibrate": x} if calibrated else {}
+    settings = {"calibrate": x} if calibrated else {"example": x}
     snn, other = (convert(Tied().eval(), 4, **settings) for _ in range(2))
     assert [*snn.state_dict()][: len(snn.ann().state_dict())] == [*snn.ann().state_dict()]
     for state in (snn.state_dict(), copy.deepcopy(snn).state_dict()):
@@ -203,8 +202,8 @@ def test_twins_that_stay_together():
 def test_assigned_in_a_larger_model(make):
     """load_state_dict(assign=True) of what the network is a part of gives the ANN the same tensors, unused ones too."""
     with torch.device("meta"):
-        ann = make()
-    snn = convert(ann, 8)
+        ann, example = make(), inputs(1)
+    snn = convert(ann, 8, example=example.to("meta"))
     torch.manual_seed(1)
     other = make()
     outer = nn.ModuleDict({"net": snn})
@@ -213,11 +212,11 @@ def test_assigned_in_a_larger_model(make):
         same(mine, theirs)
     assert {id(p) for p in snn.parameters()} <= {id(p) for p in ann.parameters()}
     assert all(isinstance(p, nn.Parameter) for p in ann.parameters())
-    same(whole(snn.eval()(inputs())).detach(), whole(convert(other.eval(), 8)(inputs())).detach())
+    same(whole(snn.eval()(inputs())).detach(), whole(convert(other.eval(), 8, example=inputs())(inputs())).detach())
 
 
 def test_state_of_unused_layers_is_checked():
-    net = nn.ModuleDict({"net": convert(TwoHeads(), 8)})
+    net = nn.ModuleDict({"net": convert(TwoHeads(), 8, example=inputs(1))})
     state = net.state_dict()
     with pytest.raises(RuntimeError, match=r"size mismatch for net\.unused\.bias: got"):
         net.load_state_dict({**state, "net.unused.bias": torch.ones(1)})
@@ -237,21 +236,3 @@ def test_compile():
     same(outputs[1].detach(), outputs[0].detach())
     grads = [torch.autograd.grad(y.sum(), list(m.parameters())) for y, m in zip(outputs, (snn, compiled), strict=True)]
     torch.testing.assert_close(grads[1], grads[0])
-
-
-def test_pickles_of_networks_with_views():
-    """Of those that flatten to a number of features, which is checked."""
-
-    ann = Viewed()
-    snn = convert(ann, 4)
-    x = torch.rand(2, 1, 6, 6)
-    assert torch.equal(pickle.loads(pickle.dumps(snn))(x), snn(x))
-
-
-class Viewed(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv, self.fc = nn.Conv2d(1, 3, 3), nn.Linear(48, 2)
-
-    def forward(self, x):
-        return self.fc(torch.relu(self.conv(x)).view(-1, 48))

@@ -113,7 +113,7 @@ def test_real_input(case, mode):
 
 
 # A network takes one train: layers of several take it several times.
-@every([case for case in CASES if case.kind != "TandemGate" and len(set(case.samples)) == 1])
+@every([case for case in CASES if case.reads_spikes and len(set(case.samples)) == 1])
 def test_frozen(case, tmp_path):
     """The outputs of eval mode, whole, from a file and, but of what needs the whole train, in chunks of time."""
     parts = nn.ModuleDict({"layer": made(case), "decode": Decode()})

@@ -158,8 +158,7 @@ def test_a_converted_network(tmp_path: Path):
     to_nir(net, IMAGES, tmp_path / "net.nir")
     with torch.no_grad():
         same(from_nir(tmp_path / "net.nir")(IMAGES), net(IMAGES))
-    trains = SpikeTrain.from_dense(train(8, 4, 5, seed=0).float())
-    trains.amplitude = 0.5
+    trains = SpikeTrain.from_dense(train(8, 4, 5, seed=0).float()).replace(amplitude=0.5)
     layer = TandemLinear(5, 7).eval()
     with torch.no_grad():
         same(from_nir(to_nir(layer, trains))(SpikeTrain(trains.bits, 8)).bits, layer(trains).bits)

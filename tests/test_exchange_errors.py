@@ -28,7 +28,7 @@ from tandem_cuda import (
     TandemConvTranspose2d,
     TandemLinear,
 )
-from tandem_cuda.nn import SpikeCat, SpikeRearrange, SpikeWindows, TandemGate, TandemInterpolate
+from tandem_cuda.nn import SpikeCat, SpikeRearrange, SpikeWindows, TandemInterpolate
 
 nir = pytest.importorskip("nir", reason="pip install tandem_cuda[nir]")
 h5py = pytest.importorskip("h5py")
@@ -116,7 +116,7 @@ def test_all_that_cannot_be_exported_is_named():
 def test_calls_that_cannot_be_exported_are_named():
     first, scale = TandemConv2d(2, 4, 3, padding=1, neuron=IF(0.5)), nn.Parameter(torch.ones(4, 1, 1))
     parts = {"encode": Encode(8), "first": first, "decode": Decode(), "scale": scale, "cat": SpikeCat(False, False)}
-    parts |= {"gate": TandemGate(), "up": TandemInterpolate(4, 4, 4, scale_factor=[1.0, 1.0])}
+    parts |= {"up": TandemInterpolate(4, 4, 4, scale_factor=[1.0, 1.0])}
 
     def calls(run):
         return Net(lambda n, x: run(n, n.first(n.encode(x))), **parts)
@@ -124,7 +124,6 @@ def test_calls_that_cannot_be_exported_are_named():
     moved = "it must flatten neighbouring dimensions, and leave the batch dimension alone"
     for run, *lines in (
         (lambda n, x: n.decode(n.cat(x, x)), f"cat (SpikeCat): {MOVES}"),
-        (lambda n, x: n.gate(x, n.decode(x)), "gate (TandemGate): NIR has no node that multiplies spikes by"),
         (lambda n, x: n.decode(x) * n.scale, f"mul (call_function): {NO_NODE}"),
         (lambda n, x: n.decode(x).mean((2, 3)).relu(), f"mean (call_method): {NO_NODE}", "relu (call_method): NIR has"),
         (lambda n, x: F.dropout(n.decode(x), 0.5, True), "dropout (call_function): it must do nothing in eval mode"),

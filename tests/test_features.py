@@ -11,8 +11,10 @@ from torch import nn
 
 from exact import same
 from freezable import in_chunks
+from pairwise import each
 from tandem_cuda import IF, Decode, FrozenNetwork, SpikeTrain, TandemElementwise, TandemLinear, convert, freeze
 from tandem_cuda.convert import Calibration
+from tandem_cuda.nn import TandemNeurons
 
 STEPS = 1024
 ROWS = 6
@@ -39,21 +41,13 @@ def signed_sum(a, b, layer, end):
 
 
 READERS = {
-    "the output": lambda: Reads(lambda a, b, end: end(a), last()),
     "a linear layer": lambda: Reads(lambda a, b, layer, end: end(F.relu(layer(a))), nn.Linear(6, 7), last(7)),
-    "dropout": lambda: Reads(lambda a, b, drop, end: end(drop(a)), nn.Dropout(0.5), last()),
-    "flatten": lambda: Reads(lambda a, b, flat, end: end(flat(a)), nn.Flatten(), last(36)),
     "flatten, then a layer": lambda: Reads(
         lambda a, b, layer, end: end(F.relu(layer(a.flatten(1)))), nn.Linear(36, 8), last(8)
     ),
-    "flatten of a ReLU": lambda: Reads(
-        lambda a, b, layer, end: end(F.relu(layer(F.relu(a).flatten(1)))), nn.Linear(36, 8), last(8)
-    ),
-    "view": lambda: Reads(lambda a, b, layer, end: end(F.relu(layer(a.view(-1, 36)))), nn.Linear(36, 8), last(8)),
     "view of sizes": lambda: Reads(
         lambda a, b, layer, end: end(F.relu(layer(a.view(a.size(0), a.size(1) * a.size(2))))), nn.Linear(36, 8), last(8)
     ),
-    "cat of rows": lambda: Reads(lambda a, b, end: end(torch.cat([a, b], 1)), last()),
     "cat of rows, then a layer": lambda: Reads(
         lambda a, b, layer, end: end(F.relu(layer(torch.cat([a, b], 1)))), nn.Linear(6, 7), last(7)
     ),
@@ -63,31 +57,19 @@ READERS = {
     "cat, then flatten": lambda: Reads(
         lambda a, b, layer, end: end(F.relu(layer(torch.cat([a, b], 1).flatten(1)))), nn.Linear(72, 8), last(8)
     ),
-    "some rows": lambda: Reads(lambda a, b, layer, end: end(F.relu(layer(a[:, 1:4]))), nn.Linear(6, 7), last(7)),
     "halves of rows": lambda: Reads(lambda a, b, end: end(F.relu(a.chunk(2, 1)[1])), last()),
-    "sum": lambda: Reads(lambda a, b, end: end(a + b), last()),
-    "relu of sum": lambda: Reads(lambda a, b, end: end(F.relu(a + b)), last()),
     "sum with a signed value": lambda: Reads(signed_sum, nn.Linear(6, 6), last()),
-    "sum with a ReLU": lambda: Reads(
-        lambda a, b, layer, end: end(F.relu(layer(F.relu(a)) + F.relu(b))), nn.Linear(6, 6), last()
-    ),
     "a factor and an offset": lambda: Reads(lambda a, b, end: end(F.relu(1 - 2 * a)), last()),
     "gate": lambda: Reads(
         lambda a, b, squeeze, layer, end: end(F.relu(layer(a * torch.sigmoid(squeeze(a))))),
         *(nn.Linear(6, 6), nn.Linear(6, 7), last(7)),
     ),
     "batch norm of rows": lambda: Reads(lambda a, b, norm, end: end(F.relu(norm(a))), nn.BatchNorm1d(ROWS), last()),
-    "batch norm of rows of a ReLU": lambda: Reads(
-        lambda a, b, norm, end: end(F.relu(norm(F.relu(a)))), nn.BatchNorm1d(ROWS), last()
-    ),
     "a convolution": lambda: Reads(
         lambda a, b, layer, end: end(F.relu(layer(a))), nn.Conv1d(ROWS, 7, 3, padding=1), last()
     ),
     "a convolution of a ReLU": lambda: Reads(
         lambda a, b, layer, end: end(F.relu(layer(F.relu(a)))), nn.Conv1d(ROWS, 7, 3, padding=1), last()
-    ),
-    "a convolution, and a linear layer": lambda: Reads(
-        lambda a, b, one, two, end: end(F.relu(two(one(a)))), nn.Conv1d(ROWS, 6, 1), nn.Linear(6, 7), last(7)
     ),
     "average pooling": lambda: Reads(
         lambda a, b, layer, end: end(F.relu(layer(F.avg_pool1d(a, 2)))), nn.Conv1d(ROWS, 6, 1), last(3)
@@ -115,7 +97,7 @@ def made(name):
 def converted(ann, steps, **how):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        return convert(ann, steps, gates="analogue", **how).eval()
+        return convert(ann, steps, **{"example": torch.zeros(1, ROWS, 5), **how}).eval()
 
 
 @pytest.fixture(autouse=True)
@@ -124,8 +106,7 @@ def _no_grad():
         yield
 
 
-@pytest.mark.parametrize("per_channel", [None, False], ids=["each channel", "each layer"])
-@pytest.mark.parametrize("name", READERS)
+@each(name=list(READERS), per_channel={"each channel": None, "each layer": False})
 def test_calibrated_networks_are_near_their_ann(name, per_channel):
     """As many rows as features: a reader that looks along the wrong dimension finds sizes that fit."""
     ann, x = made(name)
@@ -136,27 +117,17 @@ def test_calibrated_networks_are_near_their_ann(name, per_channel):
     errors = [layer.error for layer in snn.report().layers if layer.error is not None]
     assert errors
     assert max(errors) < 0.02
+    assert name in ANALOGUE or not snn.report().analogue
+    with torch.enable_grad():
+        target, gradients = torch.randn_like(want), []
+        for network in (ann, snn):
+            ann.zero_grad()
+            (network(x) * target).sum().backward()
+            gradients.append(torch.cat([p.grad.flatten() for p in ann.parameters() if p.grad is not None]))
+    assert (gradients[1] - gradients[0]).norm() < 0.1 * gradients[0].norm()
 
 
-REFUSED = {
-    "halves of rows": "TandemElementwise: input must be",  # taken for halves of features
-    "mean of features": "convertible",  # the mean over which dimension?
-    "batch norm of rows": "pass example= to convert",
-    "batch norm of rows of a ReLU": "pass example= to convert",
-}
-"""Networks that need an example, without which nothing tells the number of dimensions."""
-
-
-@pytest.mark.parametrize("name", READERS)
-def test_networks_of_unknown_sizes_are_near_their_ann(name):
-    ann, x = made(name)
-    x = 0.1 * x
-    if name in REFUSED:
-        with pytest.raises(ValueError, match=REFUSED[name]):
-            converted(ann, STEPS)(x)
-        return
-    want = ann(STEPS * x)
-    assert (converted(ann, STEPS)(x) - want).norm() < 0.05 * want.norm()
+ANALOGUE = {"gate", "batch norm of rows", "average pooling", "mean of features"}
 
 
 def same_everywhere(snn, x, tmp_path):
@@ -173,27 +144,11 @@ def same_everywhere(snn, x, tmp_path):
 @pytest.mark.parametrize("name", READERS)
 def test_frozen_networks_and_their_files(tmp_path, name):
     ann, x = made(name)
-    same_everywhere(converted(ann, 8, calibrate=x), x, tmp_path)
     snn = converted(ann, 8, calibrate=x, neuron=IF(initial=0.5))
     loaded, want = same_everywhere(snn, x, tmp_path)
-    if name == "gate":  # which waits for all steps
+    if any(isinstance(module, TandemNeurons) for module in snn.modules()):  # which wait for all steps
         return
     same(in_chunks(loaded.stream(x), (3,)), want)
-
-
-@pytest.mark.parametrize("name", READERS)
-@torch.enable_grad()
-def test_gradients_are_near_the_gradients_of_the_ann(name):
-    ann, x = made(name)
-    snn = converted(ann, STEPS, calibrate=x)
-    target = torch.randn_like(ann(x))
-    gradients = []
-    for network in (ann, snn):
-        ann.zero_grad()
-        (network(x) * target).sum().backward()
-        gradients.append(torch.cat([p.grad.flatten() for p in ann.parameters() if p.grad is not None]))
-    want, got = gradients
-    assert (got - want).norm() < 0.1 * want.norm()
 
 
 @pytest.mark.parametrize("name", ["flatten, then a layer", "cat with a ReLU", "sum with a signed value"])
@@ -228,16 +183,6 @@ def test_states_and_other_time_steps():
     assert (snn(x) - want).norm() < 0.05 * want.norm()  # with the levels of least error for 8 steps
 
 
-def test_files_of_features_alone_are_as_before():
-    """Behind [N, F], a file says nothing that older versions do not know."""
-    torch.manual_seed(0)
-    ann = nn.Sequential(
-        nn.Linear(5, 6), nn.Linear(6, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.BatchNorm1d(4), nn.Linear(4, 3)
-    )
-    frozen = freeze(converted(ann.eval(), 8, calibrate=torch.randn(32, 5)))
-    assert not any("of_features" in str(node.layer.settings()) for node in frozen.nodes if node.layer is not None)
-
-
 def test_elementwise_neurons_of_features():
     x = SpikeTrain(torch.randint(0, 256, (1, 2, 3, 4), dtype=torch.uint8), 8)
     layers = [TandemElementwise(4, 8, 4, of_features=of_features) for of_features in (True, False)]
@@ -257,12 +202,3 @@ def test_weights_refuse_pairs_along_another_dimension():
     ):
         TandemLinear(6, 4)(x)
     assert Decode()(TandemLinear(6, 4)(x.replace(pair_dim=-1))).shape == (2, 6, 4)
-
-
-@pytest.mark.parametrize("name", ["cat of rows", "cat with a ReLU", "cat, then flatten", "halves of rows"])
-def test_without_an_example_rows_are_not_taken_for_features(name):
-    ann, x = made(name)
-    snn = converted(ann, 8, calibrate=x, per_channel=None if name == "halves of rows" else False)
-    with pytest.raises(ValueError, match="pass example="):
-        converted(ann, 8, calibrate=snn.calibration)
-    same(converted(ann, 8, calibrate=snn.calibration, example=x[:1])(x), snn(x))

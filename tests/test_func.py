@@ -160,7 +160,7 @@ class Repeated(nn.Module):
 LAYERS = {
     case.name: case
     for case in (*of_each_kind(), *VARIED, layer_case("circular (2, 3)"), layer_case("sum, batch norm"))
-    if "Dropout" not in case.kind and case.kind not in ("TandemStochasticDepth", "TandemGate")
+    if "Dropout" not in case.kind and case.kind not in ("TandemStochasticDepth", "TandemNeurons")
 }
 # Of layers that also take real input.
 ENCODED = [name for name, case in LAYERS.items() if case.encodes]

@@ -15,11 +15,11 @@ import tandem_cuda
 
 # From the lowest to the highest. A part is a module or package of tandem_cuda; it imports from its own layer and below.
 LAYERS = [
-    {"_C", "_load", "_moved", "_cuda_versions", "_progress", "_table"},
+    {"_C", "_load", "_cuda_versions", "_progress", "_table"},
     {"neuron"},
     {"ops", "events", "spike_code", "spike_train", "reference"},
     {"nn"},
-    {"convert", "freeze", "from_quantised", "analysis", "exchange", "models", "quantisation", "build_info"},
+    {"convert", "freeze", "analysis", "exchange", "models", "quantisation", "build_info"},
     {"benchmark", "doctor", "plot"},
     {"__init__", "__main__"},
 ]

@@ -84,7 +84,7 @@ every_model = pytest.mark.parametrize("make", [cnn, Residual])
 def trained(make, neuron, bits, mode="impulse"):
     """A network with weights, statistics and gains as training leaves them, and an input."""
     torch.manual_seed(0)
-    net = convert(make(), 5, mode=mode, neuron=neuron)
+    net = convert(make(), 5, mode=mode, neuron=neuron, example=inputs(1, 0))
     quantise(net, bits)
     optimiser = torch.optim.SGD(net.parameters(), 0.01)
     for seed in range(3):
@@ -377,7 +377,7 @@ def test_frozen_files_shrink(bits, share, tmp_path):
 def test_the_frozen_file_of_the_paper_s_network(tmp_path):
     """CifarNet, 44 million weights: with 8 bits its file is at most 26 % of that with floats."""
     ann, sizes = models.cifarnet().eval(), []
-    snn = convert(ann, 8)
+    snn = convert(ann, 8, example=torch.zeros(1, 3, 32, 32))
     for name in ("float", "int8"):
         if name == "int8":
             quantise(snn, 8)

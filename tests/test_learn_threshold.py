@@ -12,7 +12,7 @@ from torch import nn
 from torch.func import functional_call
 
 import tandem_cuda
-from anns import Residual, inputs, per_layer
+from anns import Residual, inputs
 from exact import VANISHING, generator, same
 from freezable import graph_of
 from layer_cases import with_weights
@@ -219,9 +219,6 @@ def test_every_mode_of_a_network(neuron, mode, norm, tmp_path):
         if not neuron.two_phase:
             stream.advance(4)
         same(stream.advance(steps if neuron.two_phase else 5), want)
-    assert max(layer.format for layer in frozen.layers) == (
-        2 if neuron.settings().keys() - {*IF.names(optional=False)} else 1
-    )
     frozen_statistics(net)
     same(net(x).detach(), want)
 
@@ -288,7 +285,6 @@ def test_every_mode_of_joins(name, tmp_path):
     with torch.no_grad():
         same(net(x), want)
     frozen = freeze(net)
-    assert [layer.format for layer in frozen.layers if layer.kind == "TandemAdd"] == [2, 2]
     frozen.save(tmp_path / "net.safetensors")
     for form in (frozen, FrozenNetwork.load(tmp_path / "net.safetensors")):
         same(form(x), want)
@@ -297,8 +293,7 @@ def test_every_mode_of_joins(name, tmp_path):
     frozen_statistics(net)
     same(net(x).detach(), want)
     plain = [layer for layer in freeze(joined(IF(), learn=False).eval()).layers if layer.kind == "TandemAdd"]
-    # The first has batch norm, whose gain is a scale of the branch.
-    assert [(layer.format, "scale" in layer.tensors()) for layer in plain] == [(2, False), (1, False)]
+    assert ["scale" in layer.tensors() for layer in plain] == [False, False]
 
 
 def test_changes_are_noticed():
@@ -392,7 +387,8 @@ def test_compiled(name, dynamic, backend):
 def learning(calibrated=False, **named):
     torch.manual_seed(0)
     ann = Residual().eval()
-    snn = convert(ann, 8, learn_thresholds=True, calibrate=inputs() if calibrated else None, **named)
+    calibrate = inputs() if calibrated else None
+    snn = convert(ann, 8, learn_thresholds=True, calibrate=calibrate, example=inputs(), **named)
     for i, name in enumerate(snn.spiking_layers):
         with torch.no_grad():
             snn.snn.get_submodule(name).log_threshold.fill_(0.1 * (i + 1))
@@ -402,7 +398,7 @@ def learning(calibrated=False, **named):
 @pytest.mark.parametrize("calibrated", [False, True])
 def test_convert(calibrated):
     ann, snn = learning(calibrated)
-    assert list(convert(ann, 8).state_dict()) == list(ann.state_dict())
+    assert list(convert(ann, 8, example=inputs()).state_dict()) == list(ann.state_dict())
     own = [f"{name}.log_threshold" for name in snn.spiking_layers]
     assert any(name.endswith("add.log_threshold") for name in own)
     assert list(snn.state_dict()) == [*ann.state_dict(), *own, *(["_extra_state"] if calibrated else [])]
@@ -443,7 +439,7 @@ def test_state_of_a_converted_network():
     with pytest.raises(RuntimeError, match=r'Unexpected key\(s\).*"a.log_threshold"'):
         snn.load_state_dict({**state, "a.log_threshold": torch.zeros(())})
     with pytest.raises(RuntimeError, match=r"Unexpected key\(s\).*log_threshold"):
-        convert(ann, 8).load_state_dict(state)
+        convert(ann, 8, example=inputs()).load_state_dict(state)
     stage = convert(ann, 8, learn_thresholds=True, calibrate=inputs(), spiking_layers=2)
     stage.load_state_dict(snn.state_dict(), strict=False)
     learned = [stage.snn.get_submodule(name).log_threshold for name in stage.spiking_layers]
@@ -452,40 +448,9 @@ def test_state_of_a_converted_network():
     assert snn(x.double()).dtype == torch.float64
 
 
-def test_pickles_of_earlier_versions():
-    """Which have none of the attributes."""
-    snn, x = convert(Residual().eval(), 4, calibrate=inputs(), **per_layer()), inputs()
-    frozen, want, state = freeze(snn), snn(x).detach(), snn.ann().state_dict()
-    joins = [module for root in (snn, frozen) for module in root.modules() if isinstance(module, TandemAdd)]
-    assert joins
-    for module in [*snn.modules(), *frozen.modules()]:
-        module._parameters.pop("log_threshold", None)
-        for name in ("correction", "thresholds"):
-            module._buffers.pop(name, None)
-        wiring = module.__dict__.pop("wiring", None)
-        if wiring is not None:
-            attributes = {"copies": wiring.windows, "signed_input": wiring.paired_inputs}
-            module.__dict__.update(attributes, signed=wiring.paired_outputs, multiplicity=wiring.in_weight)
-    for join in joins:
-        del join._buffers["scale"]
-    for name in ("_totals", "calibration", "_signed", "_pools", "time_steps", "_watch", "_twins"):
-        del snn.__dict__[name]
-    old, old_frozen = pickle.loads(pickle.dumps((snn, frozen)))
-    same(old_frozen(x), want)
-    for network in (old, copy.deepcopy(old)):
-        same(network(x).detach(), want)
-        network.load_state_dict(network.state_dict())
-        same(tuple(network.state_dict().values()), tuple(state.values()))
-        same(freeze(network)(x), want)
-        assert "TandemAdd" in repr(network)
-        with pytest.raises(RuntimeError, match="set_time_steps: the network was pickled by an earlier version"):
-            network.set_time_steps(2)
-        same(network(x).detach(), want)
-
-
 def test_set_time_steps():
     ann, snn = learning(calibrated=True)
-    other = convert(ann, 5, learn_thresholds=True, calibrate=snn.calibration)
+    other = convert(ann, 5, learn_thresholds=True, calibrate=snn.calibration, example=inputs())
     other.load_state_dict(snn.state_dict())
     snn.set_time_steps(5)
     same(snn(inputs()).detach(), other(inputs()).detach())

@@ -1,6 +1,4 @@
-"""Networks that max-pool: converted, frozen, in chunks of time, compiled, and from files of version 0.1."""
-
-from pathlib import Path
+"""Networks that max-pool: converted, frozen, in chunks of time, and compiled."""
 
 import pytest
 import torch
@@ -34,8 +32,9 @@ def test_converted_networks_converge(pool):
     net, x = ann(pool), images()
     want = net(x).detach()
     errors = []
+    snn = convert(net, 16, calibrate=x, percentile=100)
     for time_steps in (16, 128, 1024):
-        snn = convert(net, time_steps, calibrate=x, percentile=100)
+        snn.set_time_steps(time_steps)
         with torch.no_grad():
             errors.append(((snn(x) - want).norm() / want.norm()).item())
     assert errors[0] < 0.5
@@ -160,38 +159,3 @@ def test_export():
 def test_pooling_costs_no_synops():
     rows = synops(network(9), dyadic(3, 2, 9, 5, seed=3))
     assert {row.name for row in rows}.isdisjoint({"2", "4"})
-
-
-# --- files of version 0.1 --------------------------------------------------------------------------------------------
-
-OLD = Path(__file__).parent / "golden" / "version_0_1" / "max_pool.safetensors"
-
-
-def old_input():
-    return ((torch.arange(3 * 2 * 9 * 7) * 37 % 23) - 11).view(3, 2, 9, 7).float() / 8
-
-
-def test_old_files_mean_what_they_meant(tmp_path):
-    """Version 0.1 wrote this file and computed this; its pools let a spike through whenever a neuron spikes."""
-    want = torch.tensor([[0.0, -0.578125, 0.296875], [-0.40625, 0.765625, -1.453125], [-0.484375, 0.125, 0.25]])
-    early = torch.tensor([[-0.9375, -0.240625, -0.028125], [-0.3875, 0.928125, -2.503125], [-0.25, -0.309375, 0.2125]])
-    frozen = FrozenNetwork.load(OLD)
-    frozen.save(tmp_path / "again.safetensors")
-    for network in (frozen, FrozenNetwork.load(tmp_path / "again.safetensors")):
-        same(network(old_input()), want)
-        stream = network.stream(old_input())
-        torch.testing.assert_close(stream.advance(5), early)
-        same(in_chunks(stream, (1, 3)), want)
-    for layer in frozen.modules():
-        if getattr(layer, "kind", "") == "SpikingMaxPool2d":
-            assert layer.settings()["gate"] == "any"
-            layer.layer.gate = "count"
-    assert (frozen(old_input()) != want).any()  # the file tells the two apart
-
-
-@pytest.mark.parametrize("gate", ["or", "", None, 1, ["count"]])
-def test_bad_gate(gate):
-    settings = {"kernel_size": 2, "stride": 2, "padding": 0, "dilation": 1, "ceil_mode": False, "gate": gate}
-    load = tandem_cuda.nn.frozen.LOADERS["SpikingMaxPool2d"]
-    with pytest.raises(ValueError, match="SpikingMaxPool2d: setting gate must be one of count, any, got"):
-        load(settings, {})

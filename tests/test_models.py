@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from tandem_cuda import SpikeTrain, TandemLinear, convert, models
+from tandem_cuda import SpikeTrain, TandemDropout, TandemLinear, convert, models
 
 # Small ones of every network: name -> what makes it, the shape of a sample, the shape of an output.
 NETWORKS = {
@@ -44,29 +44,32 @@ def test_ann(make, sample, output):
 
 
 @networks
-@pytest.mark.parametrize("time_steps", [1, 8, 9])
-def test_spiking_twin(make, sample, output, time_steps):
+def test_spiking_twin(make, sample, output):
     torch.manual_seed(0)
     ann = make()
-    net = convert(ann, time_steps)
+    net = convert(ann, 8, example=torch.zeros(1, *sample))
     assert {id(p) for p in net.parameters()} == {id(p) for p in ann.parameters()}
     assert list(net.state_dict()) == list(ann.state_dict())
-    out = net(settled(net, sample))
-    assert out.shape == (16, *output)
-    out.square().sum().backward()
-    assert all(torch.isfinite(p.grad).all() for p in ann.parameters())
-    assert all(value > 0 for value in sums(ann).values())
+    for time_steps in (8, 9, 1):
+        net.set_time_steps(time_steps)
+        net.zero_grad()
+        out = net(settled(net, sample))
+        assert out.shape == (16, *output)
+        out.square().sum().backward()
+        assert all(torch.isfinite(p.grad).all() for p in ann.parameters())
+        assert all(value > 0 for value in sums(ann).values())
 
 
-@pytest.mark.parametrize("time_steps", [1, 8, 9])
 @pytest.mark.parametrize("name", ["nmnist_net", "mnist_cnn"])
-def test_takes_recorded_spikes(name, time_steps):
+def test_takes_recorded_spikes(name):
     make, sample, output = NETWORKS[name]
     torch.manual_seed(0)
     ann = make()
-    train = SpikeTrain.from_dense((torch.rand(time_steps, 4, *sample) < 0.3).float())
-    assert convert(ann, time_steps, mode="spikes")(train).shape == (4, *output)
-    assert ann(train.count).shape == (4, *output)
+    net = convert(ann, 8, mode="spikes", example=torch.zeros(1, *sample))
+    for time_steps in (1, 8, 9):
+        train = SpikeTrain.from_dense((torch.rand(time_steps, 4, *sample) < 0.3).float())
+        assert net(train).shape == (4, *output)
+        assert ann(train.count).shape == (4, *output)
 
 
 def test_width_of_cifarnet():
@@ -87,7 +90,7 @@ def test_untrained_layers_fire(name):
     """After four batches, whatever the depth: batch norm's momentum is high."""
     make, sample, _ = NETWORKS[name]
     torch.manual_seed(0)
-    net = convert(make(), 8)
+    net = convert(make(), 8, example=torch.zeros(1, *sample))
     x, rates = settled(net, sample), []
     for module in net.modules():
         if hasattr(module, "neuron"):
@@ -142,9 +145,10 @@ def test_names():
 
 
 def test_dropout_is_for_training():
-    net = convert(models.mnist_cnn(size=4, dropout=0.5), 8)
+    net = convert(models.mnist_cnn(size=4, dropout=0.5), 8, example=torch.zeros(1, 1, 4, 4))
     x, amplitudes = settled(net, (1, 4, 4)), []
-    net.snn.dropout.register_forward_hook(lambda module, args, train: amplitudes.append(train.amplitude))
+    (dropout,) = (module for module in net.modules() if isinstance(module, TandemDropout))
+    dropout.register_forward_hook(lambda module, args, train: amplitudes.append(train.amplitude))
     net(x)
     net.eval()
     assert torch.equal(net(x), net(x))
@@ -152,7 +156,7 @@ def test_dropout_is_for_training():
 
 
 def test_last_layer_of_the_autoencoder_is_analogue():
-    net = convert(models.autoencoder(), 8)
+    net = convert(models.autoencoder(), 8, example=torch.zeros(1, 1, 28, 28))
     assert type(net.snn.layers.readout) is nn.Linear
     assert type(net.snn.layers.fc5) is TandemLinear
     assert (net(torch.rand(4, 1, 28, 28)) < 0).any()  # no spikes

@@ -182,8 +182,7 @@ def test_layer_behind_dropout(norm):
     dropped_ref = drops[1](x_ref)
     agree(*layers, [dropped], [dropped_ref])
     same(tandem_cuda.Decode()(dropped), 2 * dropped.count)
-    again = SpikeTrain.from_dense(dropped.to_dense())
-    again.amplitude = 2.0
+    again = SpikeTrain.from_dense(dropped.to_dense()).replace(amplitude=2.0)
     with torch.no_grad():
         same(layers[0](again).bits, layers[0](dropped).bits)
 

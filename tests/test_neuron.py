@@ -58,9 +58,9 @@ def test_every_field_is_a_parameter(model: type[Neuron]) -> None:
     """But for ``clip``. What the library takes, and what files hold, are parameters, too."""
     names = [parameter.name for parameter in model.PARAMETERS]
     assert len({*names}) == len(names)
-    assert {f.name for f in dataclasses.fields(model)} - {"clip"} == {p.name for p in model.PARAMETERS if not p.fixed}  # type: ignore[arg-type]  # a dataclass
+    assert {f.name for f in dataclasses.fields(model)} - {"clip"} == {p.name for p in model.PARAMETERS}  # type: ignore[arg-type]  # a dataclass
     assert all({*kind.parameters} <= {*model.PARAMETERS} for kind in model.KINDS.values())
-    assert all(parameter.fixed or parameter.holds(getattr(model, parameter.name)) for parameter in model.PARAMETERS)
+    assert all(parameter.holds(getattr(model, parameter.name)) for parameter in model.PARAMETERS)
 
 
 # ---- Across the operator boundary
@@ -249,31 +249,25 @@ def test_settings(neuron: Neuron, clip: bool) -> None:
     again = of_settings("layer", json.loads(json.dumps(settings)))
     assert is_same(again, neuron)
     assert again.settings() == settings
-    stored = [p.name for p in neuron.PARAMETERS if not (p.optional and getattr(neuron, p.name) == 0)]
-    assert settings == {name: float(getattr(neuron, name)) for name in stored}
+    parameters = {p.name: getattr(neuron, p.name) for p in neuron.PARAMETERS}
+    assert settings == {"model": type(neuron).__name__, **parameters}
     assert neuron.scales().items() <= settings.items()
     assert neuron.scaled(0.5).scales().keys() == neuron.scales().keys() >= {"threshold"}
     assert all(value > 0 for value in neuron.scales().values())
 
 
-def test_settings_of_an_amplitude() -> None:
-    assert of_settings("layer", IF(0.5, amplitude=2.0).settings()) == IF(0.5, amplitude=2.0)
-    with pytest.raises(ValueError, match=r"layer: amplitude of leaky neurons must be 1, got 2\.0"):
-        of_settings("layer", LIF().settings() | {"amplitude": 2.0})
-
-
 @every_neuron
 def test_bad_settings(neuron: Neuron) -> None:
     settings = neuron.settings()
-    first, *_ = settings
-    wrong: list[Any] = [{}, None, [], "IF", settings | {"more": 1.0}, {k: v for k, v in settings.items() if k != first}]
+    *_, last = settings
+    without = {key: value for key, value in settings.items() if key != last}
+    wrong: list[Any] = [{}, None, [], "IF", without | {"model": "X"}, without | {"model": ["IF"]}]
     for value in wrong:
-        with pytest.raises(ValueError, match=r"layer: setting neuron must hold .*threshold.*, got"):
+        with pytest.raises(ValueError, match=r"layer: setting neuron must have a model, one of IF, LIF, .*, got"):
             of_settings("layer", value)
-    listed = r"threshold, leak, amplitude and perhaps initial, refractory, two_phase \(IF\) or "
-    listed += r"threshold, leak, amplitude and perhaps initial \(LIF\)"
-    with pytest.raises(ValueError, match=f"layer: setting neuron must hold {listed}.*, got"):
-        of_settings("layer", {})
+    for value in (settings | {"more": 1.0}, without):
+        with pytest.raises(ValueError, match=rf"layer: setting neuron must hold .*{last} of the model .*, got"):
+            of_settings("layer", value)
     for parameter in neuron.KINDS[neuron.kind].parameters:
         for number in edges(parameter):
             if not parameter.holds(number):
@@ -350,7 +344,7 @@ NOT_NUMBERS = (True, "1", None, [1.0], 1j, torch.tensor(1.0))
 @every_model
 def test_bad_values(model: type[Neuron]) -> None:
     for parameter in model.PARAMETERS:
-        if parameter.flag or parameter.fixed:
+        if parameter.flag:
             continue
         name = parameter.name
         for value in NOT_NUMBERS:

@@ -24,7 +24,6 @@ from tandem_cuda import (
     TandemConv2d,
     TandemDropout,
     TandemDropout2d,
-    TandemGate,
     TandemLinear,
     freeze,
 )
@@ -65,13 +64,6 @@ def test_frozen_networks_know_pairs(tmp_path, name):
     same(frozen(IMAGES), want)
     frozen.save(tmp_path / "net.safetensors")
     same(FrozenNetwork.load(tmp_path / "net.safetensors")(IMAGES), want)
-
-
-def test_gates_keep_pairs():
-    x = signed()(Encode(16)(IMAGES))
-    y = TandemGate()(x, torch.full((2, 4, 1, 1), 0.5))
-    assert y.paired
-    same(Decode()(y), Decode(signed=True)(SpikeTrain(y.bits, 16)))
 
 
 def test_sums_of_pairs_are_pairs():
@@ -156,9 +148,6 @@ def test_readers_of_pairs_of_features():
     plain = SpikeTrain(y.bits[..., ::2], 16, amplitude=0.5)
     same(Decode()(SpikeCat(False, False)(x, y)), torch.cat([value, other], 1))
     same(Decode()(SpikeCat(False, False)(x, plain)), torch.cat([value, plain.count * 0.5], 1))
-    gated = TandemGate(IF(0.5, amplitude=0.5))(x, torch.ones(2, 4, 3))
-    assert gated.pair_dim == -1
-    same(Decode()(gated), value)
     assert TandemAdd(nn.Identity(), nn.Identity())(x, x).pair_dim == -1
     channels = x.replace(pair_dim=1)
     for join in (SpikeCat(False, False), TandemAdd(nn.Identity(), nn.Identity())):

@@ -272,7 +272,8 @@ def test_counts_and_activations_of_different_dtypes():
 
 def test_rates_of_a_network():
     net = models.small_cifarnet(1, size=8)
-    measured = synops(convert(net, time_steps=4), torch.rand(4, 1, 8, 8))
+    x = torch.rand(4, 1, 8, 8)
+    measured = synops(convert(net, time_steps=4, example=x), x)
     ax = plot.firing_rates(measured)
     spiking = [layer for layer in measured if layer.firing_rate is not None]
     assert [bar.get_height() for bar in ax.patches] == [layer.firing_rate for layer in spiking]

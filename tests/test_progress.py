@@ -15,7 +15,8 @@ from tandem_cuda.freeze import accuracy_curve
 
 
 def network():
-    return tandem_cuda.convert(models.small_cifarnet(1, size=8), time_steps=4).eval()
+    example = torch.zeros(1, 1, 8, 8)
+    return tandem_cuda.convert(models.small_cifarnet(1, size=8), time_steps=4, example=example).eval()
 
 
 CALLS = {}
@@ -43,9 +44,7 @@ def count(batches):
 def evaluate(batches):
     """accuracy_curve"""
     pairs = [(x, torch.zeros(len(x), dtype=torch.int64)) for x in batches]
-    accuracy_curve(
-        tandem_cuda.freeze(tandem_cuda.convert(models.small_cifarnet(1, size=8), time_steps=4).eval()), pairs
-    )
+    accuracy_curve(tandem_cuda.freeze(network()), pairs)
 
 
 @call

@@ -138,7 +138,7 @@ def test_activation_and_slope(steps):
 def test_parameters():
     assert repr(RadixIF()) == "RadixIF(level=1.0, clip=False)"
     assert repr(RadixIF(3, initial=0.0)) == "RadixIF(level=3.0, clip=False, initial=0.0)"
-    assert RadixIF(3, initial=0.0).settings() == {"level": 3.0, "initial": 0.0}
+    assert RadixIF(3, initial=0.0).settings() == {"model": "RadixIF", "level": 3.0, "initial": 0.0}
     assert RadixIF().two_phase
     assert RadixIF().radix
     assert [model for model in MODELS if model.radix] == [RadixIF]

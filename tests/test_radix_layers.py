@@ -27,7 +27,7 @@ from tandem_cuda import (
     RadixIF,
     SpikeTrain,
     TandemAdd,
-    TandemGate,
+    TandemNeurons,
     TandemLinear,
     freeze,
     quantise,
@@ -203,22 +203,6 @@ def test_averages(case, steps):
 
 def kept(case):
     return {name: value for name, value in case.named.items() if name not in ("threshold", "initial")}
-
-
-@every_t
-def test_gates(steps):
-    """The values times the gate, rounded."""
-    (x,), _ = numbers(layer_case("average 2"), steps)
-    gate = torch.rand(3, 3, 1, 1, dtype=torch.float64, requires_grad=True)
-    layer = TandemGate(neurons(steps))
-    y = layer(x, gate)
-    same(y.value.detach(), (x.value * gate + 0.5).floor().clamp(0, 2**steps - 1).detach())
-    for got, want in zip(
-        torch.autograd.grad(y.value.sum(), [x.value, gate]),
-        torch.autograd.grad((x.value * gate).sum(), [x.value, gate]),
-        strict=True,
-    ):
-        torch.testing.assert_close(got, torch.where(got == 0, got, want))
 
 
 # --- one set of weights, every T -------------------------------------------------------------------------------------
@@ -432,7 +416,7 @@ def test_streams_in_chunks_are_refused():
 def test_layers_take_the_neurons():
     """With their neurons shown."""
     for case in of_each_kind():
-        if case.has_weights or case.kind in ("TandemAdd", "TandemGate"):
+        if case.has_weights or case.kind in ("TandemAdd", "TandemNeurons"):
             layer = case.make(neuron=RadixIF(3.0))
             assert "RadixIF(level=3.0" in repr(layer)
     join = TandemAdd(nn.Identity(), nn.Identity(), neuron=RadixIF(3.0))

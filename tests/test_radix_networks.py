@@ -54,8 +54,7 @@ def example(make=Joined):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("per_channel", [False, True])
-@pytest.mark.parametrize("mode", [None, "radix"])
+@pytest.mark.parametrize(("per_channel", "mode"), [(False, None), (True, "radix")])
 def test_a_calibrated_network_tends_to_its_ann(per_channel, mode):
     """One conversion for T = 4 serves every T."""
     ann, x = example()
@@ -78,12 +77,12 @@ def test_calibrations_are_taken_over():
     ann, x = example()
     snn = convert(ann, 3, neuron=RadixIF(), calibrate=x)
     assert snn.calibration.neuron == RadixIF()
-    again = convert(ann, 3, calibrate=snn.calibration)
+    again = convert(ann, 3, calibrate=snn.calibration, example=x)
     same(again(x), snn(x))
     other = convert(ann, 3, neuron=RadixIF(), calibrate=x * 0.5)
     other.load_state_dict(snn.state_dict())
     same(other(x), snn(x))
-    levels = convert(ann, 3, neuron=RadixIF(), calibrate=snn.levels, per_channel=None)
+    levels = convert(ann, 3, neuron=RadixIF(), calibrate=snn.levels, per_channel=None, example=x)
     assert levels.levels.keys() == snn.levels.keys()
     snn.set_time_steps(5)
     assert snn.levels.keys() == levels.levels.keys()
@@ -126,7 +125,7 @@ def test_training_improves_a_network():
     """At T = 2, whose spikes say little; one set of weights then serves T = 2 and T = 8."""
     ann, x = example(lambda: nn.Sequential(*cnn_layers()))
     y = normal(48, 3 * 64, seed=2).matmul(normal(3 * 64, 5, seed=3)).argmax(1)
-    snn = convert(ann, 2, neuron=RadixIF(2.0, clip=True)).train()
+    snn = convert(ann, 2, neuron=RadixIF(2.0, clip=True), example=x).train()
     optimizer = torch.optim.AdamW(snn.parameters(), lr=0.01)
     losses = []
     for _ in range(40):
@@ -159,8 +158,8 @@ def test_cascades():
     ann, x = example()
     ann.last.weight.mul_(10)
     networks = []
+    snn = convert(ann, 4, neuron=RadixIF(), calibrate=x)
     for steps in (2, 4, 8):
-        snn = convert(ann, 4, neuron=RadixIF(), calibrate=x)
         snn.set_time_steps(steps)
         networks.append(freeze(snn))
     cascade = tandem_cuda.Cascade(networks)
@@ -290,9 +289,9 @@ def test_compiled():
     ],
 )
 def test_bad_settings(settings, message):
-    ann, _ = example()
+    ann, x = example()
     with pytest.raises(ValueError, match=f"^convert: {message}"):
-        convert(ann, **{"time_steps": 4, "neuron": RadixIF()} | settings)
+        convert(ann, **{"time_steps": 4, "neuron": RadixIF(), "example": x} | settings)
 
 
 def test_nir_refuses_them():
@@ -301,7 +300,7 @@ def test_nir_refuses_them():
     pytest.importorskip("nir")
     ann, x = example(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)))
     with pytest.raises(ValueError, match=r"RadixIF\(.*\); use IF\(\)"):
-        to_nir(convert(ann, 4, neuron=RadixIF()), x[:1])
-    to_nir(convert(ann, 4, neuron=IF()), x[:1])
+        to_nir(convert(ann, 4, neuron=RadixIF(), example=x), x[:1])
+    to_nir(convert(ann, 4, neuron=IF(), example=x), x[:1])
     with pytest.raises(ValueError, match="since all spikes weigh the same in NIR"):
-        to_nir(convert(ann, 4, neuron=IF(two_phase=True), mode="radix"), x[:1])
+        to_nir(convert(ann, 4, neuron=IF(two_phase=True), mode="radix", example=x), x[:1])

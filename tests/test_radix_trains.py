@@ -82,7 +82,7 @@ def test_the_byte_is_the_number(steps):
 def test_rates_have_their_count_as_value():
     x = SpikeTrain.from_dense(train(9, 2, 3, seed=0))
     assert not x.radix
-    assert x.value is x.count is x.carried_value is x.carried_count
+    assert x.value is x.count is x.carried_value
     leaf = x.count.clone().requires_grad_()
     assert SpikeTrain(x.bits, 9, value=leaf).count is leaf
     assert x.replace(value=leaf).count is leaf
@@ -94,7 +94,6 @@ def test_the_value_carries_the_gradient():
     leaf = x.value.clone().requires_grad_()
     x = x.replace(value=leaf)
     assert x.value is x.carried_value is leaf
-    assert x.carried_count is None
     same(x.count.detach(), example(dtype=torch.float64).count)
     (grad,) = torch.autograd.grad(x.count.sum(), leaf)
     same(grad, torch.full_like(grad, 5 / 31))
@@ -271,15 +270,6 @@ def test_maxima(case, carried):
     same(frozen.bits, y.bits)
     x = x.detach()
     same(layer(x).bits, y.bits)
-
-
-def test_maxima_of_version_0_1_refuse_numbers():
-    frozen = freeze(SpikingMaxPool2d(2).eval())
-    for module in frozen.modules():
-        if isinstance(module, SpikingMaxPool2d):
-            module.gate = "any"
-    with pytest.raises(ValueError, match=r"^SpikingMaxPool2d: input must be a train whose spikes all weigh the same"):
-        frozen(example())
 
 
 @pytest.mark.parametrize("layer", [SpikingMaxPool2d(2), Decode()])

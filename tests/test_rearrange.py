@@ -1,14 +1,12 @@
 """SpikeRearrange against the functions of images that it does to counts, with and without pairs."""
 
-import pickle
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from tandem_cuda import Decode, Encode, FrozenNetwork, SpikeTrain, TandemConv2d, TandemLinear, freeze
-from tandem_cuda.nn import SpikeRearrange, SpikingGlobalMaxPool2d, movements
+from tandem_cuda.nn import SpikeRearrange, SpikingGlobalMaxPool2d
 from tensors import planes, train
 
 END = 2**30
@@ -116,13 +114,3 @@ def test_maxima_of_rows_and_of_columns(dims, signed, tmp_path):
     frozen.save(tmp_path / "net.safetensors")
     with torch.no_grad():
         assert torch.equal(FrozenNetwork.load(tmp_path / "net.safetensors")(image), net(image))
-
-
-MOVED = "_zero_pad _upsample _pixel_shuffle _pixel_unshuffle _channel_shuffle _channels _flatten _unsqueeze _in_place"
-
-
-@pytest.mark.parametrize("name", MOVED.split())
-def test_names_in_earlier_pickles(name):
-    """A layer of version 0.2 was pickled with the function that moves its neurons."""
-    function = pickle.loads(f"ctandem_cuda.nn.rearrange\n{name}\n.".encode())
-    assert function is getattr(movements, name)

@@ -68,7 +68,7 @@ class Seen(lightning.Callback):
 
 def fit(callbacks, epochs, folder=None, checkpoint=None, **settings):
     """A module after training, with what was seen."""
-    module = tandem_module.TandemModule(network(), learning_rate=0.01, schedule="none", **settings)
+    module = tandem_module.TandemModule(network(), [8], learning_rate=0.01, schedule="none", **settings)
     seen = Seen()
     kept = [] if folder is None else [ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)]
     kept += [callback for callback in callbacks if isinstance(callback, ModelCheckpoint)]
@@ -214,7 +214,7 @@ def test_resumed(learn_thresholds, make, tmp_path):
 def test_recordings():
     """Stages without spikes take the counts."""
     torch.manual_seed(0)
-    module = tandem_module.TandemModule(network(), encoding="spikes")
+    module = tandem_module.TandemModule(network(), [8], encoding="spikes")
     trains = [SpikeTrain.from_dense((torch.rand(8, 16, 8, generator=generator(s)) < 0.4).float()) for s in range(4)]
     loader = DataLoader([(x, x.count[:, :3].argmax(1)) for x in trains], batch_size=None)
     trainer = lightning.Trainer(
@@ -324,7 +324,7 @@ def mnist(laid_out):
 def on_digits(mnist, callbacks, epochs):
     torch.set_num_threads(2)
     lightning.seed_everything(0, verbose=False)
-    module = tandem_module.TandemModule(models.mnist_cnn(), learning_rate=0.002, schedule="none")
+    module = tandem_module.TandemModule(models.mnist_cnn(), [1, 28, 28], learning_rate=0.002, schedule="none")
     seen = Seen()
     trainer = lightning.Trainer(
         max_epochs=epochs,

@@ -12,12 +12,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from anns import MODELS, Functional, Net, Pair, Residual, TwoHeads, cnn, per_layer
+from anns import Functional, Net, Pair, Residual, TwoHeads, cnn, per_layer
 from anns import inputs as images
 from exact import generator, same
 from tandem_cuda import IF, LIF, SpikeTrain, convert, synops
-from tandem_cuda.convert.rules import register
-from test_convert_layers import NETS, Gate, between, conv, converted, made
+from test_convert_layers import between, conv, converted, made
 
 
 def named(report):
@@ -66,8 +65,8 @@ def test_every_figure(neuron):
     found, costs = trains_of(snn, x), {layer.name.removeprefix("snn."): layer for layer in synops(snn, x)}
     activations = {"0": ann[:3](x), "4": ann[:6](x), "8": ann[:10](x)}
     assert (report.ann, report.time_steps, report.calibrated, report.samples) == ("Sequential", 6, True, 20)
-    assert [layer.name for layer in report.layers] == ["0", "3", "4", "6", "8"]
-    assert (report.unchanged, report.gates, report.replaced, report.notes) == (("10",), (), (), ())
+    assert [layer.name for layer in report.layers] == ["0", "max_pool2d", "4", "dropout", "8"]
+    assert (report.unchanged, report.analogue, report.replaced, report.notes) == (("10",), (), (), ())
     words = ["Conv2d, BatchNorm2d, ReLU", "MaxPool2d", "Conv2d, ReLU", "Dropout", "Linear, ReLU"]
     kinds = ["TandemConv2d", "SpikingMaxPool2d", "TandemConv2d", "TandemDropout", "TandemLinear"]
     assert [layer.ann for layer in report.layers] == words
@@ -96,32 +95,6 @@ def test_every_figure(neuron):
     assert named(report)["0"].synops == 0 < named(report)["4"].synops
     agreement = (snn(x).argmax(1) == ann(x).argmax(1)).double().mean()
     assert report.agreement == pytest.approx(float(agreement))
-
-
-@pytest.mark.parametrize("name", NETS)
-def test_errors_vanish_with_many_steps(name):
-    """Of every rule: the spikes are compared with the right values of the ANN."""
-    ann, x = made(name)
-    snn = converted(name, ann, 2048, calibrate=x, percentile=100, neuron=IF(initial=0.5, two_phase=True))
-    layers = [layer for layer in snn.report().layers if layer.spiking]
-    assert {layer.name for layer in layers} >= {*snn.spiking_layers}
-    for layer in layers:
-        assert 0 < layer.error < 0.01, layer
-        assert layer.error_in_spikes < 5
-    assert not [note for note in snn.report().notes if "no error" in note]
-
-
-@pytest.mark.parametrize("name", NETS)
-def test_operations_are_those_of_synops(name):
-    ann, x = made(name)
-    snn = converted(name, ann, 8, calibrate=x)
-    report, costs = snn.report(), {layer.name.removeprefix("snn."): layer for layer in synops(snn, x)}
-    counted = [layer for layer in report.layers if layer.synops is not None]
-    assert {layer.name for layer in counted} == {*snn.spiking_layers}
-    for layer in counted:
-        of = costs[layer.name]
-        assert (layer.synops, layer.macs, layer.neurons) == pytest.approx((of.synops, of.macs, of.neurons))
-        assert (layer.firing_rate, layer.saturation) == pytest.approx((of.firing_rate, of.saturation))
 
 
 def test_pooling_before_the_relu():
@@ -195,7 +168,6 @@ def test_averages_with_neurons():
     train = trains_of(snn, x)["mean"]
     error, in_spikes = errors(train.count[..., 0] * train.amplitude, train.amplitude, wanted)
     assert (layers["mean"].error, layers["mean"].error_in_spikes) == (pytest.approx(error), pytest.approx(in_spikes))
-    assert (layers["mean_1"].snn, layers["mean_1"].spiking) == ("AdaptiveAvgPool2d of counts", False)
 
 
 def test_an_ann_that_overwrites_its_activations():
@@ -222,26 +194,9 @@ def test_an_ann_that_overwrites_its_input():
     report = snn.report(x)
     same(x, kept)
     assert snn.report() == report
-    wanted = convert(ann, 6, neuron=IF(), calibrate={"0": snn.levels["layers.0"]}).report(kept / 2)
+    wanted = convert(ann, 6, neuron=IF(), calibrate={"0": snn.levels["layers.0"]}, example=kept).report(kept / 2)
     figures = [(layer.firing_rate, layer.error, layer.synops) for layer in report.layers]
     assert figures == [(layer.firing_rate, layer.error, layer.synops) for layer in wanted.layers]
-
-
-class PooledIfLarge(nn.Sequential):
-    def forward(self, x):
-        x = F.relu(self[0](x))
-        return self[2](F.relu(self[1](F.max_pool2d(x, 2) if x.shape[2] > 4 else x)).flatten(1))
-
-
-def test_an_ann_traced_with_an_example():
-    torch.manual_seed(0)
-    ann, x = PooledIfLarge(conv(3, 8), conv(8, 6), nn.Linear(96, 4)).double().eval(), torch.randn(20, 3, 8, 8).double()
-    snn = convert(ann, 2048, calibrate=x, percentile=100, neuron=IF(initial=0.5, two_phase=True), example=x[:1])
-    before = {*vars(ann)}
-    for network in (snn, pickle.loads(pickle.dumps(snn))):
-        layers = named(network.report(x))
-        assert all(layers[name].error < 0.01 for name in ("0", "1"))
-    assert {*vars(ann)} == before
 
 
 def test_layers_of_timm():
@@ -251,7 +206,7 @@ def test_layers_of_timm():
     ann = nn.Sequential(conv(2, 4), layers.BatchNormAct2d(4), conv(4, 4), nn.ReLU(), nn.Flatten(), nn.Linear(256, 3))
     report = convert(ann.eval(), 2048, calibrate=images(), neuron=IF(initial=0.5, two_phase=True)).report()
     layer = named(report)["0"]
-    assert (layer.ann, layer.ann_names) == ("Conv2d, BatchNorm2d, ReLU", ("0", "1", "1.act"))
+    assert (layer.ann, layer.ann_names) == ("Conv2d, BatchNorm2d, ReLU", ("0", "1.act"))
     assert layer.error < 0.05
     assert report.unchanged == ("5",)
 
@@ -320,7 +275,7 @@ def test_dead_layers_and_one_class():
     with torch.no_grad():
         ann[5].bias -= ann(x).mean(0)  # so that it finds several classes
     levels = convert(ann, 8, calibrate=x).levels
-    snn = convert(ann, 8, calibrate={**levels, "2": 1e6 * levels["2"]})
+    snn = convert(ann, 8, calibrate={**levels, "2": 1e6 * levels["2"]}, example=x)
     report = snn.report(x)
     assert named(report)["2"].firing_rate == 0
     assert named(report)["2"].error == 1
@@ -329,7 +284,7 @@ def test_dead_layers_and_one_class():
     assert share <= 0.75
     dead, one = report.warnings
     assert dead == "dead, no neuron spikes: 2; try a lower level: calibrate={**snn.levels, '2': LEVEL}"
-    lower = convert(ann, 8, calibrate={**snn.levels, "2": levels["2"]}).report(x)
+    lower = convert(ann, 8, calibrate={**snn.levels, "2": levels["2"]}, example=x).report(x)
     assert named(lower)["2"].firing_rate > 0
     top = int(ann[5].bias.argmax())
     assert (
@@ -352,22 +307,27 @@ def test_errors_of_layers_whose_ann_is_silent():
             layer.bias.zero_()
     x = torch.ones(1, 1)
     for level, spikes in ((1.0, 1), (4.0, 0)):
-        layers = named(convert(ann, 4, neuron=IF(), calibrate={"0": 1.0, "2": level}).report(x))
+        layers = named(convert(ann, 4, neuron=IF(), calibrate={"0": 1.0, "2": level}, example=x).report(x))
         assert layers["0"].error == layers["0"].error_in_spikes == 0
         assert layers["2"].firing_rate == spikes / 4
         assert layers["2"].error == (math.inf if spikes else 0)
         assert layers["2"].error_in_spikes == spikes
 
 
-def test_gates():
-    ann, x = made("gate")
-    report = convert(ann, 8, calibrate=x, gates="analogue").report()
-    assert report.gates == ("gate.reduce", "gate.expand")
-    assert (
-        "gates that stay analogue, computed from the counts of all time steps: gate.reduce, gate.expand" in report.notes
-    )
-    assert (named(report)["mul"].ann, named(report)["mul"].snn) == ("spikes * gate", "TandemGate")
-    assert not {*report.gates} & {*report.unchanged}
+def test_analogue_calls():
+    ann, x = made("gate in a residual block")
+    snn = converted("gate in a residual block", ann, 8, calibrate=x)
+    report = snn.report()
+    assert [(call.what, call.place, call.why) for call in report.analogue] == [
+        ("sigmoid", "gate", "it has no rule"),
+        ("mul", "gate", "it multiplies values that depend on the input"),
+    ]
+    line = "1 sigmoid, 1 mul are computed on real values"
+    assert any(note.startswith(line) for note in report.notes)
+    assert 0.5 < report.spiking_macs < 1
+    assert f"Note: {line}" in str(report)
+    hybrid = converted("gate in a residual block", ann, 8, calibrate=x, spiking_layers=1).report()
+    assert hybrid.analogue == ()
 
 
 def test_replaced_activations():
@@ -375,43 +335,27 @@ def test_replaced_activations():
     ann = nn.Sequential(conv(2, 4), nn.SiLU(), nn.Sequential(conv(4, 4), nn.GELU()), nn.Flatten(), nn.Linear(256, 3))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        snn = convert(ann.eval(), 4, replace={nn.SiLU: nn.ReLU, nn.GELU: nn.ReLU6()}, calibrate=images())
+        snn = convert(ann.eval(), 4, replace={"silu": "relu", "gelu": "relu6"}, calibrate=images())
     report = snn.report()
-    assert report.replaced == ("1 (SiLU -> ReLU)", "2.1 (GELU -> ReLU6)")
+    assert report.replaced == ("silu -> relu", "gelu -> relu6")
     assert f"it wants fine-tuning: {', '.join(report.replaced)}" in str(report)
     assert report.samples == 6
 
 
 def test_sums_and_their_parts():
-    layers = [named(convert(made(name)[0], 8).report()) for name in ("ReLU6", "one minus", "norm before ReLU")]
+    layers = [
+        named(converted(name, made(name)[0], 8).report()) for name in ("ReLU6", "one minus", "norm before weights")
+    ]
     assert [layers[0][name].ann for name in ("a", "mul")] == ["Conv2d", "9 * spikes, ReLU6"]
-    assert [layers[1][name].ann for name in ("truediv", "sub")] == ["0.5 * spikes", "-1 * spikes +1, relu"]
-    assert layers[2]["bn"].ann == "BatchNorm2d, relu"
+    assert layers[1]["rsub"].ann == "-0.5 * spikes +1, relu"
+    assert layers[2]["bn"].ann == "BatchNorm2d"
     torch.manual_seed(0)
-    layers = named(convert(Residual().eval(), 8).report())
+    layers = named(convert(Residual().eval(), 8, example=images()).report())
     assert layers["blocks.0.add"].ann == "Conv2d, BatchNorm2d + spikes, ReLU"
     assert layers["blocks.1.add"].ann == "Conv2d, BatchNorm2d + Conv2d, BatchNorm2d, ReLU"
     names = "blocks.1.shortcut.0", "blocks.1.shortcut.1", "blocks.1.conv2", "blocks.1.bn2", "blocks.1.relu"
     assert layers["blocks.1.add"].ann_names == names
-    assert named(convert(TwoHeads().eval(), 8).report())["add"].ann == "spikes + spikes"
-
-
-class EveryOther(nn.Module):
-    def forward(self, x):
-        return x[..., ::2]
-
-
-@pytest.mark.usefixtures("restored_rules")
-def test_values_that_cannot_be_compared():
-    """A rule that computes something else than the ANN."""
-    register(EveryOther, lambda call: call.apply(nn.Identity(), commutes=True))
-    ann = between(lambda n, x: F.relu(n.less(n.a(x))), 8, a=conv(8, 8), less=EveryOther()).eval()
-    report = convert(ann, 8, calibrate=torch.rand(8, 3, 8, 8)).report()
-    for name in ("a", "last"):
-        assert named(report)[name].error is None
-        assert named(report)[name].firing_rate > 0
-    assert named(report)["first"].error > 0
-    assert "no error for a, last: they have another number of values than the ANN" in report.notes
+    assert named(convert(TwoHeads().eval(), 8, example=images()).report())["add"].ann == "spikes + spikes"
 
 
 # --- inputs ----------------------------------------------------------------------------------------------------------
@@ -420,7 +364,7 @@ def test_values_that_cannot_be_compared():
 def test_without_samples():
     ann, x = small()
     levels = convert(ann, 6, calibrate=x, **per_layer()).levels
-    snn = convert(ann, 6, calibrate=levels, neuron=IF())
+    snn = convert(ann, 6, calibrate=levels, neuron=IF(), example=x)
     report = snn.report()
     assert report.samples == 0
     assert report.agreement is None
@@ -434,7 +378,7 @@ def test_without_samples():
 
 def test_uncalibrated():
     ann, x = small()
-    report = convert(ann, 6, neuron=IF(0.25)).report(x)
+    report = convert(ann, 6, neuron=IF(0.25), example=x).report(x)
     assert not report.calibrated
     assert report.samples == 20
     for layer in report.layers:
@@ -452,11 +396,11 @@ def test_uncalibrated():
 def test_leaky_and_refractory_neurons():
     """Of which the largest count differs from T."""
     ann, x = small()
-    snn = convert(ann, 9, neuron=IF(0.05, refractory=2))
+    snn = convert(ann, 9, neuron=IF(0.05, refractory=2), example=x)
     layer, count = named(snn.report(x))["0"], trains_of(snn, x)["0"].count
     assert count.max() == 3
     assert layer.saturation == pytest.approx(float((count >= 3).double().mean()))
-    assert named(convert(ann, 9, neuron=LIF(0.25, 0.9)).report(x))["0"].threshold == 0.25
+    assert named(convert(ann, 9, neuron=LIF(0.25, 0.9), example=x).report(x))["0"].threshold == 0.25
 
 
 def test_first_samples_of_the_first_batch():
@@ -499,14 +443,14 @@ def test_recorded_spikes():
         assert layer.synops > 0
     with pytest.raises(ValueError, match=r"report: inputs must have T = 9, .*, got T = \[4\]"):
         snn.report(x.window(0, 4))
-    assert convert(ann, 9, mode="spikes").report(x.window(0, 4)).time_steps == 4
+    assert convert(ann, 9, mode="spikes", example=x.count).report(x.window(0, 4)).time_steps == 4
 
 
 def test_several_inputs():
     torch.manual_seed(0)
     ann = Pair(lambda n, x, y: n.c(F.relu(n.a(x)) + F.relu(n.b(y))), a=conv(2, 4), b=conv(3, 4), c=conv(4, 4)).eval()
-    snn = convert(ann, 6)
     left, right = images(20), torch.rand(20, 3, 8, 8)
+    snn = convert(ann, 6, example=(left, right))
     assert "call report((x, y))" in str(snn.report())
     report = snn.report((left, right))
     found = trains_of(snn, (left, right))
@@ -514,7 +458,7 @@ def test_several_inputs():
         assert named(report)[name].firing_rate == pytest.approx(float(found[name].count.mean()) / 6)
     assert report.agreement is None
     levels = dict.fromkeys(snn.spiking_layers, 1.0)
-    assert convert(ann, 2048, calibrate=levels).report((left, right)).layers[0].error < 0.05
+    assert convert(ann, 2048, calibrate=levels, example=(left, right)).report((left, right)).layers[0].error < 0.05
     with pytest.raises(TypeError, match="report: inputs must be one batch for each of x, y, got 1"):
         snn.report(left)
     with pytest.raises(ValueError, match=r"report: inputs must have the same number of samples, got \[20, 3\]"):
@@ -529,32 +473,30 @@ def test_several_outputs():
         agree = [float((s.argmax(1) == a.argmax(1)).double().mean()) for s, a in zip(snn(x), ann(x), strict=True)]
         assert snn.report().agreement == pytest.approx(min(agree))
         ann.heads[1].bias -= ann(x)[1].mean(0)
-    silent = convert(ann, 8, calibrate=dict.fromkeys(snn.spiking_layers, 1e6))
+    silent = convert(ann, 8, calibrate=dict.fromkeys(snn.spiking_layers, 1e6), example=x)
     share = float(ann(x)[1].argmax(1).bincount().max()) / 20
     assert share <= 0.75
     (warning,) = [w for w in silent.report(x).warnings if "of output 1" in w]
     assert warning.endswith(f"for 100.0% of the samples, the ANN no class for more than {share:.1%}")
 
 
-@pytest.mark.parametrize(
-    ("inputs", "error", "message"),
-    [
+def test_wrong_inputs():
+    ann, x = small()
+    snn = convert(ann, 6, example=x)
+    for inputs, error, message in (
         ("images", TypeError, "inputs must be Tensors or SpikeTrains, got str"),
         ([torch.zeros(2, 2, 8, 8), torch.zeros(2)], TypeError, "inputs must be one batch for each of input, got 2"),
         (torch.zeros(0, 2, 8, 8), ValueError, r"inputs must have at least one sample, got \[0, 2, 8, 8\]"),
         (torch.tensor(1.0), ValueError, r"inputs must have at least one sample, got \[\]"),
-    ],
-)
-def test_wrong_inputs(inputs, error, message):
-    ann, _ = small()
-    with pytest.raises(error, match=f"report: {message}"):
-        convert(ann, 6).report(inputs)
+    ):
+        with pytest.raises(error, match=f"report: {message}"):
+            snn.report(inputs)
 
 
 # --- the network afterwards ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("make", [Functional, TwoHeads])
 def test_copies_and_files(make):
     torch.manual_seed(0)
     ann, x = make().eval(), images(20)
@@ -567,7 +509,7 @@ def test_copies_and_files(make):
     assert pickled.report(x) == report
     small_file, large_file = (io.BytesIO() for _ in range(2))
     torch.save(snn, large_file)
-    torch.save(convert(ann, 8, calibrate=snn.levels), small_file)
+    torch.save(convert(ann, 8, calibrate=snn.levels, example=x), small_file)
     assert abs(large_file.tell() - small_file.tell()) < x.numel() * 4 / 2  # the samples are in none
 
 
@@ -596,40 +538,18 @@ def test_nothing_changes(training):
     assert torch.is_grad_enabled()
 
 
-def test_constants_that_tracing_adds_are_removed():
-    ann = between(lambda n, x: F.relu(n.a(x)), 8, a=conv(8, 8))
-    run = ann.run
-    ann.run = lambda net, x: run(net, x - torch.tensor([0.5, 0.25, 0.125]).view(3, 1, 1))
-    snn = convert(ann.eval(), 8, calibrate=torch.rand(8, 3, 8, 8))
-    before = {*vars(ann)}
-    assert named(snn.report())["a"].error > 0
-    assert {*vars(ann)} == before
-
-
-def test_an_ann_that_does_something_else_now(monkeypatch):
+def test_an_ann_that_does_something_else_now():
     torch.manual_seed(0)
     ann = between(lambda n, x: F.relu(n.a(x)), 8, a=conv(8, 8)).eval()
     snn = convert(ann, 8, calibrate=torch.rand(8, 3, 8, 8))
-    with monkeypatch.context() as patch:
-        patch.setattr(Net, "forward", lambda net, x: net.fc(net.last(net.a(net.first(x))).mean((2, 3))))
-        with pytest.raises(RuntimeError, match=r"report: forward of the ANN must be as it was .*, but lacks relu"):
-            snn.report()
     run = ann.run
     ann.run = lambda net, x: net.fc(net.last(net.a(net.first(x))).mean((2, 3)))
-    with pytest.raises(RuntimeError, match=r"must compute what it did when it was converted, but run changed"):
+    with pytest.raises(RuntimeError, match="run"):
         snn.report()
     ann.run = run
     assert snn.report().samples == 8
     ann.first = conv(3, 8)
-    with pytest.raises(RuntimeError, match="must keep the parameters"):
-        snn.report()
-
-
-def test_networks_of_earlier_versions():
-    ann, x = small()
-    snn = convert(ann, 6, calibrate=x)
-    del snn._record  # as in their pickles
-    with pytest.raises(RuntimeError, match="report: the network must be made by convert of this version"):
+    with pytest.raises(RuntimeError, match="first"):
         snn.report()
 
 
@@ -643,13 +563,3 @@ def test_hybrids(layers):
         assert layer == named(whole)[name]
     assert hybrid.unchanged == (("6", "7", "8", "9", "10") if layers == 2 else (*tuple("3456789"), "10"))
     assert hybrid.samples == 20
-
-
-def test_a_gate_behind_the_cut():
-    ann = Net(
-        lambda n, x: n.fc(n.gate(F.relu(n.b(F.relu(n.a(x))))).mean((2, 3))),
-        a=conv(3, 8), b=conv(8, 8), gate=Gate(8), fc=nn.Linear(8, 5),
-    ).eval()  # fmt: skip
-    report = convert(ann, 6, calibrate=torch.rand(8, 3, 8, 8), spiking_layers=1, gates="analogue").report()
-    assert report.gates == ()
-    assert {"gate.reduce", "gate.expand"} <= {*report.unchanged}

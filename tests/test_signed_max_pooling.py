@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pairwise import pairs as pairs_of
 from tandem_cuda import IF, Decode, FrozenNetwork, RadixIF, SpikeTrain, convert, freeze
 from tandem_cuda.analysis import diagnose
 from tandem_cuda.nn import SpikingGlobalMaxPool2d, SpikingMaxPool2d, SpikingMaxPool3d
@@ -114,17 +115,15 @@ NEURONS = {
 
 
 @pytest.mark.filterwarnings("ignore:convert")  # few steps
-@pytest.mark.parametrize("neuron", NEURONS)
-@pytest.mark.parametrize("name", MODULES)
-@pytest.mark.parametrize("time_steps", [1, 4, 8])
+@pairs_of(neuron=NEURONS, name=list(MODULES), time_steps=[1, 8])
 def test_networks_pool_values(name, neuron, time_steps, tmp_path):
     torch.manual_seed(0)
     images = torch.rand(16, 2, 8, 8)
     ann = Net(MODULES[name]).eval()
     with torch.no_grad():
         ann.second.bias[:2] = -0.6  # channels of negative values alone
-    snn = convert(ann, time_steps, calibrate=images, **NEURONS[neuron])
-    pool = snn.snn.get_submodule("pool")
+    snn = convert(ann, time_steps, calibrate=images, **neuron)
+    (pool,) = (m for m in snn.snn.modules() if isinstance(m, (SpikingMaxPool2d, SpikingGlobalMaxPool2d)))
     caught = []
     hook = pool.register_forward_hook(lambda module, inputs, output: caught.append((inputs[0], output)))
     with torch.no_grad():
@@ -187,7 +186,7 @@ def test_a_relu_behind_the_pooling_needs_no_pairs():
     ann = nn.Sequential(
         nn.Conv2d(2, 4, 3), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(36, 2)
     )
-    snn = convert(ann, 4)
+    snn = convert(ann, 4, example=torch.rand(1, 2, 8, 8))
     assert not snn.snn.get_submodule("0").fires_pairs
 
 

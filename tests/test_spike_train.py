@@ -26,7 +26,6 @@ from tandem_cuda import (
     TandemConv2d,
     TandemDropout,
     TandemDropout2d,
-    TandemGate,
     convert,
     freeze,
     ops,
@@ -102,10 +101,10 @@ def test_count_is_lazy(monkeypatch):
     for y in (x, x.detach(), x.flatten(), copy.deepcopy(x), pytree.tree_map(lambda leaf: leaf, x)):
         y.to_dense()
         repr(y)
-        assert y.carried_count is None
+        assert y.carried_value is None
     assert not calls
     first = x.count
-    assert x.count is first is x.carried_count
+    assert x.count is first is x.carried_value
     assert calls == [1]
 
 
@@ -113,7 +112,7 @@ def test_given_count_is_kept():
     bits = planes(9, 2, 3, seed=0)
     count = ref.spike_count(bits, torch.float64).requires_grad_()
     x = SpikeTrain(bits, 9, count)
-    assert x.count is x.carried_count is count
+    assert x.count is x.carried_value is count
     assert x.dtype == torch.float64
     assert not x.detach().count.requires_grad
     same(x.detach().count, count.detach())
@@ -213,7 +212,7 @@ def test_pytree(with_count):
     back = pytree.tree_unflatten(leaves, spec)["a"][0]
     assert isinstance(back, SpikeTrain)
     assert back.bits is x.bits
-    assert (back.carried_count is None) != with_count
+    assert (back.carried_value is None) != with_count
     equal(back, x)
     moved = pytree.tree_map_only(torch.Tensor, lambda t: t.to("meta"), x)
     assert moved.device == torch.device("meta")
@@ -235,7 +234,7 @@ def test_copies(with_count):
     torch.save(x, file)
     file.seek(0)
     for y in (copy.deepcopy(x), pickle.loads(pickle.dumps(x)), torch.load(file, weights_only=False)):
-        assert (y.carried_count is None) != with_count
+        assert (y.carried_value is None) != with_count
         equal(y, x)
         y.bits.zero_()
     assert x.bits.any()
@@ -314,9 +313,6 @@ def test_modules_read_the_pairs_of_a_train():
     chosen = SpikeRearrange("channels", 1, 3)(x)
     assert chosen.paired
     same(Decode()(chosen), value[:, 1:3])
-    gated = TandemGate()(x, torch.ones(1, 3, 1, 1))
-    assert gated.paired
-    same(Decode()(gated), value)
     for drop in (TandemDropout(0.5), TandemDropout2d(0.5)):
         kept = drop(x.replace(bits=torch.full_like(x.bits[:1], 255), time_steps=8)).count.view(2, 3, 2, -1)
         same(kept[:, :, 0], kept[:, :, 1])
@@ -325,26 +321,13 @@ def test_modules_read_the_pairs_of_a_train():
 
 def test_layers_without_a_relu_give_pairs():
     ann = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Dropout(0.5), nn.Flatten(), nn.Linear(108, 2))
-    network, trains = convert(ann, 8), []
+    x = torch.rand(2, 1, 8, 8, generator=generator(1))
+    network, trains = convert(ann, 8, example=x), []
     for module in network.modules():
         if isinstance(module, TandemConv2d):
             module.register_forward_hook(lambda module, inputs, output: trains.append(output))
-    network(torch.rand(2, 1, 8, 8, generator=generator(1)))
-    assert [x.paired for x in trains] == [True] * len(trains)
-
-
-def test_trains_of_version_0_2_are_not_paired():
-    x = SpikeTrain.__new__(SpikeTrain)
-    y = example(amplitude=3.0)
-    fields = {"bits": y.bits, "time_steps": 9, "_count": None, "_dtype": torch.float32, "amplitude": 3.0}
-    x.__setstate__((None, fields))
-    equal(x, y)
-    assert x.code == SpikeCode(3.0, None)
-    spec = pytree.tree_structure(y)
-    dumped = pytree.treespec_dumps(spec)
-    older = dumped.replace(", 3.0, null, false]", ", 3.0]")
-    assert older != dumped
-    assert pytree.treespec_loads(older) == spec
+    network(x)
+    assert [x.paired for x in trains] == [True]
 
 
 # --- no field is lost ------------------------------------------------------------------------------------------------
@@ -418,7 +401,7 @@ def test_no_field_is_lost(name, counted):
         and name not in ("to", "detach", "deepcopy", "pickle", "window", "replace bits")
         and "frozen" not in name
     ):
-        assert y.carried_count is not None
+        assert y.carried_value is not None
         assert y.count.requires_grad
     same(y.count.detach(), ops.spike_count(y.bits, torch.float64))
 
@@ -439,11 +422,11 @@ def test_replace():
     y = x.replace(dtype=torch.float64)
     assert (y.dtype, y.count.dtype, y.count.requires_grad) == (torch.float64, torch.float64, True)
     y = x.replace(bits=torch.zeros_like(x.bits))
-    assert y.carried_count is None
+    assert y.carried_value is None
     assert not y.count.any()
     assert x.replace(bits=torch.zeros_like(x.bits), count=count).count is count
     assert x.replace(bits=x.bits[:1], time_steps=8).time_steps == 8
-    assert x.replace(count=None).carried_count is None
+    assert x.replace(count=None).carried_value is None
     for changes, error, message in (
         (
             {"steps": 3},
@@ -541,7 +524,7 @@ def test_cat_carries_gradients():
     same(x.count.detach(), torch.cat([y.detach() for y in leaves]))
     for grad in torch.autograd.grad(x.count.sum(), leaves):
         same(grad, torch.ones_like(grad))
-    assert SpikeTrain.cat([a, b.replace(count=None)]).carried_count is None
+    assert SpikeTrain.cat([a, b.replace(count=None)]).carried_value is None
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from tandem_cuda import (
     TandemAdd,
     TandemConv2d,
     TandemDropout,
-    TandemGate,
+    TandemNeurons,
     TandemLinear,
     quantise,
 )
@@ -117,11 +117,11 @@ class DividesByNumbers(TorchDispatchMode):
 @pytest.mark.parametrize("kind", KINDS)
 def test_inference_rounds_alike_on_all_devices(kind):
     net = Layers(*KINDS[kind]).eval()
-    gate = TandemGate(IF(0.5))
+    neurons = TandemNeurons(3, IF(0.5), signed=True)
     net.encode = Encode(3)
     with torch.no_grad(), DividesByNumbers() as mode:
         net(torch.randn(4, 3, 10, 10))
-        gate(SpikeTrain.from_dense((torch.rand(3, 2, 4, 5, 5) < 0.3).float()), torch.rand(2, 4, 1, 1))
+        neurons(torch.randn(2, 4, 5, 5))
         for bits in (4, 8, 16):
             WeightQuantiser(bits)(torch.randn(3, 5))
         torch.ones(1) / 3

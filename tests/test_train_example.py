@@ -218,7 +218,7 @@ NEW_RUNS = {
         ("--model.two_phase", "false"),
         "two_phase: must not be false with radix, got False. Pass radix false for one-phase neurons",
     ),
-    "another size": (("--model.ann.size", "20"), r"--model.ann does not take samples of [1, 28, 28]"),
+    "another size": (("--model.ann.size", "20"), "convert: torch.export cannot export forward of Sequential"),
     "too few outputs": (("--model.ann.classes", "3"), "--model.ann puts out [3] for a sample"),
     "mse of labels": (("--model.loss", "mse"), "--model.ann puts out [10] for a sample. With --model.loss mse"),
     "no time": (("--model.time_steps", "0"), "--model.time_steps must be at least 1, got 0"),
@@ -257,8 +257,11 @@ RESUMED = {
     "other spikes": (("--ckpt_path", "last", "--model.radix", "false"), "was trained with radix = True, this run has"),
     "other input": (("--ckpt_path", "last", "--model.encoding", "radix"), "was trained with encoding = impulse"),
     "other network": (
-        ("--ckpt_path", "last", "--model.ann", "tandem_cuda.models.small_cifarnet"),
-        "the checkpoint is of another network: net.conv1.weight is [32, 1, 3, 3] there and [8, 3, 3, 3] here",
+        (
+            *("--ckpt_path", "last", "--model.ann", "tandem_cuda.models.small_cifarnet"),
+            *("--model.ann.in_channels", "1", "--model.ann.size", "28"),
+        ),
+        "the checkpoint is of another network: net.conv1.weight is [32, 1, 3, 3] there and [8, 1, 3, 3] here",
     ),
     "longer": (("--ckpt_path", "last", "--trainer.max_epochs", "2"), "learning rates are for 1 steps in all"),
 }

@@ -1,7 +1,6 @@
 """Two-phase neurons, which integrate all time steps before they spike: the same in every path."""
 
 import copy
-import json
 import math
 from dataclasses import replace
 
@@ -239,11 +238,11 @@ def test_convert():
     ann = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(4, 2, 3), nn.ReLU(), nn.Flatten(),
                         nn.Linear(8, 2))  # fmt: skip
     neuron = IF(initial=0.5, two_phase=True)
-    snn = convert(ann, 4, neuron=neuron, mode="impulse")
+    x = torch.rand(5, 1, 10, 10, generator=generator(0))
+    snn = convert(ann, 4, neuron=neuron, mode="impulse", example=x)
     waiting = [m.two_phase if hasattr(m, "two_phase") else m.neuron.two_phase for m in snn.modules()
                if hasattr(m, "two_phase") or hasattr(m, "neuron")]  # fmt: skip
     assert waiting == [True] * 3
-    x = torch.rand(5, 1, 10, 10, generator=generator(0))
     calibrated = convert(ann, 64, neuron=neuron, mode="impulse", calibrate=x, percentile=100)
     assert calibrated.snn.get_submodule("0").neuron.two_phase
     torch.testing.assert_close(calibrated(x), ann(x), atol=0.03, rtol=0)
@@ -277,7 +276,7 @@ def test_a_cascade_or_neurons_of_one_phase_stop_early():
     """What the error recommends."""
     torch.manual_seed(0)
     ann, x = nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 4)), torch.rand(9, 6)
-    snn = convert(ann, 2, neuron=IF(initial=0.5, two_phase=True)).eval()
+    snn = convert(ann, 2, neuron=IF(initial=0.5, two_phase=True), example=x).eval()
     stages = []
     for steps in (2, 4):
         snn.set_time_steps(steps)
@@ -285,14 +284,14 @@ def test_a_cascade_or_neurons_of_one_phase_stop_early():
     with pytest.raises(ValueError, match=f"{CASCADE}; {ONE_PHASE}$"):
         stages[1].predict(x, 0.1)
     assert Cascade(stages).predict(x, 0.1).steps.tolist() == [2] * 9
-    one_phase = freeze(convert(ann, 4, neuron=IF(initial=0.5)).eval())
+    one_phase = freeze(convert(ann, 4, neuron=IF(initial=0.5), example=x).eval())
     assert one_phase.predict(x, 0.1).steps.tolist() == [1] * 9
     stream = one_phase.stream(x)
     stream.advance(1)
     same(stream.advance(3), one_phase(x))
 
 
-def test_gates_wait_whatever_their_neurons():
+def test_analogue_calls_wait_whatever_their_neurons():
     def run(n, x):
         x = torch.relu(n.first(x))
         x = x * torch.sigmoid(n.gate(x.mean((2, 3), keepdim=True)))
@@ -300,7 +299,7 @@ def test_gates_wait_whatever_their_neurons():
 
     x = torch.rand(5, 1, 8, 8, generator=generator(0))
     ann = Net(run, first=nn.Conv2d(1, 4, 3), gate=nn.Conv2d(4, 4, 1), last=nn.Conv2d(4, 2, 1))
-    snn = convert(ann.eval(), 2, neuron=IF(initial=0.5), gates="analogue").eval()
+    snn = convert(ann.eval(), 2, neuron=IF(initial=0.5), example=x).eval()
     stages = []
     for steps in (2, 4):
         snn.set_time_steps(steps)
@@ -323,20 +322,6 @@ def test_a_state_is_refused():
         ref.integrate_and_fire(torch.zeros(2, 6), 8, state=torch.zeros(1, 2, 6), neuron=neuron)
 
 
-def test_files_name_it_only_where_it_is_set(tmp_path):
-    assert "two_phase" not in IF().settings()
-    neuron = IF(0.5, initial=0.25, two_phase=True)
-    assert neuron.settings()["two_phase"] == 1
-    assert IF.of_settings("layer", json.loads(json.dumps(neuron.settings()))) == neuron
-    with pytest.raises(ValueError, match=r"layer: setting two_phase must be 0 or 1, got 0\.5"):
-        IF.of_settings("layer", {**neuron.settings(), "two_phase": 0.5})
-    frozen = freeze(nn.Sequential(Encode(2), TandemConv2d(1, 1, 1), SpikingAvgPool2d(2), Decode()))
-    assert all("two_phase" not in layer.settings() for layer in frozen.layers)
-    assert [layer.format for layer in frozen.layers] == [1] * 4
-    frozen = freeze(nn.Sequential(Encode(2), TandemConv2d(1, 1, 1, neuron=IF(two_phase=True)), Decode()))
-    assert [layer.format for layer in frozen.layers] == [1, 2, 1]
-
-
 def test_nir_says_that_it_has_no_such_neurons():
     pytest.importorskip("nir")
     from tandem_cuda.exchange import to_nir
@@ -351,8 +336,8 @@ def test_nir_says_that_it_has_no_such_neurons():
     ann = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(8, 2))
     x = torch.rand(1, 1, 6, 6)
     with pytest.raises(ValueError, match=r"leave it out, as IF\(\) does"):
-        to_nir(convert(ann, 4, neuron=IF(two_phase=True)), x)
-    assert to_nir(convert(ann, 4, neuron=IF()), x).nodes
+        to_nir(convert(ann, 4, neuron=IF(two_phase=True), example=x), x)
+    assert to_nir(convert(ann, 4, neuron=IF(), example=x), x).nodes
 
 
 def test_bad_values():

@@ -355,16 +355,17 @@ def potentials(monkeypatch):
     """The final membrane potentials of all neurons that fire meanwhile: they tell currents apart to the last bit."""
     seen = []
 
-    def watched(operator):
+    def watched(operator, want_state):
         def call(*arguments, **named):
-            out = operator(*arguments, **{**named, "want_state": True})
+            out = operator(*arguments[:want_state], True, *arguments[want_state + 1 :], **named)
             seen.append(out[2].detach().clone())
             return out
 
         return call
 
-    for name in ("spiking_linear", "spiking_conv2d", "integrate_and_fire"):
-        replace_operator(monkeypatch, name, watched(getattr(ops, name)))
+    operators = torch.ops.tandem_cuda
+    for name, want_state in (("spiking_product", 16), ("integrate_and_fire", 9)):
+        monkeypatch.setattr(operators, name, watched(getattr(operators, name), want_state))
     return seen
 
 

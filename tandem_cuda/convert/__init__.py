@@ -1,21 +1,31 @@
-"""Convert a PyTorch CNN to a tandem SNN that shares its parameters."""
+"""Convert a PyTorch network to a tandem SNN that shares its parameters."""
 
-from . import builtin_functions as builtin_functions  # registers the rules for PyTorch's layers and functions
+from . import rules as rules
 from .calibrate import Calibration
-from .example import sized_as_traced
+from .call import Call
+from .from_quantised import from_quantised
 from .make import convert
 from .network import TandemNetwork
 from .qcfs import from_qcfs
+from .record import AnalogueCall
 from .report import ConversionReport, ConvertedLayer
-from .writer import flattened_to
+from .rules import activations as _activations  # noqa: F401  # registers the rules
+from .rules import joins as _joins  # noqa: F401
+from .rules import moves as _moves  # noqa: F401
+from .rules import pools as _pools  # noqa: F401
+from .rules import register
+from .writer import Analogue
 
 __all__ = [
+    "Analogue",
+    "AnalogueCall",
     "Calibration",
+    "Call",
     "ConversionReport",
     "ConvertedLayer",
     "TandemNetwork",
     "convert",
-    "flattened_to",
     "from_qcfs",
-    "sized_as_traced",
+    "from_quantised",
+    "register",
 ]

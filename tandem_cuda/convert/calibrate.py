@@ -15,9 +15,8 @@ from .._progress import progress
 from ..neuron import Neuron, of_settings
 from ..nn.modes import evaluating
 from ..ops import checks
-from .batches import Batch, copied
-from .run_graph import Showing
-from .trace import Traced
+from .batches import Batch, copied, samples_of
+from .graph import Graph
 from .values import SpikingLayer
 
 Level = float | Tensor
@@ -30,10 +29,11 @@ class Calibration:
 
     Examples:
         >>> ann = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
-        >>> snn = convert(ann, time_steps=8, calibrate=torch.rand(16, 1, 28, 28))
+        >>> images = torch.rand(16, 1, 28, 28)
+        >>> snn = convert(ann, time_steps=8, calibrate=images)
         >>> list(snn.calibration.levels)
         ['0']
-        >>> again = convert(ann, time_steps=8, calibrate=snn.calibration)
+        >>> again = convert(ann, time_steps=8, calibrate=snn.calibration, example=images)
     """
 
     time_steps: int
@@ -92,8 +92,9 @@ class Calibration:
 
         Examples:
             >>> ann = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
-            >>> state = convert(ann, time_steps=8, calibrate=torch.rand(16, 1, 28, 28)).state_dict()
-            >>> again = convert(ann, time_steps=8, calibrate=Calibration.of_state(state))
+            >>> images = torch.rand(16, 1, 28, 28)
+            >>> state = convert(ann, time_steps=8, calibrate=images).state_dict()
+            >>> again = convert(ann, time_steps=8, calibrate=Calibration.of_state(state), example=images)
             >>> again.load_state_dict(state)
             <All keys matched successfully>
         """
@@ -126,7 +127,7 @@ class Measure(Protocol):
         """Add the activations of a batch, [C, M], which has ``share`` of all samples."""
 
 
-def observe(trace: Traced, batches: Sequence[Batch], *measures: Measure) -> None:
+def observe(graph: Graph, batches: Sequence[Batch], *measures: Measure) -> None:
     """Run the ANN on each batch once, and show its activations to all measures.
 
     Raises:
@@ -148,12 +149,11 @@ def observe(trace: Traced, batches: Sequence[Batch], *measures: Measure) -> None
         for layer, measure in seen[node]:
             measure.add(layer, layer.by_channel(layer.activation(value)), share)
 
-    samples = sum(len(batch[0]) for batch in batches)
-    ann = Showing(trace.root, trace.graph, show)
-    with evaluating(trace.root), torch.no_grad():
+    samples = sum(map(samples_of, batches))
+    with evaluating(graph.ann), torch.no_grad():
         for batch in progress(batches, "convert: calibrating"):
-            share = len(batch[0]) / max(samples, 1)
-            ann.run(*copied(batch))
+            share = samples_of(batch) / max(samples, 1)
+            graph.run(copied(batch), show)
 
 
 def checked_levels(names: Mapping[str, int | None], pools: list[str], levels: Mapping[str, Any]) -> dict[str, Level]:

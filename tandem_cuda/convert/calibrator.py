@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from ..neuron import IF, Neuron, RadixIF, check_neuron
 from ..neuron.radix_if import MOST_STEPS
-from ..nn.modes import evaluating
+from ..nn import TandemNeurons
 from ..nn.quantiser import WeightQuantiser
 from ..nn.tandem import TandemLayer
 from ..ops import checks
@@ -19,7 +19,6 @@ from .batches import Batch
 from .calibrate import Calibration, LeastErrors, Percentiles, checked_levels, observe
 from .conversion import Conversion
 from .corrections import Means, find_corrections, weight_layer
-from .run_graph import check_traced
 from .values import SpikingLayer
 
 COUNTING = IF(initial=0.5, two_phase=True)
@@ -85,13 +84,13 @@ class CalibrationSettings:
                 raise ValueError(f"convert: {error}") from None
         return neuron
 
-    def channels(self, earlier: Calibration | None) -> bool | None:
-        """Whether each channel gets a threshold; None if that depends on whether all parts of the ANN can take it."""
+    def channels(self, earlier: Calibration | None) -> bool:
+        """Whether each channel gets a threshold."""
         if self.calibrate is None:
             return False
         if earlier is not None:
             return any(isinstance(level, Tensor) and level.dim() for level in earlier.levels.values())
-        return self.per_channel
+        return self.per_channel is not False
 
     def not_default(self, neuron: Neuron | None, time_steps: int, mode: str | None) -> list[str]:
         """Return the names of the arguments that make a network less accurate than the defaults.
@@ -109,10 +108,6 @@ class CalibrationSettings:
         return [name for name, differs in worse.items() if differs]
 
 
-_CHECKED = 2
-"""Samples on which the graph is compared with the ANN, besides the example's."""
-
-
 class Calibrator:
     """Finds the levels and the corrections for the layers of a conversion.
 
@@ -123,7 +118,7 @@ class Calibrator:
     """
 
     def __init__(self, conversion: Conversion, snn: fx.GraphModule, settings: CalibrationSettings) -> None:
-        self.trace, self.writer = conversion.trace, conversion.writer
+        self.graph, self.writer = conversion.source, conversion.writer
         self.options, self.snn, self.settings = conversion.writer.options, snn, settings
         self.means: Means | None = None
 
@@ -132,9 +127,6 @@ class Calibrator:
 
         The same runs of the ANN measure what :meth:`corrections` needs.
         """
-        root, graph = self.trace.root, self.trace.graph
-        with evaluating(root), torch.no_grad():
-            check_traced(root, graph, *(x[:_CHECKED] for x in batches[0]))
         unknown = [layer for layer in self.writer.layers if layer.level is None]
         layers = [self._measured(layer, self._has_level_of_channels(layer)) for layer in unknown]
         # Signed poolings cannot be measured: the ANN never computes the average of the positive part alone.
@@ -146,7 +138,7 @@ class Calibrator:
             measure = LeastErrors(layers, self.options.time_steps, self.options.neuron)
         corrects = self.settings.correct_bias is not False and self.options.mode != "spikes"
         self.means = self._means() if corrects else None
-        observe(self.trace, batches, measure, *() if self.means is None else [self.means])
+        observe(self.graph, batches, measure, *() if self.means is None else [self.means])
         return self.fitting(Calibration(self.options.time_steps, measure.levels()))
 
     def fitting(self, earlier: Calibration) -> Calibration:
@@ -175,8 +167,8 @@ class Calibrator:
         """Correct the biases of the spiking twin, which has its levels, and return the corrections."""
         if self.means is None or self._rounds():  # the levels may change how the ANN's weights are rounded
             self.means = self._means()
-            observe(self.trace, batches, self.means)
-        return find_corrections(self.means, batches, self.snn)
+            observe(self.graph, batches, self.means)
+        return find_corrections(self.means, [self.graph.inputs.leaves(x) for x in batches], self.snn)
 
     def _means(self) -> Means:
         corrected = [layer for layer in self.writer.layers if self._holder(layer) is not None]
@@ -189,13 +181,12 @@ class Calibrator:
         return weight_layer(self.snn.get_submodule(layer.name))
 
     def _has_level_of_channels(self, layer: SpikingLayer) -> bool:
-        return bool(self.options.per_channel) and self._holder(layer) is not None
+        module = self.snn.get_submodule(layer.name)
+        return self.options.per_channel and (isinstance(module, TandemNeurons) or self._holder(layer) is not None)
 
     def _measured(self, layer: SpikingLayer, each_channel: bool) -> SpikingLayer:
         """Return a layer with the node whose values are measured, of each channel or of the whole layer."""
         if not each_channel:
             return replace(layer, channels=None)
-        holder = self._holder(layer)
-        assert layer.values is not None  # every layer with weights has both
-        assert holder is not None
-        return replace(layer, node=layer.values, dim=holder.synapses.features)
+        assert layer.values is not None
+        return replace(layer, node=layer.values)

@@ -1,141 +1,192 @@
-"""A call in the ANN's forward, as a conversion rule sees it."""
+"""An ATen call of the ANN, as a conversion rule sees it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from ..nn.batch_norm import FrozenBatchNorm2d
-from ..nn.movements import END
-from .advice import BY_A_TENSOR, COUNTED, FUNCTION_ADVICE, MULTIPLIED, NEGATIVE, NOTHING_ELSE, advice_against
-from .constants import constant_of, is_constant, names_of, of_channels
-from .leaks import leaking
-from .nodes import asks_for_size, keeps_samples, kind_of, leading_to, module_of, owner_of, reads_batch_size
-from .pixels import check_sizes
-from .proxy_types import NUMBERS, class_of
-from .values import (
-    BATCH,
-    SPIKES,
-    UNKNOWN,
-    Average,
-    Branch,
-    Current,
-    Grouped,
-    Pieces,
-    Pooled,
-    Real,
-    Resize,
-    Size,
-    Sizes,
-    Slope,
-    Train,
-    number_of,
-    number_of_channels,
-    shape_of,
-)
-from .weight_rules import RULES, Unconvertible, WeightRule, weights_of
-from .writer import Writer
+from .values import SPIKES, Branch, Current, Grouped, Pieces, Pooled, Real, Resize, Slope, Train
+from .weights import bound_arguments
+from .writer import Analogue, Writer
 
 
 class Call:
-    """A call in the ANN's forward, as a rule sees it.
+    """An ATen call of the ANN.
 
-    A rule returns the result of one of these methods, or ``input`` itself for a call that changes nothing. Rules are
-    not used before the first weight layer or after the last one, where all inputs are real: calls there stay as they
-    are.
+    ``call["dim"]`` is the argument of this name in the call's schema, or its default: a number, a list, or a
+    ``torch.fx.Node`` for a tensor or for a size that depends on the batch. The first argument is :attr:`input`.
+
+    Rules are used only where the input is spikes, or linear in spikes, and a weight layer follows.
 
     Examples:
-        >>> from tandem_cuda.convert.rules import register
-        >>> class Double(nn.Module):
-        ...     def forward(self, x):
-        ...         return 2 * x
-        >>> register(Double, lambda call: call.affine(2.0))
-        >>> ann = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), Double(), nn.ReLU(), nn.Linear(3, 2))
-        >>> convert(ann, time_steps=8)(torch.rand(1, 4)).shape
-        torch.Size([1, 2])
+        >>> from tandem_cuda.convert import Analogue, Call
+        >>> def clamp_min(call: Call):  # the rule of x.clamp_min(0)
+        ...     if call["min"] != 0:
+        ...         raise Analogue("its bound is not 0")
+        ...     return call.fire()
     """
 
-    def __init__(self, writer: Writer, node: fx.Node, module: nn.Module | None = None) -> None:
-        self._writer = writer
-        self.node = node
-        """The call's node in the torch.fx graph."""
-        self.module: Any = module_of(writer.ann, node) if module is None else module
-        """The module that is called; None for a function."""
-        named = {name: x for name, x in node.kwargs.items() if node.args or name != "input"}
-        self._inputs = node.args or tuple(x for name, x in node.kwargs.items() if name == "input")
-        self.args: tuple[Any, ...] = fx.node.map_arg(self._inputs, self._argument)
-        """The positional arguments, and torch's ``input`` first. In place of a tensor stands its value in the SNN, in
-        place of a known size its number."""
-        self.kwargs: dict[str, Any] = fx.node.map_arg(named, self._argument)
-        """The keyword arguments but ``input``, with the same replacements."""
-        self._other_input: Any = None
+    def __init__(self, writer: Writer, node: fx.Node, part: fx.Node | None = None) -> None:
+        self._writer, self.node, self._part = writer, node, part
+        """``node``: the call's node in the ANN's graph."""
+        self._given = bound_arguments(node)
+        self.source: fx.Node = node.all_input_nodes[0]
+        """The node of the first argument."""
 
-    def _argument(self, node: fx.Node) -> Any:
-        x = self._writer.value(node)
-        if isinstance(x, Real) and class_of(node) in NUMBERS:
-            x = self._size_of_input(node)
-        return tuple(map(number_of, x.sizes)) if isinstance(x, Sizes) else number_of(x)
-
-    def _size_of_input(self, node: fx.Node) -> Size:
-        """Return a size of a real value: the batch size if all spikes have it, too, else a size that is not known."""
-        before = [x for x in leading_to([self.node]) if isinstance(self._writer.values.get(x), Real)]
-        tensors = [x for x in before if class_of(x) is torch.Tensor and x not in self._writer.gates]
-        is_batch = reads_batch_size(node) and all(keeps_samples(x, self._writer.ann) for x in tensors)
-        return BATCH if is_batch else UNKNOWN
+    def __getitem__(self, name: str) -> Any:
+        return self._given[name]
 
     @property
-    def engine(self) -> str:
-        """The ``engine`` argument of ``convert``, for spiking products."""
-        return self._writer.options.engine
+    def shape(self) -> tuple[int, ...]:
+        """The sizes of the input behind the batch."""
+        return self._writer.shape(self.source)
 
     @property
-    def sizes(self) -> torch.Size | None:
-        """The sizes of the first input without the batch size; None in a network that takes images of all sizes."""
-        first = self._first()
-        return None if first is None or self._other_input is not None else self._writer.trace.fixed_sizes(first)
+    def shape_after(self) -> tuple[int, ...]:
+        """The sizes of the result behind the batch; of a part of the result, its sizes."""
+        return self._writer.shape(self._part or self.node)
 
     @property
-    def sizes_after(self) -> torch.Size | None:
-        """The sizes of the call's result in the ANN, as :attr:`sizes`."""
-        return self._writer.trace.fixed_sizes(self.node)
+    def index(self) -> int:
+        """The number of the part of the result that is converted."""
+        assert self._part is not None
+        index: Any = self._part.args[1]
+        return index
 
     @property
-    def example_size(self) -> torch.Size | None:
-        """The size of the ANN's first argument for the example; None without an example."""
-        first = self._first()
-        return None if first is None else self._writer.trace.sizes.get(first)
+    def keeps_samples(self) -> bool:
+        """Whether the result has as many samples as the input."""
+        one, other = self.source.meta["val"].shape[0], self.node.meta["val"].shape[0]
+        return str(one) == str(other)
 
     @property
     def value(self) -> Any:
-        """The first argument: spikes, or the currents of weight layers before their neurons.
+        """The input as it is known: spikes, an average, or a current.
 
         Raises:
-            Unconvertible: the first argument is something else.
+            Analogue: the input is something else.
         """
-        first = self._first()
-        x = self._other_input or (None if first is None else self._writer.value(first))
+        x = self._writer.value(self.source)
         if not isinstance(x, SPIKES):
-            is_module = self.node.op == "call_module"
-            advice = NOTHING_ELSE if is_module else FUNCTION_ADVICE.get(self.node.target, NOTHING_ELSE)
-            raise Unconvertible(advice_against(x) or advice)
+            raise Analogue("its input is real")
         return x
 
     @property
     def input(self) -> Any:
-        """:attr:`value`, for rules that transform it. Currents that are used elsewhere, too, get neurons.
+        """:attr:`value`, for rules that transform it. Currents that are used elsewhere, too, get neurons."""
+        x = self.value
+        if isinstance(x, Current) and len(self.source.users) > 1:
+            return self._writer.spikes(self.source)
+        return x
+
+    def ints(self, name: str) -> Any:
+        """Return an argument that is a number or a list of numbers.
 
         Raises:
-            Unconvertible: the first argument is neither spikes nor currents.
+            Analogue: a size in it depends on the batch.
         """
-        x, first = self.value, self._first()
-        if self._other_input is not None or not isinstance(x, Current):
-            return x
-        is_shared = sum(not asks_for_size(user) for user in first.users) > 1
-        return self._writer.train(first) if is_shared else x
+        x = self[name]
+        if isinstance(x, fx.Node) or (isinstance(x, (list, tuple)) and any(isinstance(i, fx.Node) for i in x)):
+            raise Analogue(f"its {name} depends on the batch")
+        return x
+
+    # -- what a rule returns
+
+    def parts(self, rule: Callable[[Call], Any]) -> Any:
+        """Convert a call that returns several tensors: each one by ``rule``, when it is taken."""
+        _ = self.value
+        return Pieces(lambda part: rule(Call(self._writer, self.node, part)))
+
+    def passed(self) -> Any:
+        """Return the input as it is."""
+        x = self._writer.value(self.source)
+        if not isinstance(x, (*SPIKES, Grouped)):
+            raise Analogue("its input is real")
+        if isinstance(x, Current) and len(self.source.users) > 1:
+            return self._writer.spikes(self.source)
+        return x
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether the channels of the input are viewed as groups."""
+        return isinstance(self._writer.value(self.source), Grouped)
+
+    def grouped(self, groups: int) -> Any:
+        """View the channels of images as groups."""
+        x = self._writer.spikes(self.source)
+        if x.features:
+            raise Analogue("it splits a dimension of pixels")
+        return Grouped(x, groups)
+
+    def swapped_groups(self) -> Any:
+        """Transpose the groups and the channels in a group."""
+        x: Grouped = self._writer.value(self.source)
+        return replace(x, swapped=not x.swapped)
+
+    def ungrouped(self) -> Any:
+        """View groups of channels as channels again, which are shuffled if groups were transposed."""
+        x: Grouped = self._writer.value(self.source)
+        if self.shape_after != x.x.shape:
+            raise Analogue("it has no form for spikes with these sizes")
+        if not x.swapped:
+            return x.x
+        return self._writer.rearranged(x.x, "channel_shuffle", x.groups, shape=x.x.shape)
+
+    def unflattened(self, shape: tuple[int, ...]) -> Any:
+        """Make lines or images of features [N, F]."""
+        x = self._writer.spikes(self.source)
+        channels, *rest = shape
+        image = (channels, *[1] * (2 - len(rest)), *rest)
+        train = self._writer.rearranged(x, "unflatten", *image, shape=image)
+        return train if len(rest) == 2 else self._writer.flattened(train, 2, 3, shape)
+
+    def sliced(self, dim: int, part: slice, single: bool = False) -> Any:
+        """Take a range of a dimension behind the batch; ``single``: the range is one value, without its dimension."""
+        x, after = self.input, self.shape_after
+        if isinstance(x, Pooled) or (isinstance(x, Current) and (single or x.deferred)):
+            x = self._writer.spikes(self.source)
+        size = self.shape[dim - 1]
+        start, stop, step = part.indices(size)
+        shape = list(self.shape)
+        shape[dim - 1] = len(range(start, stop, step))
+
+        def taken(train: Train) -> Train:
+            if dim == 1 and not train.features and step == 1:
+                train = self._writer.rearranged(train, "channels", start, stop, shape=tuple(shape))
+            else:
+                train = self._writer.rearranged(train, "slice", dim, start, stop, step, shape=tuple(shape))
+            if not single:
+                return train
+            return self._writer.flattened(train, *((dim, dim + 1) if dim < len(shape) else (dim - 1, dim)), after)
+
+        return self._deferred(x, taken)
+
+    def of_line(self, module: nn.Module) -> Any:
+        """Apply a module for images to lines [N, C, L], as images of height 1."""
+        x = self._writer.spikes(self.source, features=False)
+        channels, length = x.shape
+        image = self._writer.rearranged(x, "unsqueeze", shape=(channels, 1, length))
+        pooled = self._writer.called(image, self.node, module)
+        sizes = (channels, 1, self.shape_after[1] if len(self.shape_after) > 1 else 1)
+        pooled = replace(pooled, shape=sizes)
+        if len(self.shape_after) == 1:
+            return self._writer.flattened(pooled, 1, 3, self.shape_after)
+        return self._writer.flattened(pooled, 2, 3, self.shape_after)
+
+    def line_or_image(self, how: str, arguments: Any) -> Any:
+        """Rearrange the pixels of an image, or of a line as an image of height 1."""
+        if len(self.shape) == 3:
+            return self.rearrange(how, *arguments)
+        x = self._writer.spikes(self.source, features=False)
+        channels, length = x.shape
+        image = self._writer.rearranged(x, "unsqueeze", shape=(channels, 1, length))
+        after = self.shape_after
+        moved = self._writer.rearranged(image, how, *arguments, shape=(channels, 1, after[1]))
+        return self._writer.flattened(moved, 2, 3, after)
 
     def fire(
         self, bound: Any = None, slope: Slope | None = None, both: bool = False, of: Any = None, level: Any = None
@@ -150,13 +201,29 @@ class Call:
             of: what the activation reads, in place of the input: the result of another method.
             level: T times the threshold, or the level of RadixIF neurons. By default, calibration finds it.
         """
-        if slope is not None:
-            return leaking(self, self._writer, slope)
         x = self.input if of is None else of
+        if slope is not None:
+            return self._leaking(x, slope)
         if bound is not None and isinstance(x, Current) and x.rescales:
-            x = self.spikes()
+            x = self._writer.spikes(self.source)
         signed = both and not (x.is_positive if isinstance(x, Current) else not x.signed)
         return self._writer.write_neurons(self.node, x, signed=signed, bound=bound, level=level)
+
+    def _leaking(self, x: Any, slope: Slope) -> Any:
+        """Write neurons for both signs, whose negative ones count times the slope."""
+        if not isinstance(x, Current):
+            if not x.signed:
+                return x
+            x = Current([Branch(self._writer.spikes(self.source))])
+        if x.is_positive:
+            return self._writer.write_neurons(self.node, x)
+        slopes = torch.as_tensor(slope)
+        if bool((slopes < 0).any()) and not self._writer.options.neuron.two_phase:
+            raise Analogue("its slope is negative, and its neurons do not wait for all time steps")
+        rows = slopes.numel() > 1 and x.features  # channels are dimension 1, features are the last
+        if rows or x.deferred:
+            x = Current([Branch(self._writer.spikes(self.source, features=False if rows else None))])
+        return self._writer.write_neurons(self.node, x, signed=True, slope=slope)
 
     def apply(self, module: nn.Module, *, commutes: bool = False, pairs: bool = False) -> Any:
         """Replace the call by a module that takes a SpikeTrain and returns one.
@@ -169,322 +236,257 @@ class Call:
                 trains.
 
         Raises:
-            Unconvertible: without ``pairs``, the input may be negative, and no ReLU follows.
+            Analogue: without ``pairs``, the input may be negative, and no ReLU follows.
         """
         x = self.input if commutes else self.spikes()
-        x = self._writer.spikes(x) if isinstance(x, Pooled) else x
-        if isinstance(x, Train) and x.signed and not pairs:
-            raise Unconvertible(NEGATIVE)
+        x = self._writer.spikes(self.source) if isinstance(x, Pooled) else x
+        if isinstance(x, Train):
+            x = self._by_channel(x)
+            if x.signed and not pairs:
+                raise Analogue("its input may be negative")
+        shape, pixels = self.shape_after, len(self.shape)
 
-        def step(value: Any) -> Any:
-            value = self._writer.by_channel(value) if isinstance(value, Train) else value
-            return self._writer.called(value, self.node, module)
+        def step(train: Train) -> Train:
+            pooled = self._writer.called(train, self.node, module)
+            if len(shape) == pixels:
+                return replace(pooled, shape=shape)
+            return self._without_pixels(replace(pooled, shape=self._kept(shape)), shape)
 
-        x = self._writer.apply_or_defer(x, step)
-        return replace(x, wants_relu=self.node) if isinstance(x, Current) and not pairs else x
+        x = self._deferred(x, step)
+        return replace(x, wants_relu=True) if isinstance(x, Current) and not pairs else x
+
+    def _kept(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the sizes of a reduction's result as if it had kept the reduced dimensions."""
+        dims = self["dim"]
+        reduced = {d % (1 + len(self.shape)) for d in ([dims] if isinstance(dims, int) else dims)}
+        return tuple(1 if i in reduced else size for i, size in enumerate(self.shape, 1))
+
+    def _without_pixels(self, train: Train, shape: tuple[int, ...]) -> Train:
+        """Drop the dimensions of size 1 that a reduction leaves."""
+        end = len(train.shape)
+        return self._writer.flattened(train, 1 if len(shape) == 1 else end - 1, end, shape)
+
+    def _by_channel(self, x: Train) -> Train:
+        if x.features:
+            return self._writer.spikes(self.source, features=False)
+        return x
+
+    def _deferred(self, x: Any, step: Callable[[Train], Train], flat: bool = False) -> Any:
+        """Apply a step to spikes, or defer it: until after the neurons, or until the average has its form."""
+        if isinstance(x, Train):
+            return step(x)
+        if isinstance(x, Pooled):
+            return replace(x, shape=self.shape_after, deferred=[*x.deferred, step], flat=x.flat or flat)
+        return replace(x, deferred=[*x.deferred, step], origin=x.origin or self.source)
 
     def rearrange(self, how: str, *arguments: int) -> Any:
         """Move neurons, as :class:`tandem_cuda.nn.SpikeRearrange` does."""
         x = self.input
-        if x.dims not in (None, 4) and how not in ("channels", "channel_shuffle", "channel_pad", "unflatten"):
-            raise Unconvertible("use images [N, C, H, W], for which it has a spiking form")
-        x = self._writer.spikes(x) if isinstance(x, Pooled) else x
-        return self._writer.apply_or_defer(x, lambda train: self._writer.rearranged(train, how, *arguments))
+        if isinstance(x, Pooled):
+            x = self._writer.spikes(self.source)
+        if isinstance(x, Train) and x.features and how not in ("slice", "unsqueeze"):
+            x = self._by_channel(x)
+        shape = self.shape_after
+        return self._deferred(x, lambda train: self._writer.rearranged(train, how, *arguments, shape=shape))
 
-    def sliced(self, parts: dict[int, slice], single: Collection[int] = ()) -> Any:
-        """Slice dimensions behind the batch; ``single`` are dimensions whose one element is taken, without them."""
+    def flatten(self, start: int = 1, end: int = -1) -> Any:
+        """Flatten dimensions ``start`` to ``end``; the result has the sizes of the call's result."""
+        x, shape = self.input, self.shape_after
+        end = end % (1 + len(self.shape))
+        whole = len(shape) == 1
+
+        def step(train: Train) -> Train:
+            return self._writer.flattened(train, start, end, shape)
+
+        if isinstance(x, Current) and not whole and (x.features or start < 2):
+            x = self._writer.spikes(self.source)
+        return self._deferred(x, step, flat=whole)
+
+    def average(self, pool: Any) -> Any:
+        """Pool images of spikes by averaging, as ``pool`` does. What reads the averages decides on their form."""
         x = self.input
-        x = self._writer.spikes(x) if isinstance(x, Pooled) else x
-        numbers = [
-            (dim, part.start or 0, END if part.stop is None else part.stop, part.step or 1)
-            for dim, part in parts.items()
-        ]
+        x = self._writer.spikes(self.source) if isinstance(x, Current) else x
+        if isinstance(x, Train):
+            x = self._by_channel(x)
+        if isinstance(x, Pooled) and x.deferred:
+            x = self._writer.spikes(self.source)
+        own = after = self.shape_after
+        steps: list[Callable[[Train], Train]] = []
+        if len(self.shape) == 2:  # a line is an image of height 1
+            x = x if isinstance(x, Train) else self._writer.spikes(self.source)
+            x = self._writer.rearranged(x, "unsqueeze", shape=(x.shape[0], 1, x.shape[1]))
+            own = (after[0], 1, after[1] if len(after) > 1 else 1)
+            steps = [lambda train: self._writer.flattened(train, 1 if len(after) == 1 else 2, 3, after)]
+        elif len(after) < len(self.shape):
+            own = self._kept(after)
+            steps = [lambda train: self._without_pixels(train, after)]
+        pooled = Pooled(self.node, pool, x, own, after, steps, len(after) == 1)
+        return pooled if self._writer.options.calibrated else self._writer.pooled(pooled, "neurons")
 
-        def step(train: Any) -> Any:
-            for part in numbers:
-                train = self._writer.rearranged(train, "slice", *part)
-            return train
+    def drop(self, kind: Any) -> Any:
+        """Apply dropout to spikes with a module of class ``kind``; to real averages, torch's own."""
+        x, p = self.input, self["p"]
 
-        x = self._writer.apply_or_defer(x, step)
-        if not single:
-            return x
-        return self._writer.flattened(x, 2 if x.dims == 4 and len(single) == 1 else 1, 3 if x.dims == 4 else 2)
-
-    def average(self, pool: Average, *, keepdim: bool = True) -> Any:
-        """Pool spikes by averaging, and flatten the result if not ``keepdim``.
-
-        The averages get neurons; in a calibrated network only where nothing else is possible.
-        """
-        x = self.input
-        x = self.spikes() if isinstance(x, Current) else x
-        pooled = Pooled(self.node, pool, x, dims=x.dims)
-        average = pooled if self._writer.options.calibrated else self._writer.spikes(pooled)
-        return average if keepdim else self._writer.flattened(average)
-
-    def drop(self, kind: type[Any]) -> Any:
-        """Apply dropout to spikes with a module of class ``kind``, or the ANN's own module to real averages."""
-
-        def make(train: Train) -> Any:
-            dropout = kind(self.module.p)
+        def step(train: Train) -> Train:
+            dropout = kind(p)
             dropout.copies = train.windows
-            return dropout
+            dropped = self._writer.called(train, self.node, dropout)
+            return replace(dropped, dropout=train.dropout / (1 - p) if p < 1 else 0.0)
 
-        return self._drop(make)
-
-    def drop_samples(self, make: Callable[[], nn.Module]) -> Any:
-        """Apply a module that silences samples to spikes, or the ANN's own module to real averages."""
-        return self._drop(lambda train: make())
-
-    def _drop(self, make: Callable[[Train], Any]) -> Any:
-        def step(value: Any) -> Any:
-            return self._writer.called(value, self.node, self.module if isinstance(value, Real) else make(value))
-
-        x = self._writer.apply_or_defer(self.input, step)
+        x = self._deferred(x, step)
         return replace(x, rescales=True) if isinstance(x, Current) else x
 
-    def flatten(self, start_dim: int = 1, end_dim: int = -1) -> Any:
-        """Apply ``SpikeTrain.flatten``."""
-        return self._writer.flattened(self.input, start_dim, end_dim)
-
-    def flatten_to(self, features: int) -> Any:
-        """Flatten all dimensions but the first. The SNN's forward raises if the result does not have ``features``."""
-        return self._writer.flattened_to(self.input, features)
-
     def add(self, *, subtract: bool = False, alpha: float = 1.0) -> Any:
-        """Add all arguments, which may be currents of weight layers and spikes. A ReLU of the sum is a TandemAdd.
+        """Add two tensors, which may be currents of weight layers and spikes. A ReLU of the sum is a TandemAdd.
 
         Args:
             subtract: take the second argument from the first.
             alpha: the factor of the second argument.
         """
+        summands = [x for x in (self["self"], self["other"]) if isinstance(x, fx.Node)]
+        writer = self._writer
+        shapes = [writer.shape(x) for x in summands]
+        if len({*shapes}) > 1 or not all(
+            str(x.meta["val"].shape[0]) == str(self.node.meta["val"].shape[0]) for x in summands
+        ):
+            raise Analogue("it broadcasts")
+        values = [writer.value(x) for x in summands]
+        if not all(isinstance(x, SPIKES) for x in values):
+            raise Analogue("it adds a real value to spikes")
         branches: list[Branch] = []
-        summands = (*self._inputs, *(x for name, x in self.node.kwargs.items() if name not in ("input", "alpha")))
-        factors = [1.0, *[-alpha if subtract else alpha] * (len(summands) - 1)]
-        for argument, factor in zip(summands, factors, strict=True):
-            node = self._spiking(argument, "add")
-            x = self._writer.value(node)
+        for node, factor in zip(summands, [1.0, -alpha if subtract else alpha], strict=True):
+            x = writer.value(node)
             once = len(node.users) == 1 and summands.count(node) == 1
             if isinstance(x, Current) and factor == 1 and once and x.is_sum:
                 branches += x.branches
             else:
-                branches.append(Branch(self._writer.train(node), factor=factor))
-        if len({branch.features for branch in branches if branch.dims != 2}) > 1:
+                train = writer.spikes(node)
+                if train.windows > 1:
+                    raise Analogue("it adds windows")
+                branches.append(Branch(train, factor=factor))
+        if len({branch.features for branch in branches if branch.train.dims != 2}) > 1:
             # Pairs would lie along two dimensions.
-            nodes = [self._spiking(argument, "add") for argument in summands]
-            trains = [self._writer.by_channel(self._writer.train(node)) for node in nodes]
+            if any(branch.layer is not None for branch in branches):
+                raise Analogue("it adds features and channels")
             branches = [
-                Branch(self._writer.counted(train, node), factor=factor)
-                for train, node, factor in zip(trains, nodes, factors, strict=True)
+                Branch(writer.spikes(node, features=False), factor=branch.factor)
+                for node, branch in zip(summands, branches, strict=True)
             ]
-        channels = Current(branches).of_neurons[0]
-        for branch in branches:
-            if branch.layer is None and branch.channels is None:
-                branch.train = replace(branch.train, channels=channels)
-                if channels is None and not branch.is_plain:
-                    raise Unconvertible(COUNTED)
-        check_sizes(self._writer.trace.sizes, self._writer.pixels, self.node.all_input_nodes)
         return Current(branches)
 
-    def _spiking(self, argument: Any, verb: str) -> fx.Node:
-        """Return the node of an argument of the call that is spikes or currents.
-
-        Raises:
-            Unconvertible: it is something else. ``verb`` says what to do with spikes: "add" or "concatenate".
-        """
-        x = self._writer.value(argument) if isinstance(argument, fx.Node) else argument
-        if isinstance(argument, fx.Node) and isinstance(x, SPIKES):
-            return argument
-        if isinstance(x, Real) and is_constant(argument):
-            if verb == "add":
-                raise Unconvertible(
-                    "add a number, or to each channel the bias of a layer such as nn.Conv2d(8, 8, 1, groups=8): this "
-                    "is a tensor of constants"
-                )
-            raise Unconvertible("leave out the tensor of constants: spikes are concatenated only with spikes")
-        if isinstance(x, Real):
-            raise Unconvertible(
-                f"{verb} only spikes: put a weight layer, such as nn.Conv2d, between the network's input and this"
-            )
-        raise Unconvertible(advice_against(x) or NOTHING_ELSE)
-
     def fold(self, norm: Any) -> Any:
-        """Fold batch norm into the weight layer before it. Elsewhere it needs neurons of its own.
-
-        Raises:
-            Unconvertible: ``norm`` has no running statistics.
-        """
+        """Fold batch norm into the weight layer before it. Elsewhere it needs neurons of its own."""
         x = self.input
-        if norm.running_mean is None:
-            raise Unconvertible("set track_running_stats=True: the spiking twin folds them")
         branch = x.branches[0] if isinstance(x, Current) and len(x.branches) == 1 and not x.deferred else None
-        of_rows = branch is not None and branch.features and branch.dims is not None  # the norm is of rows
-        if branch is not None and branch.norm is None and not of_rows:
-            if branch.layer is not None:
-                fitting = weights_of(branch.layer).norm
-                if kind_of(norm) not in (fitting, nn.SyncBatchNorm, FrozenBatchNorm2d):
-                    raise Unconvertible(f"use nn.{fitting.__name__} after {branch.name}")
-            if branch.layer is not None or (branch.resize is not None and type(norm) is not nn.BatchNorm1d):
-                return replace(x, branches=[replace(branch, norm=norm)])
-        return Current([Branch(self._writer.by_channel(self.spikes()), self._name(), norm=norm)])
+        of_rows = branch is not None and branch.features  # the norm is of rows
+        if branch is not None and branch.norm is None and not of_rows and branch.layer is not None:
+            return replace(x, branches=[replace(branch, norm=norm, normed=self.node)])
+        if (
+            branch is not None
+            and branch.norm is None
+            and branch.resize is not None
+            and type(norm) is not nn.BatchNorm1d
+        ):
+            return replace(x, branches=[replace(branch, norm=norm, normed=self.node)])
+        train = self._by_channel(self.spikes())
+        return Current([Branch(train, self._writer.name(self.node), norm=norm, normed=self.node)])
 
-    def of_line(self, pool: Callable[[Call], Any]) -> Any:
-        """Apply the rule of a pooling of images to lines [N, C, L], as images of height 1."""
-        pooled = pool(self._on(self._writer.rearranged(self.spikes(), "unsqueeze")))
-        return self._on(pooled).flatten(2, 3)
+    def affine(self, factor: float | Tensor = 1.0, offset: float | Tensor = 0.0, of: fx.Node | None = None) -> Any:
+        """Multiply by a number and add another. Each may be a tensor of one number for each channel.
 
-    def affine(self, factor: float | Tensor = 1.0, offset: float | Tensor = 0.0) -> Any:
-        """Multiply by a number and add another. Each may be a tensor of one number for each channel."""
+        ``of``: the node of the argument that is multiplied, if it is not the first.
+        """
+        source = self.source if of is None else of
+        x = self._writer.value(source)
+        if not isinstance(x, SPIKES):
+            raise Analogue("its input is real")
         if not isinstance(factor, Tensor) and not isinstance(offset, Tensor) and (factor, offset) == (1, 0):
-            return self.input
-        x = self.input
-        before = x.branches[0] if isinstance(x, Current) and x.is_fixed and not x.deferred else None
-        if before is not None and before.layer is None and before.resize is None:  # constants of channels before these
+            return x
+        before = x.branches[0] if isinstance(x, Current) and len(x.branches) == 1 and not x.deferred else None
+        constant = before is not None and before.layer is None and before.resize is None and before.norm is None
+        if before is not None and constant and len(source.users) == 1:  # a map of channels before this one
             factor, offset = factor * before.factor, factor * before.offset + offset
-            return Current([replace(before, name=self._name(), factor=factor, offset=offset)])
-        branch = Branch(self.spikes(), self._name(), factor=factor, offset=offset)
-        if branch.channels is None:
-            raise Unconvertible(COUNTED)
-        return Current([branch])
+            return Current([replace(before, name=self.node.name, factor=factor, offset=offset)])
+        train = self._writer.spikes(source)
+        if train.windows > 1:
+            raise Analogue("it scales windows")
+        return Current([Branch(train, self.node.name, factor=factor, offset=offset)])
 
-    def mapped(self, layer: nn.Module) -> Current:
-        """Apply a layer of torch whose weights are constants, made by :func:`.constants.constant_layer`."""
-        if isinstance(layer, nn.Linear):
-            train = self._writer.by_feature(self._first(), self.spikes())
-        else:
-            train = self._writer.by_channel(self.spikes(), True)
-        return Current([Branch(train, self._name(), layer)], origin=self.node)
-
-    def constant(self, place: int | str) -> Tensor | None:
-        """Return an argument that is a tensor of constants, by place or name, in double precision, or else None."""
-        given = self._inputs[place : place + 1] if isinstance(place, int) else [self.node.kwargs.get(place)]
-        node = next(iter(given), None)
-        if not isinstance(node, fx.Node) or not isinstance(self._writer.value(node), Real):
-            return None
-        found = constant_of(node, self._writer.ann)
-        if found is not None:
-            self._writer.constants |= names_of(node)
-        return found
-
-    def parameter(self, place: int, name: str) -> nn.Parameter | None:
-        """Return an argument that is a parameter of the ANN; None for others."""
-        node = self.node.args[place] if len(self.node.args) > place else self.node.kwargs.get(name)
-        if not isinstance(node, fx.Node) or node.op != "get_attr":
-            return None
-        found = getattr(*owner_of(self._writer.ann, str(node.target)))
-        return found if isinstance(found, nn.Parameter) else None
-
-    def constants_of_channels(self, place: int, other: int) -> float | Tensor | None:
-        """Return constants that broadcast to the argument at place ``other``: a number, or one for each channel."""
-        x, node = self.constant(place), self._inputs[other]
-        spikes = self._writer.value(node) if isinstance(node, fx.Node) else None
-        if x is None or not isinstance(spikes, SPIKES):
-            return None
-        found = of_channels(x, shape_of(spikes).channels, spikes.dims, spikes.features)
-        return found if found is None or found.dim() else float(found)
-
-    def repeated(self, times: int) -> Any:
-        """Concatenate the input several times along the channels."""
-        train = self.spikes()
-        return train if times == 1 else self._writer.joined(self.node, (self.node.all_input_nodes[0],) * times)
+    def multiplied(self, layer: Any, of: fx.Node) -> Any:
+        """Multiply images by a factor for each channel that depends on parameters: a depthwise layer of torch."""
+        return Current([Branch(self._writer.spikes(of, features=False), self.node.name, layer)])
 
     def interpolate(self, resize: Resize) -> Any:
-        """Interpolate images. The result has neurons, or is computed by the ANN's call where it goes into the read-out.
-
-        Raises:
-            Unconvertible: the input is no images.
-        """
-        train = self._writer.by_channel(self.spikes(), True)
-        if train.dims not in (None, 4):
-            raise Unconvertible("use images [N, C, H, W], for which it has a spiking form")
-        if train.channels is None:
-            raise Unconvertible(COUNTED)
-        return Current([Branch(train, self._name(), resize=resize)])
+        """Interpolate images. The result has neurons, or is computed by the ANN's call where it is read as real."""
+        train = self._writer.spikes(self.source, features=False)
+        if train.dims != 4:
+            raise Analogue("it interpolates no images")
+        return Current([Branch(train, self.node.name, resize=resize)])
 
     def cat(self) -> Any:
         """Concatenate the values in the first argument, a list, along the channels."""
-        tensors = self.node.args[0] if self.node.args else self.node.kwargs.get("tensors")
-        if not isinstance(tensors, (list, tuple)):
-            raise Unconvertible("list what it concatenates, as in torch.cat([a, b], 1)")
-        nodes = tuple(self._spiking(argument, "concatenate") for argument in tensors)
-        return self._writer.joined(self.node, nodes)
+        nodes, rank = tuple(self["tensors"]), len(self.node.meta["val"].shape)
+        values = [self._writer.value(x) for x in nodes]
+        if not any(isinstance(x, SPIKES) for x in values) or any(isinstance(x, Real) for x in values):
+            raise Analogue("it concatenates real values")
+        dim = self["dim"] % rank
+        features = dim == rank - 1 and rank > 2
+        if dim not in (1, rank - 1) or dim == 0:
+            raise Analogue("it concatenates along another dimension than the channels")
+        if any(isinstance(x, SPIKES) and not self._oriented(x, features) for x in values):
+            raise Analogue("it concatenates along another dimension than the channels")
+        return self._writer.joined(self.node, nodes, features)
 
-    def pieces(self, bounds: Callable[[int], list[tuple[int, int]]]) -> Any:
-        """Split along the channels; ``bounds`` maps their number to the first channel and the end of each piece."""
-        train = self.spikes()
-        channels = number_of_channels(train)
-        if train.features and channels is None:
-            size = self._writer.trace.sizes.get(self.node.all_input_nodes[0])
-            channels = None if size is None else size[1]
-        if channels is None:
-            raise Unconvertible(COUNTED)
-        return Pieces(train, bounds(channels))
+    def _oriented(self, x: Any, features: bool) -> bool:
+        if isinstance(x, Train):
+            return x.features == features or x.dims == 2
+        if isinstance(x, Current) and not x.deferred:
+            return x.features == features or x.branches[0].train.dims == 2
+        return not features
 
-    def piece(self, pieces: Pieces, index: int) -> Any:
-        """Return one of the pieces that a split returned."""
-        if any(start >= stop for start, stop in pieces.bounds):
-            raise Unconvertible("leave out pieces without channels")
-        if not -len(pieces.bounds) <= index < len(pieces.bounds):
-            raise Unconvertible(f"use one of its {len(pieces.bounds)} pieces, not number {index}")
-        return self._writer.rearranged(pieces.train, "channels", *pieces.bounds[index])
+    def swapped(self) -> fx.Node:
+        """Return the node of the only argument that is spikes or currents."""
+        nodes = [x for x in self.node.all_input_nodes if isinstance(self._writer.value(x), SPIKES)]
+        if len(nodes) != 1:
+            raise Analogue("it multiplies values that depend on the input")
+        return nodes[0]
 
-    def shuffled(self, grouped: Grouped) -> Any:
-        """Return a train whose channels, in groups, are transposed."""
-        return self._on(grouped.x).rearrange("channel_shuffle", grouped.groups)
+    def constant(self, x: Any, of: fx.Node) -> float | Tensor | None:
+        """Return an argument that is a number, or a constant that broadcasts over the channels of ``of``; else None.
 
-    def swapped(self) -> Call:
-        """Return the call with its only input that is spikes as the first argument."""
-        spikes = [node for node in self.node.all_input_nodes if isinstance(self._writer.value(node), SPIKES)]
-        return self._on(self._writer.train(spikes[0])) if spikes else self
-
-    def flattened(self, x: Any, start_dim: int = 1, end_dim: int = -1) -> Any:
-        """Flatten dimensions of the result of another method."""
-        return self._writer.flattened(x, start_dim, end_dim)
-
-    def gate(self) -> Any:
-        """Multiply spikes by a gate computed from them.
-
-        Raises:
-            Unconvertible: this is no such product.
+        The number, or one for each channel, is in double precision.
         """
-        nodes = self.node.all_input_nodes
-        values = [self._writer.value(node) for node in nodes]
-        trains = [node for node, x in zip(nodes, values, strict=True) if isinstance(x, SPIKES)]
-        gates = [x for x in values if isinstance(x, Real)]
-        if len(trains) > 1 and not self._writer.tainted.isdisjoint(nodes):
-            return self._writer.train(trains[0])  # the problem has been reported
-        if len(trains) == 1 and len(gates) == 1:
-            if self.node in self._writer.gates.values():
-                return self._writer.gated(self.node, self._writer.train(trains[0]), gates[0])
-            if any(map(is_constant, nodes)):
-                raise Unconvertible(BY_A_TENSOR)
-        raise Unconvertible(next(filter(None, map(advice_against, values)), MULTIPLIED))
+        if isinstance(x, (int, float)):
+            return float(x)
+        calls = self._writer.calls
+        if not isinstance(x, fx.Node) or x not in calls.of_parameters or calls.is_learned(x):
+            return None
+        found = self._of_channels(calls.value(x).double(), of)
+        if found is not None:
+            self._writer.constants |= {str(leaf.target) for leaf in calls.leaves(x)}
+        return found
 
-    def _name(self) -> str:
-        return str(self.node.target) if self.node.op == "call_module" else self.node.name
+    def _of_channels(self, x: Tensor, of: fx.Node) -> float | Tensor | None:
+        """Return the number for each channel in a tensor that broadcasts over a value."""
+        shape = self._writer.shape(of)
+        value = self._writer.value(of)
+        features = value.features if isinstance(value, (Train, Current)) else False
+        if x.numel() == 1 and x.dim() <= 1 + len(shape):
+            return float(x)
+        channel = len(shape) if features and len(shape) > 1 else 1
+        sizes = [1] * (1 + len(shape) - x.dim()) + list(x.shape)
+        if len(sizes) != 1 + len(shape) or any(n != 1 for i, n in enumerate(sizes) if i != channel):
+            return None
+        return x.flatten().cpu()
 
-    def like(self, module: nn.Module) -> Any:
-        """Convert the call as if it called ``module``, such as ``nn.MaxPool2d(2)`` for an equivalent function.
-
-        Raises:
-            TypeError: there is no rule for the class of ``module``, or ``module`` has weights.
-        """
-        rule = RULES.get(kind_of(module))
-        if rule is None or isinstance(rule, WeightRule):
-            raise TypeError(f"like: module must be of a class with a rule and without weights, got {module}")
-        return rule(self._on(self._other_input, module))
-
-    def _first(self) -> Any:
-        """Return the node of the first argument; None if that is no node."""
-        inputs = self.node.all_input_nodes if self.node.op == "call_module" else self._inputs[:1]
-        return inputs[0] if inputs and isinstance(inputs[0], fx.Node) else None
+    def parameter(self, x: Any) -> nn.Parameter | None:
+        """Return an argument that is a Parameter of the ANN; None for all else."""
+        if not isinstance(x, fx.Node) or x.op != "get_attr":
+            return None
+        found = self._writer.source.tensor(str(x.target))
+        return found if isinstance(found, nn.Parameter) else None
 
     def spikes(self) -> Train:
         """Return the input as spikes. Currents without a ReLU get neurons for both signs; averages get neurons, too."""
-        x = self.input
-        return self._writer.train(self._first()) if self._other_input is None else self._writer.spikes(x)
-
-    def _on(self, x: Train | Pooled | None, module: nn.Module | None = None) -> Call:
-        """Return a copy of the call, with another input and optionally another module."""
-        call = Call(self._writer, self.node, module or self.module)
-        call._other_input = x
-        return call
+        _ = self.value
+        return self._writer.spikes(self.source)

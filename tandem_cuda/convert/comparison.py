@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from ..nn import TandemAdd
 from ..nn.modes import evaluating
@@ -17,11 +16,9 @@ from ..nn.operations import Operations, ann_macs, synapses_by_input
 from ..nn.tandem import TandemLayer
 from ..spike_train import SpikeTrain, signs
 from .batches import copied
+from .graph import Graph, exported
 from .record import Origin, Record
-from .run_graph import Showing
-from .trace import Traced, retraced
 from .values import SpikeSource
-from .weight_rules import RULES
 
 _CHUNK = 16  # samples at a time: the spike trains of all layers are kept for the comparison
 _ONE_CLASS, _ANN_CLASS, _FEW = 0.9, 0.75, 8  # a class of most samples, but not the ANN's; not judged on fewer samples
@@ -44,40 +41,53 @@ class Converted(Protocol):
     def weights_of(self, sources: Sequence[SpikeSource]) -> list[float]: ...
 
 
-def inputs_of(network: Converted, record: Record, inputs: Any) -> tuple[Any, ...]:
-    """Return one batch for each input of the network, on its device; none if there are no samples."""
+def arguments_of(network: Converted, record: Record, inputs: Any) -> tuple[Any, ...]:
+    """Return one batch for each argument of the network, on its device; none if there are no samples."""
     like = next(network.parameters(), torch.empty(0))
     if inputs is None:
         samples = record.sample.inputs
-        return tuple(x.to(like.device, like.dtype if x.is_floating_point() else None) for x in samples)
+        return tree_map_only(
+            Tensor, lambda x: x.to(like.device, like.dtype if x.is_floating_point() else None), samples
+        )
     batches = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
-    names = [str(node.target) for node in network.snn.graph.nodes if node.op == "placeholder"]
-    if len(batches) != len(names) and not any(name.startswith("*") for name in names):
+    names = record.inputs.names
+    if len(batches) != len(names):
         raise TypeError(f"report: inputs must be one batch for each of {', '.join(names)}, got {len(batches)}")
-    for x in batches:
+    leaves = tree_leaves(batches, is_leaf=_is_train)
+    for x in leaves:
         if not isinstance(x, (Tensor, SpikeTrain)):
             raise TypeError(f"report: inputs must be Tensors or SpikeTrains, got {type(x).__name__}")
         if not len(x.shape) or not x.shape[0]:
             raise ValueError(f"report: inputs must have at least one sample, got {list(x.shape)}")
-    sizes = [x.shape[0] for x in batches]
+    sizes = [x.shape[0] for x in leaves]
     if len({*sizes}) > 1:
         raise ValueError(f"report: inputs must have the same number of samples, got {sizes}")
-    steps = [x.time_steps for x in batches if isinstance(x, SpikeTrain)]
+    steps = [x.time_steps for x in leaves if isinstance(x, SpikeTrain)]
     if network.levels is not None and {*steps} - {network.time_steps}:
         raise ValueError(
             f"report: inputs must have T = {network.time_steps}, which calibrated thresholds are for, got T = {steps}"
         )
-    return tuple(x.to(like.device) for x in batches)
+    return _mapped(batches, lambda x: x.to(like.device))
 
 
-def _chunks(inputs: tuple[Any, ...]) -> Iterable[tuple[Any, ...]]:
+def _is_train(x: Any) -> bool:
+    return isinstance(x, SpikeTrain)
+
+
+def _mapped(arguments: Any, f: Any) -> Any:
+    """Apply a function to the tensors and spike trains in arguments."""
+    return tree_map(lambda x: f(x) if isinstance(x, (Tensor, SpikeTrain)) else x, arguments, is_leaf=_is_train)
+
+
+def _chunks(arguments: tuple[Any, ...]) -> Iterable[tuple[Any, ...]]:
     """Yield a few samples at a time."""
 
     def part(x: Any, samples: slice) -> Any:
         return x.rearranged(lambda y: y[:, samples]) if isinstance(x, SpikeTrain) else x[samples]
 
-    for i in range(0, inputs[0].shape[0] if inputs else 0, _CHUNK):
-        yield tuple(part(x, slice(i, i + _CHUNK)) for x in inputs)
+    leaves = tree_leaves(arguments, is_leaf=_is_train)
+    for i in range(0, next((x.shape[0] for x in leaves if hasattr(x, "shape")), 0), _CHUNK):
+        yield _mapped(arguments, lambda x, at=i: part(x, slice(at, at + _CHUNK)))
 
 
 def _numbers_of(x: Any) -> Any:
@@ -85,29 +95,22 @@ def _numbers_of(x: Any) -> Any:
     return x.value * x.amplitude if isinstance(x, SpikeTrain) else x
 
 
-@contextmanager
-def _traced_again(
-    ann: nn.Module, record: Record, wanted: Collection[str] | None, trace: Traced | None
-) -> Iterator[tuple[nn.Module, fx.Graph] | None]:
-    """Yield the ANN's graph as it was in the conversion, which has the ``wanted`` nodes, and the module that it calls.
-
-    If no nodes are wanted, yield None.
+def _graph_again(ann: nn.Module, record: Record, wanted: Collection[str] | None, graph: Graph | None) -> Graph | None:
+    """Return the ANN's graph as it was in the conversion, which has the ``wanted`` nodes; None if none are wanted.
 
     Graphs cannot be pickled, so networks do not keep theirs.
     """
-    if wanted is None:
-        yield None
-        return
-    if trace is not None:
-        yield trace.root, trace.graph
-        return
-    with retraced(ann, RULES, record.example(ann)) as found:
-        if missing := sorted({*wanted} - {node.name for node in found.graph.nodes}):
-            raise RuntimeError(
-                f"report: forward of the ANN must be as it was when it was converted, but lacks {', '.join(missing)}. "
-                "Call convert on the ANN again (calibrate=snn.calibration keeps the thresholds)"
-            )
-        yield found.root, found.graph
+    if wanted is None or graph is not None:
+        return graph if wanted is not None else None
+    found = exported(ann, record.inputs.example(ann))
+    if record.rewrite is not None:
+        record.rewrite(found)
+    if missing := sorted({*wanted} - {node.name for node in found.graph.nodes}):
+        raise RuntimeError(
+            f"report: forward of the ANN must be as it was when it was converted, but lacks {', '.join(missing)}. "
+            "Call convert on the ANN again (calibrate=snn.calibration keeps the thresholds)"
+        )
+    return found
 
 
 @dataclass
@@ -288,31 +291,37 @@ class OutputComparison:
 
 
 def run_both(
-    network: Converted, record: Record, batches: tuple[Any, ...], sums: Mapping[str, Sums], trace: Traced | None
+    network: Converted, record: Record, batches: tuple[Any, ...], sums: Mapping[str, Sums], graph: Graph | None
 ) -> OutputComparison:
     """Run the network and its ANN on a batch for each input, and return the answers of both.
 
     Args:
         network: the network.
         record: what its conversion knows.
-        batches: the batches.
+        batches: a batch for each argument.
         sums: the sums of layers with neurons, to be added to.
-        trace: the trace of the ANN; by default it is traced again.
+        graph: the graph of the ANN; by default it is exported again.
     """
     ann, snn, answers = network.ann(), network.snn, OutputComparison()
     origins = {origin.name: origin for origin in record.origins}
     nodes = {str(node.target): node for node in snn.graph.nodes if node.op == "call_module"}
     compared = {origins[name].node for name in sums} if network.levels is not None and batches else None
-    with _traced_again(ann, record, compared, trace) as graph, evaluating(ann), evaluating(snn), torch.no_grad():
+    again = _graph_again(ann, record, compared if sums else None, graph)
+    with evaluating(ann), evaluating(snn), torch.no_grad():
         for chunk in _chunks(batches):
             spiking = SpikingRun(network, {nodes[name]: (origins[name], of_layer) for name, of_layer in sums.items()})
-            outputs = spiking.run(*copied(chunk))
-            run: Any = ann if graph is None else Showing(*graph, spiking.compare).run
-            answers.add(outputs, run(*(_numbers_of(x) for x in copied(chunk))))
-            answers.samples += len(chunk[0])
+            outputs = spiking.run(*record.inputs.leaves(copied(chunk)))
+            numbers = _mapped(copied(chunk), _numbers_of)
+            if again is None:
+                args, kwargs = record.inputs.call(numbers)
+                wanted = ann(*args, **kwargs)
+            else:
+                wanted = again.run(numbers, spiking.compare)
+            answers.add(outputs, wanted)
+            answers.samples += next(x.shape[0] for x in tree_leaves(numbers) if isinstance(x, Tensor))
     return answers
 
 
-def likeness(network: Converted, record: Record, trace: Traced) -> Likeness:
+def likeness(network: Converted, record: Record, graph: Graph) -> Likeness:
     """Return how near a network is to its ANN, on the samples of its conversion."""
-    return run_both(network, record, inputs_of(network, record, None), {}, trace).likeness()
+    return run_both(network, record, arguments_of(network, record, None), {}, graph).likeness()

@@ -15,7 +15,7 @@ from ..nn.modes import evaluating
 from ..nn.tandem import TandemLayer
 from ..nn.wiring import paired
 from ..spike_train import SpikeTrain
-from .batches import Batch, copied
+from .batches import copied
 from .values import SpikingLayer
 
 _PASSES = 4
@@ -57,12 +57,12 @@ class Means:
         return mean
 
 
-def find_corrections(means: Means, batches: Sequence[Batch], snn: fx.GraphModule) -> dict[str, Tensor]:
+def find_corrections(means: Means, batches: Sequence[Sequence[Tensor]], snn: fx.GraphModule) -> dict[str, Tensor]:
     """Correct the biases of the spiking network, layer by layer, and return the corrections.
 
     A layer's correction shifts its pre-activations so that each channel's decoded activation has the mean of the ANN's
     activation, given the corrected layers before it (Li et al., "A Free Lunch From ANN: Towards Efficient, Accurate
-    Spiking Neural Networks Calibration", 2021, arXiv:2106.06984).
+    Spiking Neural Networks Calibration", 2021, arXiv:2106.06984). ``batches``: the tensors of each batch.
     """
     uncorrected = {layer.name: layer for layer in means.layers if layer.name in means.totals}
     corrections: dict[str, Tensor] = {}
@@ -85,9 +85,9 @@ def find_corrections(means: Means, batches: Sequence[Batch], snn: fx.GraphModule
     return corrections
 
 
-def _started(snn: fx.GraphModule, batch: Batch) -> fx.Interpreter:
+def _started(snn: fx.GraphModule, leaves: Sequence[Tensor]) -> fx.Interpreter:
     run = fx.Interpreter(snn)
-    run.args_iter = iter(copied(batch))
+    run.args_iter = iter(copied(tuple(leaves)))
     return run
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
-from torch import Tensor
-from torch.nn.utils import parametrize
+import torch
+from torch import Tensor, fx, nn
 
 from ..neuron import Neuron
 from ..nn import TandemElementwise, TandemInterpolate
+from ..nn.batch_norm import NORMS
+from ..nn.tandem import drop_ins
 from ..nn.wiring import Wiring
-from .advice import COUNTED
-from .nodes import owner_of, parametrized
 from .values import Branch, Slope
-from .weight_rules import Unconvertible, weights_of
+from .weights import WeightCalls, bound_arguments, share
+
+aten = torch.ops.aten
 
 
 def layer_of(
@@ -50,8 +53,6 @@ def described(branch: Branch) -> list[str]:
 
 def _elementwise(branch: Branch, signed: bool, options: dict[str, Any], like: Tensor) -> Any:
     channels = branch.channels
-    if channels is None:
-        raise Unconvertible(COUNTED)
     ends = channels * (1 + branch.train.signed), channels * (1 + signed)
     layer: Any
     if branch.resize is None:
@@ -65,23 +66,54 @@ def _elementwise(branch: Branch, signed: bool, options: dict[str, Any], like: Te
 
 
 def _weighted(branch: Branch, signed: bool, options: dict[str, Any], like: Tensor) -> Any:
-    module: Any = branch.layer
-    rule, train = weights_of(module), branch.train
-    arguments = rule.arguments(module)
+    module, train = branch.layer, branch.train
+    kind = next(base for base in drop_ins() if isinstance(module, base))
+    names = inspect.signature(kind).parameters
+    arguments = {name: getattr(module, name) for name in names if name not in ("bias", "device", "dtype")}
     inputs, outputs = ("in_features", "out_features")
     if inputs not in arguments:
         inputs, outputs = ("in_channels", "out_channels")
     arguments[inputs] *= train.windows * (1 + train.signed)
     arguments[outputs] *= 1 + signed
-    layer: Any = rule.tandem(**arguments, bias=False, **options)
+    layer: Any = drop_ins()[kind](**arguments, bias=False, **options)
     layer.wiring = Wiring(train.windows, train.signed, signed)
-    if "weight" in module._buffers:
-        layer.hold_constants(module.weight, module.bias, like)
-        return layer
-    for name in ("weight", "bias"):
-        owner, key = owner_of(module, name)
-        setattr(layer, name, getattr(owner, key))
-    for name, parametrizations in parametrized(module):
-        for parametrization in parametrizations:
-            parametrize.register_parametrization(layer, name, parametrization, unsafe=True)
+    share(layer, module)
     return layer
+
+
+def norm_of(calls: WeightCalls, node: fx.Node) -> Any:
+    """Return the ANN's module of a batch norm, or one that holds its tensors; None without running statistics."""
+    given = bound_arguments(node)
+    mean, ann = given["running_mean"], calls.graph.ann
+    if not isinstance(mean, fx.Node) or mean.op != "get_attr" or given["training"]:
+        return None
+    path = str(mean.target).rpartition(".")[0]
+    owner: Any = ann.get_submodule(path)
+    names = {name: given[name] for name in ("weight", "bias", "running_mean", "running_var")}
+    if not all(x is None or x.op == "get_attr" for x in names.values()):
+        return None
+    tensors: dict[str, Any] = {
+        name: None if x is None else calls.graph.tensor(str(x.target)) for name, x in names.items()
+    }
+    kind = _NORMS.get(len(node.meta["val"].shape), nn.BatchNorm2d)
+    held = all(getattr(owner, name, None) is x for name, x in tensors.items())
+    if held and isinstance(owner, (*NORMS, nn.SyncBatchNorm)) and owner.eps == given["eps"]:
+        base = type(owner)
+        if base.forward in (nn.modules.batchnorm._BatchNorm.forward, nn.SyncBatchNorm.forward):
+            return owner
+    if mean not in calls.norms:
+        norm: Any = kind(len(tensors["running_mean"]), given["eps"], given["momentum"], device="meta")
+        for name, x in tensors.items():
+            norm._parameters.pop(name, None)
+            norm._buffers.pop(name, None)
+            if x is None or isinstance(x, nn.Parameter):
+                norm.register_parameter(name, x)
+            else:
+                norm.register_buffer(name, x)
+        norm.affine = tensors["weight"] is not None
+        norm._buffers["num_batches_tracked"] = getattr(owner, "num_batches_tracked", None)
+        calls.norms[mean] = norm
+    return calls.norms[mean]
+
+
+_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
+from contextvars import ContextVar
 from dataclasses import replace as replaced_fields
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.optim.swa_utils import AveragedModel
 
 from ..neuron import Neuron
 from ..neuron.radix_if import MOST_STEPS, check_radix_steps
@@ -21,24 +24,20 @@ from ..nn.tandem import TandemLayer
 from ..nn.weights import stored
 from ..ops import checks
 from ..ops.product import ENGINES
-from .advice import Problem, refusal
-from .batches import Batch, calibration_batches, names_inputs
+from .batches import Batch, calibration_batches, example_of, names_inputs
 from .calibrate import Calibration, Level
 from .calibrator import CalibrationSettings, Calibrator
 from .comparison import likeness
 from .conversion import Conversion, converted
-from .effects import warn_of_stored
-from .guess import guessed_example
+from .graph import Graph, check_one_sample, exported
 from .means import replacing
 from .network import TandemNetwork
-from .nodes import inputs_of, some
-from .options import Options
+from .nodes import some
 from .quantised_ann import refuse_quantised
-from .record import Record, Sample
-from .replace import check_found, check_replacements, warn_of
-from .rules import RULES
-from .trace import Traced, refuse_compiled, traced
-from .trace_errors import Untraceable
+from .record import Sample
+from .replace import called, check_replacements, warn_of
+from .report import analogue_in_words
+from .writer import Options
 
 _BITS = {"int8": 8, "int16": 16}
 """The bits of each value that ``weights`` can have."""
@@ -58,31 +57,33 @@ def convert(
     engine: str = "auto",
     learn_thresholds: bool = False,
     weights: str | None = None,
-    replace: Mapping[Any, Any] | None = None,
-    gates: str | None = None,
-    example: Tensor | Sequence[Tensor] | None = None,
+    replace: Mapping[str, str] | None = None,
+    analogue: bool = True,
+    example: Tensor | Sequence[Any] | Mapping[str, Any] | None = None,
 ) -> TandemNetwork:
     """Convert an ANN to a tandem SNN (Wu et al. 2021) that shares its parameters.
 
-    The ANN's forward is traced with torch.fx. Each weight layer with its batch norm and ReLU becomes one tandem layer,
-    which holds the ANN's own Parameters and batch-norm module: training either network trains both. Everything before
-    the first weight layer stays as it is; ``Encode`` follows it. The last weight layer stays analogue: it reads the
-    output of ``Decode``, and everything after it stays as it is, too. In mode "spikes" there is no ``Encode``: the SNN
-    takes spike trains, the ANN takes their counts, and everything up to the last weight layer must be convertible.
+    ``torch.export`` gives the graph of the ANN: the ATen calls of its forward in eval mode. Each weight layer with its
+    batch norm and ReLU becomes one tandem layer, which holds the ANN's own Parameters and batch-norm module: training
+    either network trains both. Weights that forward computes from parameters, as weight norm does, are computed once a
+    call, with their gradients. Everything before the first weight layer stays as it is; ``Encode`` follows it. The last
+    weight layer reads the output of ``Decode``, and everything after it stays as it is, too. In mode "spikes" there is
+    no ``Encode``: the SNN takes spike trains, the ANN takes their counts.
 
     | in the ANN | in the SNN |
     |---|---|
-    | a convolution or nn.Linear, then optionally batch norm, then ReLU | its tandem layer, such as TandemConv2d |
+    | a convolution or linear map, then optionally batch norm, then ReLU | its tandem layer, such as TandemConv2d |
     | sums of these layers and of activations, then ReLU | TandemAdd |
     | average pooling, adaptive or not, or the mean over all pixels | SpikingAvgPool2d, SpikingAdaptiveAvgPool2d |
     | max pooling, dropout, dropout2d, also before the ReLU | SpikingMaxPool2d, TandemDropout, TandemDropout2d |
-    | nn.Flatten, torch.flatten, x.view(len(x), -1) | SpikeTrain.flatten |
+    | flattening, slices, concatenations, padding, upsampling, shuffled channels | the same for spikes |
     | LeakyReLU, PReLU in place of ReLU | neurons for both signs, the slope is a factor of the negative ones |
-    | nn.Identity; ReLU of non-negative values | nothing |
+    | anything else between weight layers | computed on decoded values: *analogue*; then TandemNeurons |
 
-    ReLU, pooling, dropout and flatten may be modules, functions or methods. Optional arguments of forward keep their
-    defaults. Inputs of the SNN may be passed by name, as for the ANN. :func:`tandem_cuda.convert.rules.register` adds
-    rules for other classes and functions.
+    Functions, methods, modules and wrappers are the same calls here. Analogue calls are, for example, SiLU, GELU,
+    softmax, layer norm, attention, gates and LSTM. A warning and ``print(snn.report())`` name them.
+    :func:`tandem_cuda.convert.register` adds rules for further calls. What is random in training alone, such as
+    stochastic depth, is left out, and the report names it.
 
     Without ``calibrate``, every layer uses ``neuron`` as given, as in the paper; train the network afterwards. With
     ``calibrate``, start from a trained ANN: each threshold becomes its level, a large activation of the ANN, divided by
@@ -130,9 +131,7 @@ def convert(
             over the batches. By default, the level is the one at which the activations, rounded to whole spikes and
             clipped at T, differ least from the ANN's (least squares). It depends on ``time_steps``.
         per_channel: find a level for each channel or feature instead of one for each layer. Gains and biases of the
-            layer, and the weights of the layers that read it, then contain the thresholds. Average poolings with
-            neurons fire at the thresholds of their input. By default (None), yes, unless a part of the ANN cannot take
-            spikes of different weight; the report then names it.
+            layer, and the weights of the layers that read it, then contain the thresholds. By default (None), yes.
         correct_bias: shift the pre-activations of the spiking twin, layer by layer, so that the mean of each channel's
             decoded spikes is the mean of the ANN's activations on ``calibrate``. The ANN's parameters stay as they are.
             By default (None), yes, but not in mode "spikes", where ``calibrate`` has no spike trains.
@@ -141,22 +140,17 @@ def convert(
         engine: "auto", "event" or "dense": how spiking products are computed.
         learn_thresholds: whether every spiking layer and TandemAdd learns its threshold (``learn_threshold``), starting
             from the threshold of ``neuron`` or of calibration. Average poolings with neurons keep their thresholds.
-        replace: replace activations of the ANN itself, as in ``{nn.SiLU: nn.ReLU, F.gelu: F.relu}``. The keys are
-            classes of modules; functions or methods of torch that forward calls; or names, such as "silu". Functions
-            and names stand for all forms of an activation, also for modules of this name. The values are classes of
-            modules (called without arguments), modules, or functions. The ANN then computes something else and wants
-            fine-tuning; a warning says so. With data as ``calibrate``, biases and running means of the ANN are
+        replace: replace activations of the ANN itself, by their names in torch.nn.functional: {"silu": "relu"}.
+            Modules, functions and methods of this name are replaced alike. The ANN then computes something else and
+            wants fine-tuning; a warning says so. With data as ``calibrate``, biases and running means of the ANN are
             corrected, so that its layers keep their means; with ``correct_bias=False`` they stay.
-        gates: "analogue" to keep squeeze-and-excitation: the factors of channels are computed from spike counts, by the
-            ANN's own layers and without spikes (:class:`tandem_cuda.nn.TandemGate`). By default it is refused.
+        analogue: whether calls without a spiking form are computed on real values. With False they are refused.
         weights: "int8" or "int16" to compute with integer weights of 8 or 16 bits in both twins, as
             :func:`tandem_cuda.quantise` does: the ANN is changed, too. Calibration measures the quantised ANN. By
             default weights stay as they are.
-        example: an input of the ANN, or one for each of its inputs, of at least one sample; by default, from
-            ``calibrate``. Required if control flow in forward or arguments of functions depend on the sizes of tensors,
-            but not on the batch size. These sizes become numbers, and the network refuses inputs of other sizes. The
-            ANN runs on two and three samples of the example, or on three and on two of the data for calibration, to
-            check that the trace computes what the ANN does.
+        example: the arguments of forward: a Tensor, a tuple of tensors, or of lists and dicts of tensors, or a dict of
+            arguments by name, of at least one sample; by default, from ``calibrate``. The network takes any number of
+            samples, but other sizes of images are refused.
 
     Returns:
         A TandemNetwork. ``.ann()`` is the ANN; ``print(snn.report())`` shows what became of each layer.
@@ -164,10 +158,10 @@ def convert(
     Raises:
         TypeError: an argument has the wrong type, or a parameter is neither float32 nor float64, or not float32 with
             integer ``weights``.
-        ValueError: an argument is out of range; inputs, activations or weights to be quantised are not finite; torch.fx
-            cannot trace the model; the model does something different in training than in eval mode; its forward
-            changes parameters or buffers, disables gradients of trained layers, or calls functions with a backward of
-            their own; or parts of it cannot be converted. The message lists all of these parts and what to use instead.
+        ValueError: an argument is out of range; neither ``example`` nor data to calibrate on are given; inputs,
+            activations or weights to be quantised are not finite; torch.export cannot export forward, or forward fixes
+            the batch size; forward does something else in training than in eval mode that is not random; it changes
+            parameters or buffers; or, with ``analogue=False``, calls have no spiking form. The message lists them.
 
     Examples:
         >>> ann = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
@@ -176,6 +170,7 @@ def convert(
         >>> snn(images).shape
         torch.Size([16, 10])
     """
+    ann = unwrapped(ann)
     _check_ann(ann)
     checks.check_time_steps("convert", time_steps)
     if names_inputs(ann, calibrate):
@@ -185,166 +180,111 @@ def convert(
     neuron = settings.neuron(neuron, time_steps, mode)
     if mode is None:
         mode = "impulse" if neuron.radix else "constant"
-    _check_choices(mode, engine, weights, gates, learn_thresholds, spiking_layers)
+    _check_choices(mode, engine, weights, analogue, learn_thresholds, spiking_layers)
     settings.check(mode)
     _check_code(neuron, mode, time_steps)
     _check_dtypes(ann, weights)
     check_quantisable("convert", "ann", weight_layers(ann) if weights else [])
-    batches = calibration_batches(ann, calibrate) if settings.on_data else []
-    if example is None and batches and inputs_of(ann) is not None:
-        example = tuple(x[:3] for x in batches[0])
-    replace = {} if replace is None else replace
-    check_replacements(replace, ann)
-    calibrated, per_channel = calibrate is not None, settings.channels(settings.earlier(time_steps))
+    given = () if example is None else example_of(ann, example)
+    batches = calibration_batches(ann, calibrate, len(given)) if settings.on_data else []
+    if example is None and not batches:
+        raise ValueError(
+            "convert: example must be given: the arguments of forward, such as torch.zeros(1, 3, 32, 32), or data as "
+            f"calibrate, got {'None' if calibrate is None else 'the result of an earlier calibration'}"
+        )
+    arguments = given or batches[0]
+    check_replacements(replace)
     options = Options(
-        time_steps, mode, neuron, engine, learn_thresholds, gates is not None, calibrated, per_channel, spiking_layers
-    )
+        time_steps, mode, neuron, engine, learn_thresholds, calibrate is not None,
+        settings.channels(settings.earlier(time_steps)), spiking_layers, analogue, _levels.get(),
+    )  # fmt: skip
     with torch.inference_mode(False), ExitStack() as undone_on_error:  # calibration makes tensors that training needs
-        names, effect = undone_on_error.enter_context(replacing(ann, replace, batches, correct_bias is not False))
-        # Calibration compares the trace with the ANN once more, on up to two samples.
-        trace = _traced(ann, example, (3,) if batches else (2, 3), options)
-        check_found(replace, ann, names, trace.replaced, trace.graph)
-        conversion, snn, per_layer = _written(trace, ann, options, weights)
-        record = conversion.record()
-        record.replaced, record.per_layer = (*names, *trace.replaced), per_layer
-        record.sizes = None if example is None else _sizes(example)
+        names, effect = undone_on_error.enter_context(replacing(ann, replace or {}, batches, correct_bias is not False))
+        graph = exported(ann, arguments)
+        called(ann, replace or {})
+        check_one_sample(graph, arguments)
+        conversion, snn = _written(graph, options, weights)
         with quantised_layers(weight_layers(ann, snn), _BITS[weights]) if weights else nullcontext():
-            network = _calibrated(conversion, snn, ann, options, settings, batches, record)
-            if record.sample.inputs:
+            network = _calibrated(conversion, snn, settings, batches)
+            network._record.replaced = names
+            if batches and mode != "spikes":
                 has_levels = any(layer.level is not None for layer in conversion.writer.layers)
-                _warn_if_unlike(network, trace, [] if has_levels else changed, neuron)
-            warn_of(names, trace.replaced if replace else (), effect)
-            warn_of_stored(trace.stored)
+                _warn_if_unlike(network, graph, [] if has_levels else changed, neuron)
+            warn_of(names, effect)
+            if network._record.analogue:
+                warnings.warn(
+                    f"convert: {analogue_in_words(network._record)} (analogue=False refuses such calls)", stacklevel=2
+                )
             return network
 
 
-def _written(
-    trace: Traced, ann: nn.Module, options: Options, weights: str | None
-) -> tuple[Conversion, fx.GraphModule, tuple[str, ...]]:
+_levels: ContextVar[Mapping[str, tuple[float, float]]] = ContextVar("levels", default=MappingProxyType({}))
+"""The levels of activations that have their own, by the names of modules; set by :func:`from_qcfs`."""
+
+
+def unwrapped(ann: Any) -> Any:
+    """Return the network in wrappers of torch: DataParallel, AveragedModel, compiled modules, exported programs."""
+    while True:
+        if isinstance(ann, torch.export.ExportedProgram):
+            ann = ann.module()
+            del ann.train, ann.eval  # which refuse to be called
+        elif isinstance(ann, (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)):
+            ann = ann.module
+        elif isinstance(ann, torch._dynamo.OptimizedModule):
+            ann = ann._orig_mod
+        else:
+            return ann
+
+
+def _written(graph: Graph, options: Options, weights: str | None) -> tuple[Conversion, fx.GraphModule]:
     """Convert, and write the SNN.
 
-    Returns:
-        The conversion, the SNN, and what rules out thresholds of channels where ``per_channel`` is None.
-
     Raises:
-        ValueError: parts of the ANN cannot be converted, or cannot have thresholds of channels.
+        ValueError: integer weights of a layer that is called several times cannot have thresholds of channels.
     """
-    conversion, per_layer = _converted(trace, options)
-    if conversion.problems and trace.example is None:
-        conversion.problems = _with_guess(ann, conversion.problems, options)
+    conversion = converted(graph, options)
     snn = conversion.written()
-    repeated = () if options.per_channel is False else _repeated_integers(snn, weights)
+    repeated = _repeated_integers(snn, weights) if options.per_channel else ()
     if not repeated:
-        return conversion, snn, per_layer
-    if options.per_channel:
-        raise ValueError(
-            "convert: per_channel must be False with integer weights of a layer that is called several times: they "
-            f"would contain the thresholds of one call, got thresholds of channels and calls of {repeated[0]}"
-        )
-    conversion, _ = _converted(trace, replaced_fields(options, per_channel=False))
-    return conversion, conversion.written(), repeated
+        return conversion, snn
+    conversion = converted(graph, replaced_fields(options, per_channel=False))
+    return conversion, conversion.written()
 
 
 def _calibrated(
-    conversion: Conversion,
-    snn: fx.GraphModule,
-    ann: nn.Module,
-    options: Options,
-    settings: CalibrationSettings,
-    batches: list[Batch],
-    record: Record,
+    conversion: Conversion, snn: fx.GraphModule, settings: CalibrationSettings, batches: list[Batch]
 ) -> TandemNetwork:
     """Return the network, with thresholds and corrected biases as the settings say."""
+    options = conversion.options
     calibrator, earlier = Calibrator(conversion, snn, settings), settings.earlier(options.time_steps)
     if earlier is not None:
         calibration: Calibration | None = calibrator.fitting(earlier)
     else:
         calibration = calibrator.calibration(batches) if options.calibrated else None
-    network = TandemNetwork(snn, ann, calibration, conversion.writer, record)
+    network = TandemNetwork(snn, conversion.ann, calibration, conversion)
     if calibration is not None and batches and options.mode != "spikes":  # counts do not tell when the spikes come
-        record.sample = Sample(batches[0])
+        network._record.sample = Sample(batches[0])
         if settings.correct_bias is not False:
             network.calibration = replaced_fields(calibration, corrections=calibrator.corrections(batches))
     network.split()
     return network
 
 
-def _traced(ann: nn.Module, example: Any, samples: Collection[int], options: Options) -> Traced:
-    """Trace the ANN.
-
-    Raises:
-        ValueError: it cannot be traced; the message lists everything that would keep it from being converted then.
-    """
-    try:
-        return traced(ann, RULES, example, samples=samples)
-    except Untraceable as error:
-        problem = _in_forward(ann, error)
-        found = _with_guess(ann, [problem], options)
-        if found == [problem]:
-            raise
-        raise ValueError(refusal(found)) from error
-
-
-def _in_forward(ann: nn.Module, error: Untraceable) -> Problem:
-    name = type(ann).__name__
-    return Problem(name, f"forward of {name}", name, error.why, error.why)
-
-
-def _with_guess(ann: nn.Module, problems: list[Problem], options: Options) -> list[Problem]:
-    """Return the problems that an example solves, and the problems that would remain, by a guessed example."""
-    solved = [problem for problem in problems if problem.why.startswith("pass example=")]
-    example = guessed_example(ann) if solved else None
-    if example is None:
-        return problems
-    try:
-        trace = traced(ann, RULES, example, samples=()).fix_sizes()
-    except Untraceable as error:  # also with an example
-        return [_in_forward(ann, error)]
-    except ValueError:
-        return problems
-    others = _tried(trace, options)[0].problems
-    left = {problem.name for problem in others}
-    return [*(problem for problem in solved if problem.name not in left), *others]
-
-
 def _repeated_integers(snn: nn.Module, weights: str | None) -> tuple[str, ...]:
     """Return the names of layers that share their integer weights with another layer of neurons."""
     layers = [(name, x) for name, x in snn.named_modules() if isinstance(x, TandemLayer)]
-    weight_of = {name: id(getattr(*stored(x, "weight"))) for name, x in layers if weights or quantiser(x) is not None}
+    held = [(name, x) for name, x in layers if "weight" in x._parameters or quantiser(x) is not None]
+    weight_of = {name: id(getattr(*stored(x, "weight"))) for name, x in held if weights or quantiser(x) is not None}
     calls, first = Counter(weight_of.values()), {x: name for name, x in reversed(weight_of.items())}
     return tuple(name for x, name in first.items() if calls[x] > 1)
 
 
-def _converted(trace: Traced, options: Options) -> tuple[Conversion, tuple[str, ...]]:
-    """Convert for images of every size; if that is not possible and there is an example, for images of its size.
-
-    Returns:
-        The conversion, and what in the ANN rules out thresholds of channels where ``per_channel`` is None.
-    """
-    found = _tried(trace, options)
-    return _tried(trace.fix_sizes(), options) if found[0].problems and trace.example is not None else found
-
-
-def _tried(trace: Traced, options: Options) -> tuple[Conversion, tuple[str, ...]]:
-    conversion = converted(trace, replaced_fields(options, per_channel=options.per_channel is not False))
-    if options.per_channel is not None or not conversion.problems:
-        return conversion, ()
-    per_layer = tuple(dict.fromkeys(problem.name for problem in conversion.problems))
-    return converted(trace, replaced_fields(options, per_channel=False)), per_layer
-
-
-def _sizes(example: Tensor | Sequence[Tensor]) -> tuple[tuple[torch.Size, torch.dtype], ...]:
-    inputs = [example] if isinstance(example, Tensor) else example
-    return tuple((torch.Size([1, *x.shape[1:]]), x.dtype) for x in inputs)
-
-
-def _warn_if_unlike(network: TandemNetwork, trace: Traced, changed: Sequence[str], neuron: Neuron) -> None:
+def _warn_if_unlike(network: TandemNetwork, graph: Graph, changed: Sequence[str], neuron: Neuron) -> None:
     """Warn if a calibrated network does not compute what its ANN does, and say what to change.
 
     ``changed``: the arguments that make the network less accurate than the defaults.
     """
-    assert network._record is not None
-    found = likeness(network, network._record, trace)
+    found = likeness(network, network._record, graph)
     if not found.is_unlike:
         return
     remedies = [f"leave out {' and '.join(changed)}, since the defaults are better"] if changed else []
@@ -376,7 +316,7 @@ def _check_code(neuron: Neuron, mode: str, time_steps: int) -> None:
 
 
 def _check_choices(
-    mode: Any, engine: Any, weights: Any, gates: Any, learn_thresholds: Any, spiking_layers: Any
+    mode: Any, engine: Any, weights: Any, analogue: Any, learn_thresholds: Any, spiking_layers: Any
 ) -> None:
     if mode not in ("constant", "impulse", "radix", "spikes"):
         raise ValueError(f"convert: mode must be 'constant', 'impulse', 'radix' or 'spikes', got {mode!r}")
@@ -384,10 +324,9 @@ def _check_choices(
         raise ValueError(f"convert: engine must be one of {', '.join(ENGINES)}, got {engine!r}")
     if weights not in (None, *_BITS):
         raise ValueError(f"convert: weights must be None, {' or '.join(map(repr, _BITS))}, got {weights!r}")
-    if gates not in (None, "analogue"):
-        raise ValueError(f"convert: gates must be None or 'analogue', got {gates!r}")
-    if not isinstance(learn_thresholds, bool):
-        raise TypeError(f"convert: learn_thresholds must be True or False, got {type(learn_thresholds).__name__}")
+    for name, value in (("learn_thresholds", learn_thresholds), ("analogue", analogue)):
+        if not isinstance(value, bool):
+            raise TypeError(f"convert: {name} must be True or False, got {type(value).__name__}")
     if spiking_layers is not None:
         if isinstance(spiking_layers, bool) or not isinstance(spiking_layers, int):
             raise TypeError(f"convert: spiking_layers must be an int, got {type(spiking_layers).__name__}")
@@ -398,10 +337,13 @@ def _check_choices(
 
 
 def _check_ann(ann: Any) -> None:
-    """Raise a TypeError unless it is a module, a ValueError if it was compiled or quantised, or spikes already."""
+    """Raise a TypeError unless it is a module, a ValueError if it is scripted or quantised, or spikes already."""
     if not isinstance(ann, nn.Module):
         raise TypeError(f"convert: ann must be an nn.Module, got {type(ann).__name__}")
-    refuse_compiled(ann)
+    if isinstance(ann, torch.jit.ScriptModule):
+        raise ValueError(
+            f"convert: ann must be a module of Python, got {type(ann).__name__}: pass the module it was made of"
+        )
     refuse_quantised(ann)
     for name, module in ann.named_modules():
         if isinstance(module, (Spiking, TandemNetwork)):

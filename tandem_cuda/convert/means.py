@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..nn.modes import evaluating
 from .batches import Batch, copied
 from .comparison import OutputComparison
-from .replace import replaced
+from .replace import called, replaced
 
 _See = Callable[[Any, Tensor, int], Tensor]
 """Takes a module, a value and the dimension of its channels, and returns what takes the place of the value."""
@@ -27,24 +27,25 @@ _See = Callable[[Any, Tensor, int], Tensor]
 
 @contextmanager
 def replacing(
-    ann: nn.Module, replace: Mapping[Any, Any], batches: Sequence[Batch], correct: bool
-) -> Iterator[tuple[list[str], str]]:
+    ann: nn.Module, replace: Mapping[str, str], batches: Sequence[Batch], correct: bool
+) -> Iterator[tuple[tuple[str, ...], str]]:
     """Replace activations of the ANN, and with ``correct`` its biases; undo it if the body of the context fails.
 
     Yields:
-        The replaced modules in words, and how far the ANN's outputs on the batches are from what they were.
+        The replacements in words, and how far the ANN's outputs on the batches are from what they were.
     """
     means = _Means(len(batches))
     outputs = _run(ann, batches, means.note) if replace else []
-    with replaced(ann, replace) as names:
+    with replaced(ann, replace):
         if not outputs:
-            yield names, ""
+            yield tuple(f"{old} -> {new}" for old, new in replace.items()), ""
             return
         if correct:
             _run(ann, batches, means.restore)
         before = means.corrected() if correct else []
         try:
-            yield names, _effect(outputs, _run(ann, batches, lambda module, x, dim: x), bool(before))
+            effect = _effect(outputs, _run(ann, batches, lambda module, x, dim: x), bool(before))
+            yield called(ann, replace), effect
         except BaseException:
             for tensor, old in before:
                 tensor.data.copy_(old)

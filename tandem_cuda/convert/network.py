@@ -9,23 +9,20 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..neuron.radix_if import check_radix_steps
-from ..nn import TandemAdd, TandemConvTranspose2d
+from ..nn import TandemAdd, TandemConvTranspose2d, TandemNeurons
 from ..nn.encode import Decode, Encode
 from ..nn.trained_code import read_code, written_code
 from ..nn.weighted import WeightedLayer
 from ..ops import checks
 from ..spike_train import SpikeTrain
-from .arguments import arguments_of
 from .calibrate import EXTRA_STATE, Calibration, Level
+from .conversion import Conversion
 from .corrections import set_correction, weight_layer
 from .nodes import owner_of, same_modules, unite
-from .record import Record
 from .report import ConversionReport, report_on
-from .training_outputs import split
 from .twins import Twins
 from .values import SpikeSource
 from .watch import Watch
-from .writer import Writer
 
 
 class TandemNetwork(nn.Module):
@@ -46,11 +43,12 @@ class TandemNetwork(nn.Module):
 
     Examples:
         >>> ann = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
-        >>> snn = convert(ann, time_steps=8)
+        >>> images = torch.rand(2, 1, 28, 28)
+        >>> snn = convert(ann, time_steps=8, example=images)
         >>> snn.ann() is ann, snn.time_steps
         (True, 8)
         >>> snn.set_time_steps(4)  # the same weights, fewer steps
-        >>> snn(torch.rand(2, 1, 28, 28)).shape
+        >>> snn(images).shape
         torch.Size([2, 10])
     """
 
@@ -66,16 +64,13 @@ class TandemNetwork(nn.Module):
     calibrated."""
     time_steps: int
     """T. In mode "spikes" the input decides on T, unless the network is calibrated: its thresholds are for this T."""
-    _readers: tuple[tuple[Any, tuple[SpikeSource, ...]], ...] = ()  # of networks pickled by earlier versions
-    _cats: tuple[tuple[Any, list[str | None]], ...] = ()  # likewise
-    _record: Record | None = None  # likewise
-    _watch: Watch | None = None  # likewise
-    _in_training: tuple[fx.GraphModule] | None = None  # likewise
+    _in_training: tuple[fx.GraphModule] | None = None
 
     def __init__(
-        self, snn: fx.GraphModule, ann: nn.Module, calibration: Calibration | None, writer: Writer, record: Record
+        self, snn: fx.GraphModule, ann: nn.Module, calibration: Calibration | None, conversion: Conversion
     ) -> None:
         super().__init__()
+        writer, record = conversion.writer, conversion.record()
         self.snn = snn
         self.spiking_layers = tuple(layer.name for layer in writer.layers)
         self.calibration = calibration
@@ -88,27 +83,36 @@ class TandemNetwork(nn.Module):
         self._twin = (ann,)  # in a tuple, so that it is not a submodule and its parameters are listed only once
         self.tie_names()
         self.register_load_state_dict_post_hook(_tie_again)  # type: ignore[no-untyped-call]  # torch's
-        self._arguments = arguments_of(ann, [node.target for node in snn.graph.nodes if node.op == "placeholder"])
         modes = {name: module.training for name, module in ann.named_modules()}
         shared = same_modules(snn, ann)
         self.training = ann.training
         for name, module in snn.named_modules():
             if module not in shared:  # shared modules keep their mode: parts of a model may be frozen
                 module.training = modes.get(name, ann.training)
-        self._watch = Watch(ann, writer.trace, record)
+        self._watch = Watch(ann, conversion.source, record.constants)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's
         unite(self.snn, self.ann())
-        if "_twins" not in state:  # pickled by an earlier version
-            self.tie_names()
-        if self._watch is not None:
-            self._watch.note()
+        self._watch.note()
 
     def split(self) -> None:
-        """Return more in training than in eval mode, if the graph returns both."""
-        if (whole := split(self.snn)) is not None:
-            self._in_training = (whole,)  # in a tuple: it is no submodule, for it holds snn's modules
+        """Return more in training than in eval mode, if the graph returns both.
+
+        The two graphs call the same modules.
+        """
+        results: Any = self.snn.graph.output_node().args[0]
+        if len(results) == 2:
+            training = fx.GraphModule(self.snn, _returning(self.snn.graph, 1), "SpikingTwinInTraining")
+            training.recompile()
+            self._in_training = (training,)  # in a tuple: it is no submodule, for it holds snn's modules
+        self.snn.graph = _returning(self.snn.graph, 0)
+        self.snn.recompile()
+
+    @property
+    def arguments(self) -> Any:
+        """The structure of forward's arguments, with Ellipsis for tensors; None if each argument is a tensor."""
+        return self._record.inputs.structure
 
     def ann(self) -> nn.Module:
         """Return the ANN twin. It shares parameters, statistics and train or eval mode with this network."""
@@ -131,14 +135,8 @@ class TandemNetwork(nn.Module):
         Raises:
             TypeError: ``time_steps`` is not an int.
             ValueError: ``time_steps`` < 1, or > 8 with RadixIF neurons.
-            RuntimeError: the network was pickled by an earlier version.
         """
         checks.check_time_steps("set_time_steps", time_steps)
-        if "calibration" not in self.__dict__:
-            raise RuntimeError(
-                "set_time_steps: the network was pickled by an earlier version. Call convert on its ANN again "
-                "(calibrate=snn.levels keeps the thresholds)"
-            )
         for name in self.spiking_layers:
             neuron: Any = self.snn.get_submodule(name).neuron
             if neuron.radix:
@@ -149,6 +147,8 @@ class TandemNetwork(nn.Module):
             if encode.mode == "constant":
                 encode.scale = self._total(encode) / time_steps
             encode.time_steps = time_steps
+        for neurons in (module for module in self.snn.modules() if isinstance(module, TandemNeurons)):
+            neurons.time_steps = time_steps
         calibration = self.calibration
         self.levels = None if calibration is None else dict(calibration.levels)
         if calibration is None or self.levels is None:
@@ -191,14 +191,8 @@ class TandemNetwork(nn.Module):
         Raises:
             TypeError: ``inputs`` is not what the network takes.
             ValueError: ``inputs`` has no samples, or spike trains of another T than a calibrated network.
-            RuntimeError: the network was not made by ``convert``, or was pickled by an earlier version.
         """
         self.check_twins()
-        if self._record is None:
-            raise RuntimeError(
-                "report: the network must be made by convert of this version. Call convert on its ANN again "
-                "(calibrate=snn.calibration keeps the thresholds)"
-            )
         return report_on(self, self._record, inputs)
 
     def _set_threshold(self, name: str, layer: Any, threshold: Level) -> None:
@@ -207,6 +201,9 @@ class TandemNetwork(nn.Module):
             layer.neuron = layer.neuron.calibrated(threshold)
             return
         layer.neuron = layer.neuron.calibrated(1.0)
+        if isinstance(layer, TandemNeurons):
+            layer.thresholds = threshold.to(next(self.parameters(), torch.empty(0)))
+            return
         if name in self._signed:
             threshold = threshold.repeat_interleave(2)
         branches: list[Any] = [*layer.branches] if isinstance(layer, TandemAdd) else [layer]
@@ -253,18 +250,19 @@ class TandemNetwork(nn.Module):
     def forward(self, *inputs: Any, **named: Any) -> Any:
         if not torch.compiler.is_compiling():
             self.check_twins()
-        if named or len(inputs) != self._arguments.required:
-            inputs = self._arguments.of(inputs, named)
+        arguments = self._record.inputs
+        leaves = arguments.leaves(arguments.of_call(inputs, named))
+        arguments.check_sizes(leaves)
         if self.levels is not None:
-            for x in inputs:
+            for x in leaves:
                 if isinstance(x, SpikeTrain) and x.time_steps != self.time_steps:
                     raise ValueError(
                         f"TandemNetwork: input must have T = {self.time_steps}, which calibrated thresholds are for "
                         f"(set_time_steps changes it), got T = {x.time_steps}"
                     )
         if self.training and self._in_training:
-            return type(self._in_training[0]).forward(self.snn, *inputs)  # with snn's own modules, wherever they are
-        return self.snn(*inputs)
+            return type(self._in_training[0]).forward(self.snn, *leaves)  # with snn's own modules, wherever they are
+        return self.snn(*leaves)
 
     def tie_names(self) -> None:
         """Find anew which tensors both twins hold, and under which names."""
@@ -272,7 +270,7 @@ class TandemNetwork(nn.Module):
 
     def _move_own_tensors(self) -> None:
         self._twins.move_own_tensors()
-        if "calibration" in self.__dict__:  # absent from networks pickled by earlier versions
+        if self.calibration is not None:
             self.set_time_steps(self.time_steps)  # whose constants are rounded anew
 
     def check_twins(self) -> None:
@@ -282,7 +280,7 @@ class TandemNetwork(nn.Module):
         holds is not compared, only that it holds them: torch.func.functional_call swaps them temporarily.
         """
         self._twins.check_shared()
-        if self._watch is not None and (changes := self._watch.changes()):
+        if changes := self._watch.changes():
             raise RuntimeError(
                 f"TandemNetwork: the ANN must compute what it did when it was converted, but {changes} changed. Call "
                 "convert on the ANN again (calibrate=snn.calibration keeps the thresholds), or from_qcfs"
@@ -301,7 +299,7 @@ class TandemNetwork(nn.Module):
         for name, public in self._twins.only_snn.items():
             x = getattr(*owner_of(self, name))
             state[prefix + public] = x if options.get("keep_vars", False) else x.detach()
-        calibration = self.__dict__.get("calibration")  # absent from networks pickled by earlier versions
+        calibration = self.calibration
         if calibration is not None:
             state[prefix + EXTRA_STATE] = calibration.as_tensor()
         if hasattr(state, "_metadata"):
@@ -357,7 +355,7 @@ class TandemNetwork(nn.Module):
 
     def _load_calibration(self, state: Any, metadata: Any) -> str:
         """Take over the thresholds of the network whose state is loaded. Return why that is impossible, or ""."""
-        mine = self.__dict__.get("calibration")  # as in state_dict
+        mine = self.calibration
         if state is None:
             if mine is None or not metadata.get(_UNCALIBRATED, False):
                 return ""
@@ -421,3 +419,13 @@ def _shapes(levels: Mapping[str, Level]) -> dict[str, tuple[int, ...]]:
 
 def _tie_again(network: TandemNetwork, incompatible_keys: Any) -> None:
     network._twins.tie()
+
+
+def _returning(graph: fx.Graph, number: int) -> fx.Graph:
+    part, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+    results: Any = part.graph_copy(graph, copies)
+    part.output(results[number])
+    for node in reversed(part.nodes):
+        if not node.users and node.op not in ("placeholder", "output"):
+            part.erase_node(node)
+    return part

@@ -12,13 +12,11 @@ from torch import Tensor, nn
 
 from ..neuron import Neuron, check_neuron
 from ..nn.modes import evaluating
-from .advice import Problem, refusal
 from .calibrate import Calibration, Level
 from .calibrator import COUNTING
-from .make import convert
+from .make import _levels, convert
 from .network import TandemNetwork
-from .nodes import name_in_ann, some
-from .rules import RULES, Call, Unconvertible, register
+from .nodes import some
 
 
 def from_qcfs(
@@ -46,8 +44,7 @@ def from_qcfs(
     to ``set_time_steps``, has the same range in T levels: the network computes the ANN with L = T, an approximation.
 
     The result is a conversion by :func:`convert`, which shares the ANN's parameters. Its thresholds are constants: if
-    the ANN's thresholds change, by training or loading, the network raises a RuntimeError; then convert again. The rule
-    for ``activation`` is registered (:func:`tandem_cuda.convert.rules.register`), also for later conversions.
+    the ANN's thresholds change, by training or loading, the network raises a RuntimeError; then convert again.
 
     Args:
         ann: the ANN, with its checkpoint loaded. It computes QCFS, not the spikes of its own simulation.
@@ -66,7 +63,7 @@ def from_qcfs(
     Raises:
         TypeError: an argument has the wrong type.
         ValueError: ``ann`` has no such activations, they compute something else or have different L (give
-            ``time_steps``), ``activation`` has another rule, or :func:`convert` refuses the network.
+            ``time_steps``), or :func:`convert` refuses the network.
 
     Examples:
         >>> class QCFS(nn.Module):
@@ -77,7 +74,7 @@ def from_qcfs(
         ...         x = (x / self.thresh).clamp(0, 1)
         ...         return (x * self.L + 0.5).floor() / self.L * self.thresh
         >>> ann = nn.Sequential(nn.Conv2d(1, 4, 3), QCFS(), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
-        >>> snn = from_qcfs(ann, QCFS)
+        >>> snn = from_qcfs(ann, QCFS, example=torch.zeros(1, 1, 28, 28))
         >>> snn.time_steps, snn.levels
         (4, {'0': 2.0})
     """
@@ -93,10 +90,9 @@ def from_qcfs(
             f"from_qcfs: activation must be the class of modules in ann, got {activation.__name__}; it has {kinds}"
         )
     rule = QCFS(threshold, levels)
-    if problems := [problem for name, module in modules.items() if (problem := rule.problem(name, module))]:
-        raise ValueError(refusal(problems))
+    read = {name: rule.read(name, module) for name, module in modules.items()}
     if time_steps is None:
-        numbers = {name: rule.read(module)[1] for name, module in modules.items()}
+        numbers = {name: number for name, (_, number) in read.items()}
         if len({*numbers.values()}) > 1:
             found = some([f"{number} ({name})" for name, number in numbers.items()], 6)
             raise ValueError(
@@ -104,17 +100,25 @@ def from_qcfs(
             )
         (most,) = {*numbers.values()}
         time_steps = most.bit_length() if neuron.radix else most
-    if isinstance(RULES.get(activation), QCFS):  # perhaps with other names
-        del RULES[activation]
-    register(activation, rule)
+    if neuron.radix and (other := {name: n for name, (_, n) in read.items() if n != neuron.levels(time_steps)}):
+        found = some([f"{number} ({name})" for name, number in other.items()], 6)
+        raise ValueError(
+            f"from_qcfs: {levels} must be {neuron.levels(time_steps)}, the levels of {time_steps} radix spikes, got "
+            f"{found}; pass neuron=IF(initial=0.5, two_phase=True) for other numbers"
+        )
     mode = "impulse" if neuron.two_phase else "constant"
     options = {"mode": mode, "per_channel": False, "correct_bias": False, **options}
-    return convert(ann, time_steps, neuron=neuron, calibrate={} if calibrate is None else calibrate, **options)
+    scale = {name: 2**time_steps / number if neuron.radix else 1.0 for name, (_, number) in read.items()}
+    token = _levels.set({name: (threshold, threshold * scale[name]) for name, (threshold, _) in read.items()})
+    try:
+        return convert(ann, time_steps, neuron=neuron, calibrate={} if calibrate is None else calibrate, **options)
+    finally:
+        _levels.reset(token)
 
 
 @dataclass(frozen=True)
 class QCFS:
-    """The conversion rule of a class of QCFS activations: neurons that count their levels.
+    """A class of QCFS activations.
 
     ``threshold`` and ``levels`` are the names of attributes, as in :func:`from_qcfs`.
     """
@@ -122,48 +126,21 @@ class QCFS:
     threshold: str
     levels: str
 
-    def __call__(self, call: Call) -> Any:
-        _ = call.input  # refuses what is not spikes
-        threshold, levels = self.read(call.module)
-        writer = call._writer
-        steps, neuron = writer.options.time_steps, writer.options.neuron
-        if not writer.options.calibrated:
-            raise Unconvertible(
-                "pass calibrate={} and neuron=IF(initial=0.5, two_phase=True), as tandem_cuda.from_qcfs does: its "
-                "threshold is a level of neurons"
-            )
-        if neuron.radix and neuron.levels(steps) != levels:
-            raise Unconvertible(
-                f"pass neuron=IF(initial=0.5, two_phase=True): {steps} radix spikes have {neuron.levels(steps)} "
-                f"levels, and its {self.levels} is {levels}"
-            )
-        for name in (self.threshold, self.levels):
-            if isinstance(getattr(call.module, name), Tensor):
-                writer.constants.add(f"{name_in_ann(str(call.node.target))}.{name}")
-        level = threshold / levels * 2**steps if neuron.radix else threshold
-        return call.fire(threshold, level=level)
-
-    def problem(self, name: str, module: nn.Module) -> Problem | None:
-        """Return why a module is no QCFS activation; None if it is one."""
-        try:
-            self.read(module)
-        except Unconvertible as refused:
-            kind = type(module).__name__
-            return Problem(kind, f"{name} ({kind})", name, str(refused), str(refused))
-        return None
-
-    def read(self, module: nn.Module) -> tuple[float, int]:
-        """Return threshold and number of levels of a module.
+    def read(self, name: str, module: nn.Module) -> tuple[float, int]:
+        """Return threshold and number of levels of a module, named for messages.
 
         Raises:
-            Unconvertible: they are missing or out of range, or the module computes something else.
+            ValueError: they are missing or out of range, or the module computes something else.
         """
-        threshold, levels = (self._number(module, name) for name in (self.threshold, self.levels))
-        if not 0 < threshold < math.inf:
-            raise Unconvertible(f"give it a positive threshold: its {self.threshold} is {threshold:.6g}")
-        if not (levels.is_integer() and levels >= 1):
-            raise Unconvertible(f"give it a whole number of levels, at least 1: its {self.levels} is {levels:.6g}")
-        self._check(module, threshold, int(levels))
+        try:
+            threshold, levels = (self._number(module, key) for key in (self.threshold, self.levels))
+            if not 0 < threshold < math.inf:
+                raise ValueError(f"it must have a positive threshold, got {self.threshold} = {threshold:.6g}")
+            if not (levels.is_integer() and levels >= 1):
+                raise ValueError(f"it must have a whole number of levels, got {self.levels} = {levels:.6g}")
+            self._check(module, threshold, int(levels))
+        except ValueError as error:
+            raise ValueError(f"from_qcfs: {name} ({type(module).__name__}): {error}") from None
         return threshold, int(levels)
 
     def _number(self, module: nn.Module, name: str) -> float:
@@ -173,13 +150,13 @@ class QCFS:
         if isinstance(x, Tensor) and x.numel() == 1:
             return float(x.detach())
         got = f"of shape {list(x.shape)}" if isinstance(x, Tensor) else "missing" if x is None else repr(x)
-        raise Unconvertible(
+        raise ValueError(
             "call tandem_cuda.from_qcfs with threshold= and levels=, the names of the attributes that hold one "
             f"threshold and the number of levels: its {name} is {got}"
         )
 
     def _check(self, module: nn.Module, threshold: float, levels: int) -> None:
-        """Raise Unconvertible unless the module computes QCFS of numbers a quarter from where it steps."""
+        """Raise ValueError unless the module computes QCFS of numbers a quarter from where it steps."""
         like = getattr(module, self.threshold)
         v = torch.arange(-2, levels + 2, dtype=torch.float64).unsqueeze(1) + torch.tensor([0.25, 0.75])
         expected = (v + 0.5).floor().clamp(0, levels) * (threshold / levels)
@@ -193,4 +170,4 @@ class QCFS:
         except Exception as error:  # forward may raise anything
             got = f"it raises {type(error).__name__}: {error}"
         if got:
-            raise Unconvertible(f"let it compute {formula}, and no spikes: {got}")
+            raise ValueError(f"let it compute {formula}, and no spikes: {got}")

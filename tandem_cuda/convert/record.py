@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
+from .inputs import Inputs
 from .values import SpikeSource
 
 _SAMPLES = 64
@@ -36,16 +37,14 @@ class Origin:
     """The source of each channel, if the spikes of channels differ in weight."""
     features: bool = False
     """Whether ``sources`` are of features, along the last dimension."""
-    real: bool = False
-    """Whether the module computes with real numbers, which are decoded counts."""
 
 
 class Sample:
     """The first samples of the calibration data, on the CPU. Deep copies share them; pickles leave them out."""
 
-    def __init__(self, inputs: Sequence[Tensor] = ()) -> None:
-        self.inputs = tuple(x[:_SAMPLES].detach().to("cpu", copy=True) for x in inputs)
-        """For each input of the network; none without calibration data."""
+    def __init__(self, inputs: Sequence[Any] = ()) -> None:
+        self.inputs = tree_map_only(Tensor, lambda x: x[:_SAMPLES].detach().to("cpu", copy=True), tuple(inputs))
+        """The arguments of the network; none without calibration data."""
 
     def __deepcopy__(self, memo: Any) -> Sample:
         return self
@@ -54,28 +53,43 @@ class Sample:
         return Sample, ()
 
 
+@dataclass(frozen=True)
+class AnalogueCall:
+    """A call between weight layers that the spiking twin computes on real values.
+
+    Examples:
+        >>> ann = nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 2))
+        >>> (call,) = convert(ann, time_steps=8, example=torch.rand(1, 4)).report().analogue
+        >>> call.what, call.place, call.why
+        ('SiLU', '1', 'it has no rule')
+    """
+
+    name: str
+    """The name of the node."""
+    what: str
+    """The ATen call, or the class of torch's module that makes it."""
+    place: str
+    """The name of the module whose forward makes the call."""
+    why: str
+    """Why it has no spiking form."""
+
+
 @dataclass
 class Record:
     """What a conversion knows."""
 
     origins: tuple[Origin, ...]
-    sizes: tuple[tuple[torch.Size, torch.dtype], ...] | None = None
-    """Sizes and dtypes of the inputs with which the ANN was traced; None if it was traced without an example."""
-    gates: tuple[str, ...] = ()
-    """The ANN's parts that compute gates and stay analogue."""
-    replaced: tuple[str, ...] = ()
-    """The ANN's modules that ``replace`` has replaced: "name (SiLU -> ReLU)"."""
-    sample: Sample = field(default_factory=Sample)
-    per_layer: tuple[str, ...] = ()
-    """The ANN's parts that cannot take thresholds of channels, so that calibration found thresholds of layers."""
+    inputs: Inputs
+    analogue: tuple[AnalogueCall, ...] = ()
+    """The calls between weight layers that are computed on real values."""
+    spiking_macs: float = 0.0
+    """The share of the multiply-accumulates that spikes carry."""
     constants: tuple[str, ...] = ()
     """The names of the ANN's tensors whose values are constants of the spiking twin."""
-
-    def example(self, ann: nn.Module) -> tuple[Tensor, ...] | None:
-        """Return inputs of the ANN with which it can be traced again."""
-        if self.sizes is None:
-            return None
-        like = next(ann.parameters(), torch.empty(0))
-        return tuple(
-            like.new_zeros(size, dtype=None if dtype.is_floating_point else dtype) for size, dtype in self.sizes
-        )
+    notes: tuple[str, ...] = ()
+    """What is random in training alone, and left out."""
+    replaced: tuple[str, ...] = ()
+    """The activations that ``replace`` has replaced: "silu in features.0"."""
+    sample: Sample = field(default_factory=Sample)
+    rewrite: Callable[[Any], Any] | None = None
+    """What rewrites the exported graph of the ANN before it is converted."""

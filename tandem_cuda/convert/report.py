@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from .._table import table
-from ..nn import Encode, TandemAdd, TandemGate
+from ..nn import Encode, TandemAdd, TandemNeurons
 from ..nn.average_pool import SpikingAverage
 from ..nn.operations import synapses_by_input
 from ..nn.tandem import TandemLayer
 from ..spike_train import SpikeTrain
-from .comparison import Converted, Likeness, Sums, inputs_of, run_both
-from .nodes import kind_of, name_in_ann, some
-from .record import Origin, Record
+from .comparison import Converted, Likeness, Sums, arguments_of, run_both
+from .nodes import some
+from .record import AnalogueCall, Origin, Record
+from .writer import word_of_class
 
-_WITH_NEURONS = (TandemLayer, TandemAdd, TandemGate, SpikingAverage)
+_WITH_NEURONS = (TandemLayer, TandemAdd, TandemNeurons, SpikingAverage)
 _SATURATED = 0.05  # share of neurons from which on a layer is said to saturate
 _MOST = 6  # names in a list
 
@@ -33,7 +36,7 @@ class ConvertedLayer:
 
     Examples:
         >>> ann = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
-        >>> layer = convert(ann, time_steps=8).report().layers[0]
+        >>> layer = convert(ann, time_steps=8, example=torch.rand(1, 1, 28, 28)).report().layers[0]
         >>> layer.name, layer.snn, layer.threshold
         ('0', 'TandemConv2d', 1.0)
     """
@@ -43,7 +46,7 @@ class ConvertedLayer:
     ann: str
     """What it replaces, in words, such as "Conv2d, BatchNorm2d, ReLU". In a sum, "spikes" is an identity branch."""
     ann_names: tuple[str, ...]
-    """The names of these parts in the ANN: of modules, or of nodes of the torch.fx graph."""
+    """The names of these parts in the ANN: of modules, or of nodes of its graph."""
     snn: str
     """The class of the module."""
     spiking: bool
@@ -84,7 +87,7 @@ class ConversionReport:
 
     Examples:
         >>> ann = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
-        >>> snn = convert(ann, time_steps=8)
+        >>> snn = convert(ann, time_steps=8, example=torch.rand(1, 1, 28, 28))
         >>> report = snn.report()
         >>> report.time_steps, len(report.layers)
         (8, 1)
@@ -102,8 +105,10 @@ class ConversionReport:
     """In order of execution. Modules that only move spikes are not listed, nor Encode and Decode."""
     unchanged: tuple[str, ...]
     """The ANN's own modules in the spiking network."""
-    gates: tuple[str, ...]
-    """The ANN's own modules that compute gates from spike counts, and so stay analogue."""
+    analogue: tuple[AnalogueCall, ...]
+    """The calls between weight layers that are computed on real values, each with the reason."""
+    spiking_macs: float
+    """The share of the ANN's multiply-accumulates whose input is spikes, in [0, 1]."""
     replaced: tuple[str, ...]
     """The ANN's modules that ``replace`` has replaced."""
     agreement: float | None
@@ -189,7 +194,7 @@ def report_on(network: Converted, record: Record, inputs: Any) -> ConversionRepo
         inputs: the samples; None for the record's.
     """
     calibrated, snn = network.levels is not None, network.snn
-    batches = inputs_of(network, record, inputs)
+    batches = arguments_of(network, record, inputs)
     origins = {origin.name: origin for origin in record.origins}
     called = dict.fromkeys(str(node.target) for node in snn.graph.nodes if node.op == "call_module")
     own = {id(vars(module)) for module in network.ann().modules()}
@@ -198,7 +203,9 @@ def report_on(network: Converted, record: Record, inputs: Any) -> ConversionRepo
     sums = {name: Sums() for name in layers if isinstance(snn.get_submodule(name), _WITH_NEURONS)}
     answers = run_both(network, record, batches, sums, None)
     found = answers.likeness() if calibrated else Likeness(answers.samples, None, None)
-    time_steps = next((x.time_steps for x in batches if isinstance(x, SpikeTrain)), network.time_steps)
+    time_steps = next(
+        (x.time_steps for x in tree_leaves(batches, is_leaf=_is_train) if _is_train(x)), network.time_steps
+    )
     converted = [_layer(network, origins[name], sums.get(name)) for name in layers]
     rows = tuple(replace(layer, saturates=_saturates(network, layer, time_steps)) for layer in converted)
     report = ConversionReport(
@@ -207,8 +214,9 @@ def report_on(network: Converted, record: Record, inputs: Any) -> ConversionRepo
         calibrated=calibrated,
         samples=found.samples,
         layers=rows,
-        unchanged=tuple(name for name in map(name_in_ann, unchanged) if name not in record.gates),
-        gates=record.gates,
+        unchanged=tuple(unchanged),
+        analogue=record.analogue,
+        spiking_macs=record.spiking_macs,
         replaced=record.replaced,
         agreement=found.agreement,
         output_error=found.output_error,
@@ -218,9 +226,21 @@ def report_on(network: Converted, record: Record, inputs: Any) -> ConversionRepo
     return replace(report, warnings=(*_warnings(report), *answers.warnings()))
 
 
+def analogue_in_words(record: Record) -> str:
+    """Return how many analogue calls of each kind there are, and the share of products that spikes carry."""
+    counts = Counter(call.what for call in record.analogue)
+    calls = some([f"{number} {what}" for what, number in counts.most_common()], _MOST)
+    verb = "is" if len(record.analogue) == 1 else "are"
+    return f"{calls} {verb} computed on real values; spikes carry {record.spiking_macs:.0%} of the multiply-accumulates"
+
+
+def _is_train(x: Any) -> bool:
+    return isinstance(x, SpikeTrain)
+
+
 def _layer(network: Converted, origin: Origin, sums: Sums | None) -> ConvertedLayer:
     module: Any = network.snn.get_submodule(origin.name)
-    kind = kind_of(module).__name__ + (" of counts" if origin.real else "")
+    kind = word_of_class(module)
     known: dict[str, Any] = {}
     if sums is not None and sums.samples:
         pairs = sums.neurons * sums.samples
@@ -270,10 +290,9 @@ def _notes(
     averages = [name for name in sums if isinstance(network.snn.get_submodule(name), SpikingAverage)]
     if averages:
         yield f"averages with neurons of their own, which round once more: {some(averages, _MOST)}"
-    if record.gates:
-        yield f"gates that stay analogue, computed from the counts of all time steps: {some(record.gates, _MOST)}"
-    if record.per_layer:
-        yield f"thresholds of layers and not of channels, which {some(record.per_layer, _MOST)} cannot take"
+    if record.analogue:
+        yield analogue_in_words(record)
+    yield from record.notes
     if record.replaced:
         yield f"activations of the ANN itself were replaced, and it wants fine-tuning: {some(record.replaced, _MOST)}"
     if any(float(x.detach()) for name, x in network.snn.named_parameters() if name.endswith("log_threshold")):
@@ -282,16 +301,11 @@ def _notes(
         yield f"no error for {some(misfits, _MOST)}: they have another number of values than the ANN"
     if not samples:
         spikes = "" if any(isinstance(module, Encode) for module in network.snn.modules()) else ", spike trains"
-        yield f"no rates, errors and operations without samples: call report({_wanted(network)}){spikes}"
+        names = record.inputs.names
+        wanted = names[0] if len(names) == 1 else f"({', '.join(names)})"
+        yield f"no rates, errors and operations without samples: call report({wanted}){spikes}"
     elif network.levels is None:
         yield "no errors: without calibrate, counts do not approximate the ANN's own activations"
-
-
-def _wanted(network: Converted) -> str:
-    """Return the arguments that a report needs, in words."""
-    nodes = [node for node in network.snn.graph.nodes if node.op == "placeholder"]
-    names = [str(node.target).lstrip("*") for node in nodes]
-    return ", ".join(names) if len(names) == 1 else f"({', '.join(names)})"
 
 
 def _warnings(report: ConversionReport) -> Iterable[str]:

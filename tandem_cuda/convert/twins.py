@@ -8,18 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..nn import TandemAdd, TandemElementwise
+from ..nn import TandemAdd, TandemElementwise, TandemNeurons
 from ..nn.encode import Decode
 from ..nn.quantised import scale_integers
 from ..nn.quantiser import quantiser
-from ..nn.tandem import TandemLayer
+from ..nn.tandem import TandemLayer, drop_ins
 from ..nn.weighted import OF_CONVERSION
 from ..nn.weights import stored
 from .nodes import owner_of, some
-from .weight_rules import has_weights
 
 _AGAIN = "(calibrate=snn.calibration keeps the thresholds)"
-_WITH_OWN_TENSORS = (TandemLayer, TandemAdd, Decode)
+_WITH_OWN_TENSORS = (TandemLayer, TandemAdd, TandemNeurons, Decode)
 _OWN_TENSORS = (*OF_CONVERSION, "log_threshold", "scale")
 
 
@@ -68,7 +67,7 @@ class Twins:
                 self._buffers.append((*owner_of(network, mine), owner, key, getattr(owner, key)))
                 continue
             self._held.append((theirs, owner, key, getattr(owner, key)))
-            if has_weights(layer) and getattr(layer, "bias", None) is None:
+            if isinstance(layer, tuple(drop_ins())) and getattr(layer, "bias", None) is None:
                 self._held.append((f"{path}.bias".lstrip("."), layer, "bias", None))
         self._note_unsaved_buffers(shared)
         self._weights = [*self._weight_twins()]
@@ -237,7 +236,7 @@ def _same(one: Tensor | None, other: Tensor | None) -> bool:
 
 def _has_constants(module: nn.Module) -> bool:
     """Whether weight and bias of a module of the spiking twin are constants and no parameters of the ANN."""
-    return isinstance(module, TandemElementwise) or getattr(module, "exact", None) is not None
+    return isinstance(module, TandemElementwise)
 
 
 def _own_tensors(module: nn.Module) -> dict[str, Tensor]:

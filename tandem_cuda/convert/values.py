@@ -1,4 +1,4 @@
-"""What the values of the ANN's graph become in the SNN's graph."""
+"""What is known of a value of the ANN in its spiking twin: it is real, spikes, or linear in spikes."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ weight is 1), and the channel's number there."""
 
 @dataclass
 class Real:
-    """A value that both graphs compute, such as an ordinary tensor."""
+    """A real value, which both twins compute by the same call."""
 
-    node: Any
+    node: fx.Node
+    analogue: bool = False
+    """Whether it depends on the output of a weight layer. Other real values are inputs, or computed from inputs."""
 
 
 @dataclass
@@ -29,21 +31,30 @@ class Train:
     """A spike train."""
 
     node: fx.Node
+    shape: tuple[int, ...]
+    """The sizes of the ANN's value behind the batch."""
     level: str | None = None
     """The layer whose level, divided by T, is the weight of a spike; None for recorded spikes, whose weight is 1."""
-    windows: int = 1
-    """The number of neurons for one value of the ANN, which is the sum of their activations."""
-    signed: bool = False
-    """Whether there are two neurons for each value of the ANN, for its positive and its negative part."""
-    channels: int | None = None
-    """The number of channels or features of the ANN's value; None if it is not known."""
     sources: tuple[SpikeSource, ...] | None = None
     """The source of each channel, if the spikes of channels differ in weight. ``level`` is then None."""
-    dims: int | None = None
-    """The number of dimensions, including the batch; None if it is not known."""
+    signed: bool = False
+    """Whether there are two neurons for each value of the ANN, for its positive and its negative part."""
+    windows: int = 1
+    """The number of neurons for one value of the ANN, which is the sum of their activations."""
     features: bool = False
-    """Whether ``channels``, ``sources`` and pairs are along the last dimension, as behind a linear layer, and not along
-    dimension 1. If rows of features are flattened, so are the values of the last dimension, row by row."""
+    """Whether channels are along the last dimension, of more than two, and not along dimension 1."""
+    dropout: float = 1.0
+    """The factor of a spike's weight in training: dropout has it."""
+
+    @property
+    def channels(self) -> int:
+        """The size of the ANN's value along the dimension of channels."""
+        return self.shape[-1] if self.features else self.shape[0]
+
+    @property
+    def dims(self) -> int:
+        """The number of dimensions, including the batch."""
+        return 1 + len(self.shape)
 
 
 @dataclass(frozen=True)
@@ -62,9 +73,11 @@ class Branch:
 
     train: Train
     name: str = ""
-    layer: nn.Module | None = None
-    """The weight layer; None for norm(factor * x + offset)."""
+    layer: Any = None
+    """The weight layer, a layer of torch with the ANN's parameters; None for norm(factor * x + offset)."""
     norm: nn.Module | None = None
+    normed: fx.Node | None = None
+    """The ANN's call of ``norm``."""
     encoded: bool = False
     """Whether ``train.node`` is the output of Encode instead."""
     factor: float | Tensor = 1.0
@@ -75,19 +88,12 @@ class Branch:
     """How the spikes' image is interpolated before the map."""
 
     @property
-    def channels(self) -> int | None:
-        """As for a train."""
-        layer: Any = self.layer
-        if layer is None:
-            return self.train.channels or getattr(self.norm, "num_features", None)
-        number: int = getattr(layer, "out_channels", None) or layer.out_features
+    def channels(self) -> int:
+        """The number of channels or features of the result."""
+        if self.layer is None:
+            return self.train.channels
+        number: int = getattr(self.layer, "out_channels", None) or self.layer.out_features
         return number
-
-    @property
-    def dims(self) -> int | None:
-        """As for a train."""
-        size = getattr(self.layer, "kernel_size", None)
-        return self.train.dims if size is None else 2 + len(size)
 
     @property
     def features(self) -> bool:
@@ -104,21 +110,17 @@ class Branch:
         return bool(plain and scalars and self.factor == 1 and self.offset == 0)
 
     @property
-    def is_fixed(self) -> bool:
-        """Whether it is a linear map with constants, which the ANN's own call can compute from decoded spikes."""
-        if self.layer is not None:
-            return self.norm is None and "weight" in self.layer._buffers
-        given = self.resize is not None or isinstance(self.factor, Tensor) or isinstance(self.offset, Tensor)
-        return self.norm is None and given
-
-    @property
     def is_positive(self) -> bool:
         """Whether it is never negative: it needs neither a ReLU nor neurons for both signs."""
-        if self.train.signed or not (self.is_fixed or self.is_identity):
+        if self.train.signed or self.norm is not None or self.encoded:
             return False
         numbers: Any = (self.factor, self.offset)
         if self.layer is not None:
+            if self.layer._parameters.get("weight") is not None or "weight" not in self.layer._buffers:
+                return False
             numbers = self.layer._buffers.values()
+            if self.layer._parameters.get("bias") is not None:
+                return False
         negative = self.resize is not None and self.resize.mode != "bilinear"
         return not negative and all(bool((torch.as_tensor(x) >= 0).all()) for x in numbers if x is not None)
 
@@ -130,15 +132,15 @@ class Branch:
 
 @dataclass
 class Current:
-    """A pre-activation, whose neurons have not been written yet."""
+    """A pre-activation, whose neurons have not been written yet: a value that is linear in spikes."""
 
     branches: list[Branch]
     deferred: list[Callable[[Train], Train]] = field(default_factory=list)
     """Steps to apply after the neurons. The ANN applies them before its ReLU, which gives equal results."""
-    wants_relu: fx.Node | None = None
-    """The ANN's node for a deferred step that is right only if a ReLU follows; None if there is none."""
+    wants_relu: bool = False
+    """Whether a deferred step is right only if a ReLU follows."""
     origin: fx.Node | None = None
-    """The ANN's node that computes both a map of one channel and the first deferred steps, if there is one."""
+    """The ANN's node for the values of all neurons, if there are deferred steps."""
     rescales: bool = False
     """Whether a step scales values in training, so that they are no longer bounded as the ANN bounds them."""
 
@@ -153,67 +155,37 @@ class Current:
         return all(branch.is_positive for branch in self.branches)
 
     @property
-    def is_fixed(self) -> bool:
-        """Whether it is a linear map of one spike train with constants, and perhaps deferred steps behind it."""
-        return len(self.branches) == 1 and self.branches[0].is_fixed
-
-    @property
-    def of_neurons(self) -> tuple[int | None, int | None]:
-        """The numbers of channels and of dimensions before the deferred steps; None where not known."""
-        channels = (branch.channels for branch in self.branches)
-        dims = (branch.dims for branch in self.branches)
-        return next((n for n in channels if n is not None), None), next((n for n in dims if n is not None), None)
+    def channels(self) -> int:
+        """The number of channels before the deferred steps."""
+        return self.branches[0].channels
 
     @property
     def features(self) -> bool:
         """As for a train."""
         return any(branch.features for branch in self.branches)
 
-    @property
-    def channels(self) -> int | None:
-        """As for a train; None behind deferred steps."""
-        return None if self.deferred else self.of_neurons[0]
-
-    @property
-    def dims(self) -> int | None:
-        """As for a train; None behind deferred steps."""
-        return None if self.deferred else self.of_neurons[1]
-
-
-Average = nn.AvgPool2d | nn.AdaptiveAvgPool2d | nn.AvgPool3d | nn.AdaptiveAvgPool3d
-
 
 @dataclass
 class Pooled:
-    """An average of spikes. Its consumer decides its form: folded into weights, a real value, or neurons of its own."""
+    """An average of spikes. Its reader decides its form: folded into weights, a real value, or neurons of its own."""
 
     node: fx.Node
-    module: Average
+    module: Any
     source: Train | Pooled
-    deferred: list[Callable[[Any], Any]] = field(default_factory=list)
-    """Steps to apply to the average, whatever its form."""
+    own_shape: tuple[int, ...]
+    """The sizes of the average behind the batch, before the deferred steps."""
+    shape: tuple[int, ...]
+    """The sizes of the ANN's average behind the batch, after the deferred steps."""
+    deferred: list[Callable[[Train], Train]] = field(default_factory=list)
+    """Steps to apply to the spikes of the average."""
     flat: bool = False
-    dims: int | None = None
-    """As for a train."""
-    forms: dict[str, Any] = field(default_factory=dict)
+    forms: dict[str, Train] = field(default_factory=dict)
     """The average in each form written so far, before the deferred steps."""
-    results: dict[str, Any] = field(default_factory=dict)
-    """The average in each form written so far, after the deferred steps."""
 
     @property
     def signed(self) -> bool:
         """Whether it is an average of signed values."""
         return self.source.signed
-
-    @property
-    def channels(self) -> int | None:
-        """As for a train; None if it is flattened."""
-        return None if self.flat or self.source.features else self.source.channels
-
-    @property
-    def features(self) -> bool:
-        """As for a train."""
-        return False
 
     def folds_into(self, layer: Any) -> bool:
         """Whether the layer's weights can read the spikes of all windows directly instead of their average."""
@@ -231,89 +203,20 @@ SPIKES = (Train, Pooled, Current)
 
 @dataclass
 class Pieces:
-    """Parts of a spike train along the channels, as torch.chunk and torch.split return them."""
+    """What a call that returns several tensors returns, such as torch.chunk or torch.max along a dimension."""
 
-    train: Train
-    bounds: list[tuple[int, int]]
-
-
-@dataclass
-class Maxima:
-    """What torch.max along dimensions returns: the largest values, and their positions."""
-
-    values: Any
+    take: Callable[[fx.Node], Any]
+    """Returns the value of the node that takes one of the tensors."""
 
 
 @dataclass
 class Grouped:
-    """A spike train whose channels are viewed as groups: a step of shuffling them."""
+    """Spikes whose channels are viewed as groups: a step of shuffling them."""
 
-    x: Any
+    x: Train
     groups: int
     swapped: bool = False
     """Whether the two dimensions of channels have been transposed."""
-
-
-@dataclass(frozen=True)
-class Size:
-    """A product of a number and sizes of a value: ``Size(8)``, or ``Size(1, (2, 3))`` for height times width."""
-
-    number: float
-    """The number, including known sizes: the numbers of channels."""
-    dims: tuple[int, ...] = ()
-    """The dimensions whose sizes depend on the input, sorted. Dimension 0 is the batch."""
-    of: tuple[fx.Node | None, ...] = field(default=(), compare=False)
-    """For each dimension in ``dims``, the ANN's node whose value has this size."""
-
-
-def number_of(x: Any) -> Any:
-    """Return the number of a size that is known."""
-    return x.number if isinstance(x, Size) and not x.dims else x
-
-
-BATCH = Size(1, (0,), (None,))
-UNKNOWN = Size(1, (1,), (None,))
-"""A size that is not known."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The shape of a value."""
-
-    channels: int | None
-    dims: int | None
-    of: fx.Node | None = None
-    """The ANN's node for the value."""
-    channel_dim: int = 1
-    """The dimension whose size is ``channels``."""
-
-
-def shape_of(x: Any, of: fx.Node | None = None) -> Shape:
-    """Return what is known about the shape of spikes or currents; ``of``: the ANN's node for them."""
-    if x.features and x.dims is not None and x.channels is not None:
-        return Shape(x.channels, x.dims, of, x.dims - 1)
-    return Shape(x.channels, x.dims, of)
-
-
-def number_of_channels(x: Any) -> int | None:
-    """Return the size of spikes or currents along dimension 1; None if it is not known."""
-    shape = shape_of(x)
-    return shape.channels if shape.channel_dim == 1 else None
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """A part of a shape, as in ``x.shape[2:]``."""
-
-    sizes: tuple[Size, ...]
-
-
-@dataclass
-class Broken:
-    """The result of something that cannot be converted."""
-
-    instead: Any
-    """A substitute to go on with, so that later problems are found, too."""
 
 
 @dataclass(frozen=True)
@@ -330,7 +233,7 @@ class SpikingLayer:
     values: fx.Node | None = None
     """The ANN's node for the values of all neurons, before the activation or behind it."""
     channels: int | None = None
-    """The number of channels or features of these values; None if it is not known."""
+    """The number of channels or features of these values; None if the layer has one level for all."""
     dim: int = 1
     """The dimension of channels or features."""
     level: float | None = None
@@ -345,6 +248,3 @@ class SpikingLayer:
         if self.channels is None or self.channels == 1:
             return v.flatten().unsqueeze(0)
         return v.movedim(self.dim, 0).flatten(1)
-
-
-VALUES = (Real, *SPIKES, Pieces, Maxima, Grouped, Size, Shape, Sizes, Broken)

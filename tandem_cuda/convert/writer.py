@@ -1,62 +1,107 @@
-"""Writing the SNN's graph: its modules and their calls."""
+"""Write the spiking twin: its modules, and their calls in a graph."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
-from dataclasses import replace
-from functools import cached_property
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from ..neuron import IF, Neuron
-from ..nn import Decode, Encode, SpikeCat, SpikeRearrange, SpikeWindows, TandemAdd, TandemGate
+from ..nn import (
+    Decode,
+    Encode,
+    SpikeCat,
+    SpikeRearrange,
+    SpikeWindows,
+    SpikingAdaptiveAvgPool2d,
+    SpikingAdaptiveAvgPool3d,
+    SpikingAvgPool2d,
+    SpikingAvgPool3d,
+    TandemAdd,
+    TandemNeurons,
+)
 from ..nn.learned_threshold import new_log_threshold
-from ..spike_train import SpikeTrain
-from .advice import COUNTED, NEGATIVE, SIZES
-from .gates import gated
-from .layers import described, layer_of
-from .nodes import common_path, kept, kind_of, module_of, name_in_ann, steps_between, word_of
-from .options import Options
-from .pixels import Pixels
-from .pools import spiking_pool
+from .graph import Graph
+from .layers import described, layer_of, norm_of
+from .nodes import common_path, steps_between, word_of
 from .record import Origin
-from .trace import Traced
-from .values import Branch, Broken, Current, Pooled, Real, Slope, SpikeSource, SpikingLayer, Train
-from .weight_rules import Unconvertible
+from .signs import Signs
+from .values import Branch, Current, Pooled, Real, Slope, SpikeSource, SpikingLayer, Train
+from .weights import WeightCalls, bound_arguments
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Options:
+    """The arguments of :func:`convert` that decide on the graph of the spiking twin."""
+
+    time_steps: int
+    mode: str
+    neuron: Neuron
+    engine: str
+    learn_thresholds: bool
+    calibrated: bool
+    """Whether thresholds will be calibrated, so that spikes differ in weight."""
+    per_channel: bool
+    """Whether each channel will have a threshold."""
+    spiking_layers: int | None
+    """The number of spiking layers; None for all."""
+    analogue: bool = True
+    """Whether calls without a spiking form are computed on real values."""
+    levels: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """By the names of modules that are activations with levels: the largest value, and the level of the neurons."""
+
+
+class Analogue(Exception):
+    """Raised by a rule for a call that has no spiking form: it is computed on real values.
+
+    Args:
+        why: the reason, for the report.
+
+    Examples:
+        >>> from tandem_cuda.convert import Analogue, Call
+        >>> def transposed(call: Call):
+        ...     raise Analogue("it moves dimensions")
+    """
 
 
 class Writer:
     """The SNN's graph under construction.
 
     Args:
-        trace: the trace of the ANN.
+        source: the graph of the ANN.
         options: what ``convert`` was asked for.
         hybrid: whether a part of the ANN follows the last spikes.
     """
 
-    def __init__(self, trace: Traced, options: Options, hybrid: bool) -> None:
-        self.trace, self.ann, self.options, self.hybrid = trace, trace.root, options, hybrid
+    def __init__(self, source: Graph, options: Options, hybrid: bool) -> None:
+        self.source, self.ann, self.options, self.hybrid = source, source.ann, options, hybrid
+        self.calls = WeightCalls(source)
+        self.signs = Signs(self)
         self.values: dict[fx.Node, Any] = {}
         """What the ANN's nodes have become."""
-        self.tainted: set[fx.Node] = set()
-        """The ANN's nodes that cannot be converted, and all nodes that depend on them."""
-        self.gates = gated(list(trace.graph.nodes), self.ann) if options.gates else {}
-        """The nodes that compute a gate from spikes and stay as they are, each with the product that applies it."""
         self.graph = fx.Graph()
         self.modules: dict[str, Any] = {}
-        self.name_of_module = {id(vars(module)): name for name, module in self.ann.named_modules()}
-        """By what a module shares with modules that have its state."""
+        self.name_of_module = {id(module): name for name, module in self.ann.named_modules()}
         self.names = {*self.name_of_module.values()}
         self.encoded: dict[fx.Node, fx.Node] = {}
         """Real values, and their spikes."""
-        self.real: dict[fx.Node, fx.Node] = {}
+        self.decoding: dict[fx.Node, fx.Node] = {}
         """Spike trains, and their decoded counts."""
+        self.reals: dict[fx.Node, fx.Node] = {}
+        """The ANN's nodes, and what computes them on real values."""
+        self.neurons: dict[tuple[fx.Node, bool], Train] = {}
+        """The spikes of real values, by whether their channels are along the last dimension."""
+        self.read: dict[fx.Node, Train] = {}
+        """The spikes that weight calls read."""
         self.layers: list[SpikingLayer] = []
-        """The tandem layers and TandemAdds, in order of execution."""
+        """The tandem layers, TandemAdds and TandemNeurons, in order of execution."""
         self.pools: list[tuple[SpikingLayer, str | None]] = []
         """Average poolings with neurons, in order of execution, each with the layer whose level its input has."""
         self.origins: list[Origin] = []
@@ -71,107 +116,182 @@ class Writer:
         self.joins: dict[tuple[fx.Node, ...], tuple[fx.Node, Train]] = {}
         self.constants: set[str] = set()
         """The names of the ANN's tensors whose values have become constants."""
-        self.now: fx.Node | None = None
-        """The ANN's node that is being converted."""
+        self.normed: set[fx.Node] = set()
+        """The calls of batch norm that have been written: statistics move once a call."""
 
-    @cached_property
-    def pixels(self) -> Pixels:
-        """Which values of the ANN are images pooled to one pixel."""
-        return Pixels(self.trace.graph.nodes, self.ann)
+    # -- values
 
     def value(self, node: fx.Node) -> Any:
-        """Return the value of a node in the SNN, or the substitute for a node that cannot be converted."""
-        x = self.values[node]
-        return x.instead if isinstance(x, Broken) else x
+        """Return what a node of the ANN has become."""
+        return self.values[node]
 
-    def train(self, node: fx.Node) -> Train:
-        """Return the node's value as a spike train. Currents without a ReLU get neurons for both signs."""
-        x = self.value(node)
+    def shape(self, node: fx.Node) -> tuple[int, ...]:
+        """Return the sizes of a node's value behind the first dimension.
+
+        Raises:
+            Analogue: the value is no tensor, or its sizes depend on the batch.
+        """
+        x = node.meta.get("val")
+        if not isinstance(x, Tensor) or x.dim() < 2:
+            raise Analogue("it is no tensor of samples")
+        if not all(isinstance(size, int) for size in x.shape[1:]):
+            raise Analogue("its sizes depend on the batch")
+        return tuple(x.shape[1:])
+
+    def real(self, node: fx.Node) -> fx.Node:
+        """Return the node of the SNN that computes a node of the ANN on real values."""
+        x = self.values[node]
+        if isinstance(x, Real):
+            return x.node
+        if isinstance(x, Train):
+            return self.decoded(x)
+        return self.real_of_call(node)
+
+    def real_of_call(self, node: fx.Node) -> fx.Node:
+        """Return the node of the SNN that makes a call of the ANN on real values."""
+        if node not in self.reals:
+            self.reals[node] = self._copied(node)
+        return self.reals[node]
+
+    def _copied(self, node: fx.Node) -> fx.Node:
+        """Copy a call, with real inputs."""
+        if node.op == "get_attr":
+            name = self.named("tensors." + str(node.target).replace(".", "_"), self.source.tensor(str(node.target)))
+            return self.graph.get_attr(name)
+        if (call := self.calls.found.get(node)) is not None and self._calls_module(call.layer):
+            read = self.read.get(node)
+            x = self.decoded(read) if read is not None and read.windows == 1 else self.real(call.input)
+            if isinstance(call.layer, nn.Linear):
+                x = self._innermost(x, read)
+            return self.graph.call_module(self._own_module(call.name, call.layer), (x,))
+        if node.target is aten.batch_norm.default and (norm := self.norm(node)) is not None:
+            if node in self.normed:
+                return self.decoded(self.spikes(node))
+            self.normed.add(node)
+            x = self.real(node.all_input_nodes[0])
+            return self.graph.call_module(self._own_module(self.name(node), norm), (x,))
+        if (dropout := dropout_of(node)) is not None:
+            return self.graph.call_module(self.named(node.name, dropout), (self.real(node.all_input_nodes[0]),))
+        copied = self.graph.node_copy(node, self.real)
+        if copied.target is aten.view.default:  # the SNN's values may lie otherwise in memory
+            copied.target = aten.reshape.default
+        copied.meta = {}
+        return copied
+
+    def _calls_module(self, layer: Any) -> bool:
+        """Whether torch's layer computes what the call does: a layer made for a call has plain tensors."""
+        return "computed" not in layer._modules
+
+    def _own_module(self, name: str, module: nn.Module) -> str:
+        """Return the name of a module that both twins share, or that computes with the ANN's parameters."""
+        own = self.name_of_module.get(id(module), name)
+        if self.modules.get(own) is module:
+            return own
+        return self.named(own, module, replaces=True)
+
+    def _innermost(self, x: fx.Node, read: Train | None) -> fx.Node:
+        """Let a linear layer read lines or images in order: otherwise torch rounds differently in frozen networks."""
+        if read is not None and not read.features and read.dims != 2:
+            return self.graph.call_function(aten.contiguous.default, (x,))
+        return x
+
+    def norm(self, node: fx.Node) -> Any:
+        """Return the batch norm of a call: the ANN's module; None if it has no running statistics, or is no module."""
+        return norm_of(self.calls, node)
+
+    def name(self, node: fx.Node) -> str:
+        """Return the name of the module that computes a node alone; else the node's name."""
+        if node.target is aten.batch_norm.default and (norm := self.norm(node)) is not None:
+            return self.name_of_module.get(id(norm), node.name)
+        return node.name
+
+    def decoded(self, x: Train) -> fx.Node:
+        """Return the real values that spikes stand for."""
+        if x.node not in self.decoding:
+            decode = Decode(x.signed)
+            decode.of_features = x.features
+            self.reads(decode, x)
+            real = self.graph.call_module(self.named("decode", decode), (x.node,))
+            if self.hybrid:  # the rest of the ANN may take views
+                real = self.graph.call_method("clone", (real,), {"memory_format": torch.contiguous_format})
+            self.decoding[x.node] = real
+        return self.decoding[x.node]
+
+    def spikes(self, node: fx.Node, features: bool | None = None) -> Train:
+        """Return a value as a spike train. Currents without a ReLU get neurons for both signs, real values neurons.
+
+        Args:
+            node: the ANN's node.
+            features: whether channels must be along the last dimension, or must not; None for either.
+        """
+        x = self.values[node]
         if isinstance(x, Current):
             x = self.values[node] = self.write_neurons(node, x, signed=not x.is_positive)
-        return self.spikes(x)
+        if isinstance(x, Pooled):
+            x = self.pooled(x, "neurons")
+        if isinstance(x, Train):
+            if features is None or x.features == features or x.dims == 2:
+                return x
+            if x.sources is None and x.windows == 1:
+                moved = self.rearranged(x, "pairs", -1 if features else 1) if x.signed else x
+                return replace(moved, features=features)
+        return self.encoded_value(node, bool(features))
 
-    def encoded_input(self, x: fx.Node) -> fx.Node:
+    def encoded_value(self, node: fx.Node, features: bool) -> Train:
+        """Return the spikes of neurons that read a real value."""
+        shape = self.shape(node)
+        features = features and len(shape) > 1
+        if (node, features) not in self.neurons:
+            options, signed = self.options, not self.signs.nonnegative(node)
+            layer = TandemNeurons(options.time_steps, options.neuron, signed, features)
+            name, dim = self.named(node.name, layer), len(shape) if features else 1
+            # A channel with one value a sample has too few values for a level of its own.
+            channels = shape[dim - 1] if options.per_channel and len(shape) > 1 else None
+            self.layers.append(SpikingLayer(name, node, signed, math.inf, node, channels, dim))
+            sources = None if channels is None else tuple((name, i) for i in range(channels))
+            self.origins.append(
+                Origin(
+                    name, self.word(node), (node.name,), node.name, signed=signed, sources=sources, features=features
+                )
+            )
+            spikes = self.graph.call_module(name, (self.real(node),))
+            level = name if sources is None else None
+            self.neurons[node, features] = Train(spikes, shape, level, sources, signed, features=features)
+        return self.neurons[node, features]
+
+    def encoded_input(self, node: fx.Node) -> Train:
+        """Return the output of Encode for a real value that is computed from inputs alone."""
+        x = self.real(node)
         if x not in self.encoded:
             steps, mode = self.options.time_steps, self.options.mode
             scale = 1 / steps if self.options.calibrated and mode == "constant" else 1.0
             name = self.named("encode", Encode(steps, mode, scale))
             self.encoded[x] = self.graph.call_module(name, (x,))
-        return self.encoded[x]
+        return Train(self.encoded[x], self.shape(node))
 
-    def dims_of(self, node: fx.Node) -> int | None:
-        """Return the number of dimensions of a value of the ANN, which an example tells; None without one."""
-        size = self.trace.sizes.get(node)
-        return None if size is None else len(size)
-
-    def by_channel(self, train: Train, images: bool = False) -> Train:
-        """Return a train for modules that read channels along dimension 1.
-
-        ``images``: they read lines or images, so that channels cannot be features.
-        """
-        if not train.features or train.dims == 2 or (train.dims is None and not images):
-            return train
-        if train.sources is not None:
-            raise Unconvertible(self._of_one_weight("put a weight layer between the concatenation and it"))
-        moved = self.rearranged(train, "pairs", 1) if train.signed else train
-        return replace(moved, channels=None, features=False)
-
-    def by_feature(self, node: fx.Node, train: Train) -> Train:
-        """Return the train of a node for a linear layer, which reads features along the last dimension."""
-        if train.features or train.dims in (2, None):
-            return train
-        if train.sources is not None and self.options.per_channel:
-            raise Unconvertible(self._of_one_weight(""))
-        if train.sources is not None:  # a concatenation gets neurons of one weight
-            train = self.write_neurons(node, Current([Branch(train, node.name)]), signed=train.signed)
-        moved = self.rearranged(train, "pairs", -1) if train.signed else train
-        return replace(moved, channels=None, features=True)
-
-    def _of_one_weight(self, otherwise: str) -> str:
-        """Return the advice for what cannot read spikes of different weight; ``otherwise`` if they are concatenated."""
-        return f"{'pass per_channel=False' if self.options.per_channel else otherwise}: it needs spikes of one weight"
-
-    def spikes(self, x: Train | Pooled) -> Train:
-        """Return x as a spike train; an average gets neurons."""
-        return self.pooled(x, "neurons") if isinstance(x, Pooled) else x
-
-    def decoded(self, x: Any) -> Any:
-        if isinstance(x, Real):
-            return x
-        if isinstance(x, Pooled):
-            return self.pooled(x, "real")
-        if x.node not in self.real:
-            decode = Decode(x.signed)
-            self.decodes(decode, x)
-            real = self.graph.call_module(self.named("decode", decode), (x.node,))
-            if self.hybrid:  # the rest of the ANN may write in place or take views
-                real = self.graph.call_method("clone", (real,), {"memory_format": torch.contiguous_format})
-            self.real[x.node] = real
-        return Real(self.real[x.node])
-
-    def pooled(self, x: Pooled, form: str) -> Any:
-        """Write an average as the "real" mean of counts, as "neurons", or as the spikes of its "windows" in a row."""
+    def pooled(self, x: Pooled, form: str) -> Train:
+        """Write an average as "neurons", or as the spikes of its "windows" in a row."""
         if form not in x.forms:
-            pool: Any = x.module
-            if form == "real":
-                x.forms[form] = self.called(self.decoded(x.source), x.node, pool)
-            elif form == "windows":
+            source = x.source if isinstance(x.source, Train) else self.pooled(x.source, "neurons")
+            if source.features:
+                raise Analogue("it averages features")
+            if form == "windows":
+                pool = x.module
                 windows = SpikeWindows(pool.kernel_size, pool.stride, pool.padding, pool.divisor_override)
-                spikes = self.by_channel(self.spikes(x.source), True)
-                x.forms[form] = replace(self.called(spikes, x.node, windows), windows=windows.size)
+                train = replace(self.called(source, x.node, windows), windows=windows.size)
             else:
-                spikes = self.by_channel(self.spikes(x.source), True)
-                train = self.called(spikes, x.node, spiking_pool(pool, self.options))
+                train = self.called(source, x.node, spiking_pool(x.module, self.options))
                 if train.sources is None:
                     name = str(train.node.target)
                     self.pools.append((SpikingLayer(name, x.node, train.signed), train.level))
                     train = replace(train, level=name)
-                x.forms[form] = train
-        if form not in x.results:
-            x.results[form] = x.forms[form]
-            for step in x.deferred:
-                x.results[form] = step(x.results[form])
-        return x.results[form]
+            x.forms[form] = replace(train, shape=x.own_shape)
+        train = x.forms[form]
+        for step in x.deferred:
+            train = step(train)
+        return train
+
+    # -- neurons
 
     def write_neurons(
         self,
@@ -196,23 +316,24 @@ class Writer:
         if isinstance(x, (Train, Pooled)):
             if bound is None and not x.signed:
                 return x
-            x = Current([Branch(self.spikes(x))])
-        if node in self.tainted:  # the layer may be incomplete
-            return self.stand_in(x.channels, x.dims)
-        if signed and x.wants_relu:
-            refused = Unconvertible(NEGATIVE)
-            refused.node = x.wants_relu
-            raise refused
+            x = Current([Branch(x if isinstance(x, Train) else self.pooled(x, "neurons"))])
+        normed = {branch.normed for branch in x.branches if branch.normed is not None}
+        if (signed and x.wants_relu) or normed & self.normed:
+            if bound is not None or slope is not None or not signed:
+                raise Analogue("its input is computed on real values")
+            return self.encoded_value(node, x.features)
+        self.normed |= normed
         name = self._neurons(node, x, signed, bound, slope)
-        channels, dims = x.of_neurons
-        largest, values = math.inf if bound is None else bound, self._before_deferred(node, x)
-        self.layers.append(SpikingLayer(name, node, signed, largest, values, channels, level=level))
-        sources: tuple[SpikeSource, ...] | None = None
-        if self.options.per_channel:
-            assert channels is not None  # or else there would be no layer
-            sources = tuple((name, i) for i in range(channels))
+        values = x.origin if x.deferred and x.origin is not None else node
+        shape, channels = self.shape(values), x.channels
+        dim = len(shape) if x.features else 1
+        largest = math.inf if bound is None else bound
+        per_channel = channels if self.options.per_channel else None
+        self.layers.append(SpikingLayer(name, node, signed, largest, values, channels, dim, level))
+        sources = None if per_channel is None else tuple((name, i) for i in range(per_channel))
         neurons = self.graph.call_module(name, tuple(branch.train.node for branch in x.branches))
-        train = Train(neurons, name if sources is None else None, 1, signed, channels, sources, dims, x.features)
+        features = x.features and len(shape) > 1
+        train = Train(neurons, shape, name if sources is None else None, sources, signed, 1, features)
         for step in x.deferred:
             train = step(train)
         ann, names = self._parts(node, x, signed and slope is None and bound is None)
@@ -236,14 +357,6 @@ class Writer:
         module = TandemAdd(*branches, neuron=neuron, engine=engine, learn_threshold=learn)
         return self.named(".".join([*common_path(paths), "add"]), module)
 
-    def _before_deferred(self, node: fx.Node, x: Current) -> fx.Node:
-        """Return the ANN's node for the values of all neurons: before the steps that come after the neurons."""
-        if not x.deferred:
-            return node
-        while node is not x.origin and (not isinstance(before := self.values.get(node), Current) or before.deferred):
-            node = node.all_input_nodes[0]
-        return node
-
     def _parts(self, node: fx.Node, x: Current, bare: bool) -> tuple[str, tuple[str, ...]]:
         """Return in words which parts of the ANN the neurons replace, and the names of these parts.
 
@@ -252,15 +365,12 @@ class Writer:
         words, names = [], []
         for branch in x.branches:
             modules = [module for module in (branch.layer, branch.norm) if module is not None]
-            found = (self.name_of_module.get(id(vars(module))) for module in modules)
-            names += [name for name in found if name is not None]
-            parts = [kind_of(module).__name__ for module in modules]
-            parts += described(branch)
-            words.append(", ".join(parts or ["spikes"]))
+            names += [name for name in map(self.name_of_module.get, map(id, modules)) if name is not None]
+            words.append(", ".join([*(word_of_class(module) for module in modules), *described(branch)] or ["spikes"]))
         word = " + ".join(words)
         if bare or x.is_positive:  # there is no activation, or it does nothing
             return word, tuple(names)
-        return f"{word}, {self.word(node)}", (*names, name_of(node))
+        return f"{word}, {self.word(node)}", (*names, self.place(node))
 
     def _layer(
         self, branch: Branch, neuron: Neuron, signed: bool, slope: Slope | None, learn_threshold: bool = False
@@ -272,165 +382,97 @@ class Writer:
         self.reads(layer, branch.train)
         return layer
 
-    def counted(self, train: Train, node: fx.Node) -> Train:
-        """Return a train whose number of channels is known, if an example tells it."""
-        size = self.trace.sizes.get(node)
-        return train if train.channels is not None or size is None else replace(train, channels=size[1])
+    # -- moves and joins
 
-    def joined(self, node: fx.Node, every: tuple[fx.Node, ...]) -> Train:
+    def joined(self, node: fx.Node, every: tuple[fx.Node, ...], features: bool) -> Train:
         """Concatenate trains along the channels. If an earlier concatenation is of the first ones, take its result."""
         earlier = next((n for n in range(len(every) - 1, 1, -1) if every[:n] in self.joins), 0)
-        found = [self.joins[every[:earlier]]] if earlier else []
-        nodes, trains = map(list, zip(*found, *((x, self.train(x)) for x in every[earlier:]), strict=True))
+        trains = [self.joins[every[:earlier]][1]] if earlier else []
+        trains += [self.spikes(x, features) for x in every[earlier:]]
+        if any(train.windows > 1 for train in trains):
+            raise Analogue("it concatenates windows")
+        if len({train.dropout for train in trains}) > 1:
+            raise Analogue("it concatenates spikes with and without dropout, which differ in weight in training")
         levels = list(dict.fromkeys(train.level for train in trains))
         differ = self.options.calibrated and (len(levels) > 1 or any(train.sources is not None for train in trains))
-        if differ and any(train.features and train.dims is None for train in trains):
-            raise Unconvertible(SIZES)  # does it concatenate features, or rows of them?
-        of_rows = any(train.features and train.dims not in (2, None) for train in trains)
-        if of_rows and (differ or not all(train.features for train in trains)):
-            trains = [self.counted(self.by_channel(train), x) for train, x in zip(trains, nodes, strict=True)]
-        channels = [None if of_rows and train.features else train.channels for train in trains]
-        known = [number for number in channels if number is not None]
-        if differ and len(known) < len(trains):
-            raise Unconvertible(COUNTED)
         cat = SpikeCat(*(train.signed for train in trains))
         sources = None
         if differ:
-            each = [t.sources or tuple((t.level, i) for i in range(n)) for t, n in zip(trains, known, strict=True)]
+            each = [t.sources or tuple((t.level, i) for i in range(t.channels)) for t in trains]
             sources = tuple(itertools.chain(*each))
             self.cats.append((cat, [None if train.sources is not None else train.level for train in trains]))
         name = self.named(node.name, cat)
         self.origins.append(Origin(name, self.word(node), (node.name,), node.name))
-        whole = Train(
-            self.graph.call_module(name, tuple(train.node for train in trains)),
-            None if differ else levels[0],
-            signed=any(train.signed for train in trains),
-            channels=sum(known) if len(known) == len(trains) else None,
-            sources=sources,
-            dims=next((train.dims for train in trains if train.dims is not None), None),
-            features=all(train.features for train in trains),
-        )
+        signed = any(train.signed for train in trains)
+        call = self.graph.call_module(name, tuple(train.node for train in trains))
+        level = None if differ else levels[0]
+        whole = Train(call, self.shape(node), level, sources, signed, features=trains[0].features)
         self.joins[every] = node, whole
         return whole
 
-    def gated(self, node: fx.Node, train: Train, gate: Real) -> Train:
-        """Write the neurons of a product of spikes and a gate."""
-        module = TandemGate(self.options.neuron, train.signed)
-        self.decodes(module.decode, train)
+    def called(self, train: Train, node: fx.Node, module: Any) -> Train:
+        """Apply a module to a spike train, in place of the ANN's node."""
         name = self.named(node.name, module)
-        self.layers.append(SpikingLayer(name, node, train.signed))
-        self.origins.append(Origin(name, "spikes * gate", (node.name,), node.name, signed=train.signed))
-        product = self.graph.call_module(name, (train.node, gate.node))
-        return Train(product, name, 1, train.signed, train.channels, None, train.dims, train.features)
+        origin = Origin(name, self.word(node), (self.place(node),), node.name)
+        self.origins.append(replace(origin, signed=train.signed, sources=train.sources, features=train.features))
+        return replace(train, node=self.graph.call_module(name, (train.node,)))
 
-    def called(self, x: Any, node: fx.Node, module: Any) -> Any:
-        """Apply a module to a spike train or a real value, in place of the ANN's node."""
-        replaces = node.op == "call_module"
-        name = self.named(str(node.target) if replaces else node.name, module, replaces)
-        origin = Origin(name, self.word(node), (name_of(node),), node.name, real=not isinstance(x, Train))
-        if isinstance(x, Train):
-            origin = replace(origin, signed=x.signed, sources=x.sources, features=x.features)
-        self.origins.append(origin)
-        return replace(x, node=self.graph.call_module(name, (x.node,)))
-
-    def flattened(self, x: Any, start: int = 1, end: int = -1) -> Any:
-        """Flatten dimensions start to end of a spike train. For averages and currents, the step is deferred."""
-        dims = x.dims
-        if dims is not None and -dims <= start < dims and -dims <= end < dims:
-            start, end = start % dims, end % dims
-            dims -= max(end - start, 0)
-        else:
-            dims = 2 if (start, end) == (1, -1) else None
-        whole = dims == 2 and start == 1
-        size = None if self.now is None else self.trace.fixed_sizes(self.now)
-
-        def step(value: Any) -> Any:
-            features = isinstance(value, Train) and value.features
-            channels = value.channels if start > 1 and isinstance(value, Train) and not features else None
-            if isinstance(value, Train) and value.signed and start < 2 and not features:
-                if not whole:
-                    raise Unconvertible("flatten all dimensions, or put a ReLU before it")
-                return _counted(replace(self.rearranged(value, "flatten"), channels=None, dims=2), size)
-            flat = replace(value, node=self.graph.call_method("flatten", (value.node, start, end)))
-            return _counted(replace(flat, channels=channels, dims=dims), size) if isinstance(value, Train) else flat
-
-        flat = self.apply_or_defer(x, step, flat=whole)
-        return replace(flat, dims=dims) if isinstance(flat, Pooled) else flat
-
-    def flattened_to(self, x: Any, features: int) -> Any:
-        """Flatten all dimensions but the first to ``features`` features."""
-
-        def step(value: Any) -> Any:
-            if isinstance(value, Real):
-                return replace(value, node=kept(self.graph.call_function(flattened_to, (value.node, features))))
-            size = features * value.windows * (1 + value.signed)
-            if value.signed and not value.features:
-                value = self.rearranged(value, "flatten")
-            flat = kept(self.graph.call_function(flattened_to, (value.node, size)))
-            return replace(value, node=flat, channels=features if value.sources is None else None, dims=2)
-
-        flat = self.apply_or_defer(x, step, flat=True)
-        return replace(flat, dims=2) if isinstance(flat, Pooled) else flat
-
-    def rearranged(self, train: Train, how: str, *arguments: int) -> Train:
-        """Rearrange the neurons of a train, as :class:`SpikeRearrange` does."""
-        module = SpikeRearrange(how, *arguments, signed=train.signed)
-        if how == "unflatten":  # only [N, F] is, whose features are along dimension 1
-            train = replace(train, features=False)
-        sources, channels = train.sources, train.channels
-        of_channels = how in ("channels", "channel_shuffle", "channel_pad") or (how == "slice" and arguments[0] == 1)
-        stays = of_channels or how in ("unsqueeze", "pairs", "slice")
-        if train.features and train.dims is None and (of_channels or how == "slice") and sources is not None:
-            raise Unconvertible(SIZES)  # are they features?
-        if train.features and train.dims is not None and how == "slice" and arguments[0] == train.dims - 1:
-            taken = slice(*arguments[1:])
-            sources = None if sources is None else sources[taken]
-            channels = None if channels is None else len(range(channels)[taken])
-        elif train.features and train.dims != 2 and stays:
-            pass  # features stay where they are
-        elif train.features and how != "flatten":
+    def flattened(self, train: Train, start: int, end: int, shape: tuple[int, ...]) -> Train:
+        """Flatten dimensions start to end of spikes to the sizes ``shape``."""
+        times = math.prod(train.shape) // train.channels
+        if train.windows > 1 and start < 2 and shape != (math.prod(train.shape),):
+            raise Analogue("it flattens a part of windows")
+        if len(shape) == 1:
+            sources = train.sources
             if sources is not None:
-                raise Unconvertible(self._of_one_weight("put a weight layer between the concatenation and it"))
-            channels = None
-        elif sources is not None and how != "flatten":
-            if any(source != sources[i - i % module.merged] for i, source in enumerate(sources)):
-                raise Unconvertible(self._of_one_weight("put a weight layer between the concatenation and it"))
-            sources = tuple(module.moved(sources))
-        if channels is not None and (not train.features or (train.dims is None and of_channels)):
-            channels = len(module.moved(range(channels)))
-        name = self.named(how, module)
-        dims = 4 if how in ("unsqueeze", "unflatten") else train.dims
-        node = self.graph.call_module(name, (train.node,))
-        return replace(train, node=node, sources=sources, channels=channels, dims=dims)
+                sources = sources * times if train.features else tuple(x for x in sources for _ in range(times))
+            if train.signed and not train.features:
+                flat = self.rearranged(train, "flatten")
+            else:
+                flat = replace(train, node=self.graph.call_method("flatten", (train.node, start, end)))
+            return replace(flat, shape=shape, sources=sources, features=False)
+        touched = range(start, end + 1)
+        if (train.features and len(train.shape) in touched) or (not train.features and 1 in touched):
+            raise Analogue("it flattens a part of the dimensions together with the channels")
+        call = self.graph.call_method("flatten", (train.node, start, end))
+        return replace(train, node=call, shape=shape)
 
-    def apply_or_defer(self, x: Any, step: Callable[[Any], Any], flat: bool = False) -> Any:
-        """Apply a step to a spike train, or defer it: until after the neurons, or until the average has its form."""
-        if isinstance(x, Train):
-            return step(x)
-        deferred = [*x.deferred, _blaming(self.now, step)]
-        if isinstance(x, Pooled):  # copies share the forms made so far, but not the steps applied to them
-            return replace(x, deferred=deferred, flat=x.flat or flat, results={})
-        return replace(x, deferred=deferred)
+    def rearranged(self, train: Train, how: str, *arguments: int, shape: tuple[int, ...] | None = None) -> Train:
+        """Rearrange the neurons of a train, as :class:`SpikeRearrange` does; ``shape``: the sizes of the result."""
+        module = SpikeRearrange(how, *arguments, signed=train.signed)
+        sources = train.sources
+        if sources is not None and how not in ("flatten", "pairs"):
+            if train.features and how == "slice" and arguments[0] == train.dims - 1:
+                sources = sources[slice(*arguments[1:])]
+            elif train.features:
+                if how not in ("unsqueeze", "slice"):
+                    raise Analogue("it moves features that differ in weight")
+            else:
+                if any(source != sources[i - i % module.merged] for i, source in enumerate(sources)):
+                    raise Analogue("it joins channels that differ in weight")
+                sources = tuple(module.moved(sources))
+        name = self.named(how, module)
+        node = self.graph.call_module(name, (train.node,))
+        return replace(train, node=node, sources=sources, shape=train.shape if shape is None else shape)
 
     def reads(self, module: Any, train: Train) -> None:
         """Note that a module weighs the spikes of each channel of a train, if they differ in weight."""
-        sources = train.sources
-        if sources is not None and train.features and isinstance(module, nn.Linear):  # perhaps flattened rows
-            rows, rest = divmod(module.weight.shape[1], len(sources))
-            if rest or not rows:
-                raise Unconvertible(SIZES)
-            sources *= rows
-        if sources is not None:
-            self.readers.append((module, sources))
+        if train.sources is not None:
+            self.readers.append((module, train.sources))
 
-    def decodes(self, decode: Decode, train: Train) -> None:
-        """Note that a Decode weighs the spikes of each channel or feature of a train, if they differ in weight."""
-        rows = train.dims not in (2, None)
-        decode.of_features = train.features and (rows or train.sources is not None)
-        self.reads(decode, train)
+    def keep(self, used: set[str]) -> None:
+        """Forget layers that the graph does not call."""
+        self.layers = [layer for layer in self.layers if layer.name in used]
+        self.pools = [(pool, source) for pool, source in self.pools if pool.name in used]
+        self.origins = [origin for origin in self.origins if origin.name in used]
 
-    def named(self, name: str, module: nn.Module, replaces: bool = False) -> str:
+    # -- names
+
+    def named(self, name: str, module: Any, replaces: bool = False) -> str:
         """Add a module under a unique name. Only a module that replaces one of the ANN's may take its name."""
+        first, _, rest = name.partition(".")
+        if hasattr(fx.GraphModule, first):  # which is no name for a submodule
+            name = f"{first}_.{rest}" if rest else f"{first}_"
         unique, i = name, 1
         while unique in self.modules or (unique in self.names and not (replaces and unique == name)):
             unique, i = f"{name}_{i}", i + 1
@@ -438,47 +480,71 @@ class Writer:
         return unique
 
     def word(self, node: fx.Node) -> str:
-        """Return the class of the module that a node calls, or the name of its function."""
-        module = module_of(self.ann, node)
-        return word_of(node.target) if module is None else kind_of(module).__name__
+        """Return the class of torch's module that computes a node alone, or the name of its ATen call."""
+        module = self.module(node)
+        return word_of(node.target) if module is None else word_of_class(module)
 
-    def stand_in(self, channels: int | None = None, dims: int | None = None) -> Train:
-        """Return a placeholder for missing spikes. A graph with problems is never used, so it may be incomplete."""
-        return Train(self.graph.placeholder("stand_in"), channels=channels, dims=dims)
+    def place(self, node: fx.Node) -> str:
+        """Return the name of the module of torch that computes a node alone, or the node's name."""
+        module = self.module(node)
+        return node.name if module is None else self.name_of_module[id(module)]
 
-
-def _counted(train: Train, size: torch.Size | None) -> Train:
-    """Return a train of flattened images or rows, [N, F], whose features are counted if they have a fixed number."""
-    if train.dims != 2 or size is None or len(size) != 1:
-        return train
-    sources, features = train.sources, size[0]
-    if sources is not None:
-        times = features // len(sources)
-        sources = sources * times if train.features else tuple(x for x in sources for _ in range(times))
-    return replace(train, channels=features, sources=sources)
-
-
-def name_of(node: fx.Node) -> str:
-    """Return the ANN's name for the module that a node calls, or the name of the node."""
-    return name_in_ann(str(node.target)) if node.op == "call_module" else node.name
-
-
-def _blaming(node: fx.Node | None, step: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Let a step that is applied later say which of the ANN's nodes cannot be converted."""
-
-    def blaming(value: Any) -> Any:
+    def module(self, node: fx.Node) -> nn.Module | None:
+        """Return the module of torch, or with levels, whose forward this node is a part of; else None."""
+        stack = [*(node.meta.get("nn_module_stack") or {}).values()]
+        if not stack:
+            return None
+        path = str(stack[-1][0])
         try:
-            return step(value)
-        except Unconvertible as refused:
-            refused.node = refused.node or node
-            raise
+            module = self.ann.get_submodule(path)
+        except AttributeError:
+            return None
+        known = type(module).__module__.startswith("torch.nn.modules") or path in self.options.levels
+        return module if known and path else None
 
-    return blaming
+
+def word_of_class(module: nn.Module) -> str:
+    """Return the class of a module, ignoring parametrizations."""
+    return nn.utils.parametrize.type_before_parametrizations(module).__name__
 
 
-def flattened_to(train: SpikeTrain, features: int) -> SpikeTrain:
-    """Flatten a spike train like ``x.view(-1, features)``, but raise a ValueError where that would mix samples."""
-    flat = train.flatten(1)
-    if flat.shape[1] != features:
-        raise ValueError(f"view: input must have {features} features per sample, got {flat.shape[1]}")
-    return flat
+_DROPOUTS = {3: nn.Dropout1d, 4: nn.Dropout2d, 5: nn.Dropout3d}
+
+
+def dropout_of(node: fx.Node) -> Any:
+    """Return the module equivalent to a dropout that follows the ANN's mode; None for all else."""
+    if node.target not in (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default):
+        return None
+    given = bound_arguments(node)
+    if given["train"]:
+        return None  # it drops in eval mode, too
+    if node.target is aten.alpha_dropout.default:
+        return nn.AlphaDropout(given["p"])
+    if node.target is aten.dropout.default:
+        return nn.Dropout(given["p"])
+    kind = _DROPOUTS.get(node.meta["val"].dim())
+    return None if kind is None else kind(given["p"])
+
+
+_POOLS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.AvgPool2d: SpikingAvgPool2d,
+    nn.AvgPool3d: SpikingAvgPool3d,
+    nn.AdaptiveAvgPool2d: SpikingAdaptiveAvgPool2d,
+    nn.AdaptiveAvgPool3d: SpikingAdaptiveAvgPool3d,
+}
+
+
+def spiking_pool(pool: Any, options: Options) -> Any:
+    """Make the spiking layer for average pooling. Its neurons start and wait as the neurons of all layers do.
+
+    Where the divisor is smaller than the window, a spike stands for more than one spike of the window.
+    """
+    initial, two_phase = options.neuron.initial, options.neuron.two_phase
+    neurons: dict[str, Any] = {"initial": initial, "two_phase": two_phase, "engine": options.engine}
+    kind: Any = _POOLS[type(pool)]
+    if hasattr(pool, "output_size"):
+        return kind(pool.output_size, **neurons)
+    windows = pool.kernel_size, pool.stride, pool.padding
+    spiking = kind(*windows, pool.ceil_mode, pool.count_include_pad, pool.divisor_override, **neurons)
+    spiking.threshold = spiking.amplitude = max(spiking.largest, 1.0)
+    return spiking

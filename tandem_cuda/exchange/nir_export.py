@@ -442,7 +442,7 @@ _OWN = (Spiking, *_DROPOUTS)
 _LAYERS: list[tuple[Any, _Form | str]] = [
     ((tandem.SpikingMaxPool2d, tandem.SpikingGlobalMaxPool2d), "NIR has no max pooling; use average pooling"),
     ((tandem.SpikeCat, tandem.SpikeRearrange), _MOVES),
-    (tandem.TandemGate, "NIR has no node that multiplies spikes by a function of spikes"),
+    (tandem.TandemNeurons, "NIR has no node that encodes real values as spikes"),
     (tandem.TandemInterpolate, "NIR has no interpolation"),
     (tandem.TandemConvTranspose2d, "NIR has no transposed convolution"),
     (tandem.TandemConv3d, "NIR has no three-dimensional convolution"),

@@ -1,28 +1,22 @@
 """Inference with trained networks: frozen networks, their files, streaming and early exit."""
 
-from ..nn import frozen
 from ..nn.frozen import FORMS, LOADERS, FrozenLayer, Span, State, register
 from ..nn.schema import Settings, Tensors
 from ..nn.sizes import Size, Value
-from . import earlier as earlier
 from .anytime import AccuracyCurve, OperatingPoint, Prediction, accuracy_curve, predict
-from .cascade import Cascade, CascadeRun
-from .graph import INPUT, NetworkState, Node
+from .cascade import Cascade
+from .graph import Node
 from .model import freeze
 from .network import FrozenNetwork
-from .plain import FrozenFlatten, FrozenLinear
 from .stream import Stream
 
 __all__ = [
     "FORMS",
-    "INPUT",
     "LOADERS",
     "AccuracyCurve",
     "Cascade",
-    "CascadeRun",
     "FrozenLayer",
     "FrozenNetwork",
-    "NetworkState",
     "Node",
     "OperatingPoint",
     "Prediction",
@@ -38,5 +32,3 @@ __all__ = [
     "predict",
     "register",
 ]
-
-frozen.FrozenFlatten, frozen.FrozenLinear = FrozenFlatten, FrozenLinear  # type: ignore[attr-defined]  # as in 0.1

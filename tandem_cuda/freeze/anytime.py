@@ -116,7 +116,7 @@ def predict(
     Raises:
         TypeError: an argument has the wrong type.
         ValueError: ``exit_confidence`` is outside (0, 1]; ``chunk`` or ``min_steps`` is < 1; ``chunk`` is < T, and
-            there are neurons that wait for all T steps (``two_phase``, or a TandemGate's); the network has no
+            there are neurons that wait for all T steps (``two_phase``, or a TandemNeurons's); the network has no
             read-out; or inputs or logits are NaN or infinite.
     """
     _check_confidence("predict", exit_confidence)
@@ -284,7 +284,7 @@ def _read_out(network: Network, decode: str, train: SpikeTrain) -> Tensor:
         sample = torch.zeros(1, *train.shape[1:], dtype=torch.float64, device=train.device, requires_grad=True)
         values, total = {decode: sample}, sample.sum() * 0
         for name, layer, inputs in network.nodes:
-            x = values.get(inputs[0])
+            x = values.get(next(iter(inputs), ""))
             if x is None:
                 continue
             if layer.has_weights:
@@ -298,11 +298,14 @@ def _not_counted(network: Network) -> tuple[str, ...]:
     """Return the layers that multiply but are neither spiking nor the first weights after Decode."""
     missing = []
     decoded: set[str] = set()  # nodes that hold counts
+    constants = {node.name for node in network.nodes if node.layer.is_constant}
     for name, layer, inputs in network.nodes:
-        counts = inputs[0] in decoded
+        counts = next(iter(inputs), "") in decoded
         if isinstance(unwrapped(layer), Decode) or (counts and layer.only_moves):
             decoded.add(name)
-        elif not synapses_by_input(unwrapped(layer)) and layer.tensors() and not (counts and layer.has_weights):
+        elif name in constants or synapses_by_input(unwrapped(layer)) or (counts and layer.has_weights):
+            continue
+        elif layer.tensors() or constants & {*inputs}:
             missing.append(f"{name} ({layer.kind})")
     return tuple(missing)
 

@@ -38,12 +38,13 @@ class Cascade:
 
     Examples:
         >>> ann = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
-        >>> snn = convert(ann, time_steps=2).eval()
+        >>> images = torch.rand(5, 1, 28, 28)
+        >>> snn = convert(ann, time_steps=2, example=images).eval()
         >>> stages = []
         >>> for steps in (2, 4):
         ...     snn.set_time_steps(steps)
         ...     stages.append(freeze(snn))
-        >>> prediction = Cascade(stages).predict(torch.rand(5, 1, 28, 28), exit_confidence=0.9)
+        >>> prediction = Cascade(stages).predict(images, exit_confidence=0.9)
         >>> prediction.classes.shape
         torch.Size([5])
     """

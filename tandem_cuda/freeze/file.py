@@ -1,21 +1,22 @@
 """The file format of frozen networks: a safetensors file whose metadata describe the network in JSON.
 
-There are format versions 1 and 2. The metadata of the safetensors file are strings:
+The metadata of the safetensors file are strings:
 
-- ``format``: "tandem_cuda.frozen". ``version``: "1", or "2" if the file uses a feature of version 2.
-- ``description``: JSON, {"nodes": [{"name", "kind", "inputs", "settings"}, ...], "output": name}. Nodes are in order of
-  execution. Inputs are names of earlier nodes, or "<input>". Version 2 adds kinds of nodes, such as PyTorch modules and
-  functions (plain.py and functions.py), neuron models and settings of neurons; ``FrozenLayer.format`` is the first
-  version that has a layer as it is. Of older kinds it adds integer weights, a "scale" of Decode, of a TandemAdd and of
-  its branches, and "multiplicity", how many entries of a layer's weight belong to one weight of the ANN; "paired", true
-  if neurons 2i and 2i + 1 are the parts of one value; "folds", the values with a negative slope; "of_features", true if
-  a layer that could read channels reads features, along the last dimension. Beside "nodes" it adds "inputs", the names
-  of the network's inputs if they are not ["<input>"], and {"tuple": [...]}, {"list": [...]} or {"dict": {...}} of
-  outputs as "output".
+- ``format``: "tandem_cuda.frozen". ``version``: "1".
+- ``description``: JSON, {"nodes": [{"name", "kind", "inputs", "settings"}, ...], "inputs": [...], "output": name}.
+  Nodes are in order of execution. Their inputs are names of earlier nodes or of the network's inputs, of which "inputs"
+  is the list: ["<input>"] if there is one. The output may also be {"tuple": [...]}, {"list": [...]} or {"dict": {...}}.
 - ``sha256``: the hash of the description and of every tensor (name, dtype, shape and bytes, in order of names).
 
+The kind of a node is the name of a layer's class, of a module of torch.nn (plain.py), "Aten" or "Constant" (aten.py).
+The settings are the arguments that make it again. Weights that several neurons of a signed network share have further
+settings, which are left out otherwise: "multiplicity", how many entries of a layer's weight belong to one weight of the
+ANN; "paired", true if neurons 2i and 2i + 1 are the parts of one value; "folds", the values with a negative slope;
+"of_features", true if a layer that could read channels reads features, along the last dimension; "trained_radix", with
+which spikes a layer was trained.
+
 Tensors are named <node>/<tensor>. Weights are stored unpacked and packed on loading, since the packing depends on the
-device and may change. Nothing is pickled, and reading a file runs no code from it.
+device. Nothing is pickled, and reading a file runs no code from it.
 """
 
 from __future__ import annotations
@@ -36,11 +37,10 @@ from torch import Tensor
 from torch.utils._pytree import keystr, tree_leaves_with_path
 
 from ..nn.frozen import LOADERS
-from .graph import INPUT, Node
+from .graph import Node
 
 FORMAT = "tandem_cuda.frozen"
-VERSION = 2
-"""The newest format version."""
+VERSION = "1"
 
 
 def _safetensors() -> ModuleType:
@@ -53,12 +53,12 @@ def _safetensors() -> ModuleType:
     return safetensors
 
 
-def write(path: str | PathLike[str], description: Any, tensors: Mapping[str, Tensor], version: int = 1) -> None:
+def write(path: str | PathLike[str], description: Any, tensors: Mapping[str, Tensor]) -> None:
     """Write a file completely or not at all."""
     safetensors = _safetensors()
     text = json.dumps(description, allow_nan=False)
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {"format": FORMAT, "version": str(version), "description": text, "sha256": digest(text, plain)}
+    metadata = {"format": FORMAT, "version": VERSION, "description": text, "sha256": digest(text, plain)}
     data = safetensors.torch.save(plain, metadata)
     target = Path(path)
     try:
@@ -117,11 +117,10 @@ def _check_format(path: str | PathLike[str], metadata: Mapping[str, str]) -> Non
             f"FrozenNetwork.load: {path} must be a frozen network ({FORMAT}), got a safetensors file of format "
             f"{metadata.get('format')!r}"
         )
-    version = metadata.get("version", "")
-    if version not in [str(known) for known in range(1, VERSION + 1)]:
-        newer = version.isdecimal() and int(version) > VERSION
-        hint = "; upgrade tandem_cuda: a newer version wrote the file" if newer else ""
-        raise ValueError(f"FrozenNetwork.load: {path} must be of format version 1 to {VERSION}, got {version!r}{hint}")
+    if metadata.get("version") != VERSION:
+        raise ValueError(
+            f"FrozenNetwork.load: {path} must be of format version {VERSION}, got {metadata.get('version')!r}"
+        )
 
 
 def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
@@ -173,11 +172,11 @@ def check_state(state: Any, own: Tensor) -> None:
         )
 
 
-def parsed(description: Any, tensors: Mapping[str, Tensor]) -> tuple[list[Node], Any, list[str]]:
+def parsed(description: Any, tensors: Mapping[str, Tensor]) -> tuple[list[Node], Any, list[str], Any]:
     """Check a description and make the arguments of FrozenNetwork from it."""
-    if not isinstance(description, dict) or description.keys() - {"inputs"} != {"nodes", "output"}:
-        raise ValueError("the description must hold nodes and output")
-    names = description.get("inputs", [INPUT])
+    if not isinstance(description, dict) or description.keys() - {"arguments"} != {"nodes", "inputs", "output"}:
+        raise ValueError("the description must hold nodes, inputs and output")
+    names = description["inputs"]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"inputs must be a list of names, got {names!r}")
     if not isinstance(description["nodes"], list):
@@ -206,7 +205,7 @@ def parsed(description: Any, tensors: Mapping[str, Tensor]) -> tuple[list[Node],
         nodes.append(Node(name, layer, tuple(inputs)))
     if owners:
         raise ValueError(f"tensors must belong to nodes, got one of {min(owners)!r}")
-    return nodes, description["output"], names
+    return nodes, description["output"], names, description.get("arguments")
 
 
 def _check_numbers(name: str, settings: Any) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+
 from ..nn.frozen import FrozenLayer, State
 from ..nn.sizes import ANY, REAL, SPIKES, Value
 
@@ -45,6 +48,48 @@ def names_in(output: Any) -> list[str]:
         if form in ("tuple", "list") and isinstance(parts, list) and parts:
             return [name for part in parts for name in names_in(part)]
     raise ValueError(f"FrozenNetwork: output must be the name of a node, or a tuple, list or dict, got {output!r}")
+
+
+def passed(arguments: Any) -> list[str]:
+    """Return the names of inputs in the structure of a call's arguments; raise a ValueError if it is not valid."""
+    if isinstance(arguments, str):
+        return [arguments]
+    if isinstance(arguments, dict) and len(arguments) == 1:
+        ((form, parts),) = arguments.items()
+        if form == "constant" and (parts is None or isinstance(parts, (bool, int, float, str))):
+            return []
+        if form == "dict" and isinstance(parts, dict) and all(isinstance(key, str) for key in parts):
+            return [name for part in parts.values() for name in passed(part)]
+        if form in ("tuple", "list") and isinstance(parts, list):
+            return [name for part in parts for name in passed(part)]
+    raise ValueError(f"FrozenNetwork: arguments must be a tuple, list or dict of names, got {arguments!r}")
+
+
+def taken(arguments: Any, x: Any) -> dict[str, Any]:
+    """Return the inputs in the arguments of a call, by name.
+
+    Raises:
+        TypeError: the arguments have another structure.
+        ValueError: an argument that is no input has another value.
+    """
+    if isinstance(arguments, str):
+        return {arguments: x}
+    ((form, parts),) = arguments.items()
+    if form == "constant":
+        if x != parts:
+            raise ValueError(f"FrozenNetwork: arguments must have {parts!r} as when it was frozen, got {x!r}")
+        return {}
+    if form == "dict":
+        if not isinstance(x, dict) or x.keys() != parts.keys():
+            got = f"a dict with {', '.join(map(str, x))}" if isinstance(x, dict) else type(x).__name__
+            raise TypeError(f"FrozenNetwork: input must be a dict with {', '.join(parts)}, got {got}")
+        pairs = [(part, x[key]) for key, part in parts.items()]
+    else:
+        if not isinstance(x, (tuple, list)) or len(x) != len(parts):
+            got = f"{len(x)}" if isinstance(x, (tuple, list)) else type(x).__name__
+            raise TypeError(f"FrozenNetwork: inputs must be {len(parts)}, got {got}")
+        pairs = list(zip(parts, x, strict=True))
+    return {name: value for part, inner in pairs for name, value in taken(part, inner).items()}
 
 
 def returned(output: Any, values: Mapping[str, Any]) -> Any:
@@ -92,8 +137,14 @@ def needed(nodes: Sequence[Node], outputs: Sequence[str], *, later: bool = False
 def check_finite(node: Node) -> None:
     """Raise a ValueError if a tensor of the layer is not finite."""
     for name, tensor in node.layer.tensors().items():
-        if not tensor.is_meta and not tensor.isfinite().all():
+        wrong = tensor.isnan() if node.layer.is_constant else ~tensor.isfinite()
+        if not tensor.is_meta and wrong.any():
             raise ValueError(
-                f"FrozenNetwork: {node.layer.kind} {node.name!r}: {name} must be finite, got "
-                f"{tensor[~tensor.isfinite()][0].item()}"
+                f"FrozenNetwork: {node.layer.kind} {node.name!r}: {name} must be finite, got {tensor[wrong][0].item()}"
             )
+
+
+def float_like(nodes: Sequence[Node]) -> Tensor:
+    """Return a tensor with the dtype and on the device of the network: a weight, unless there is none."""
+    tensors = [x for node in nodes if not node.layer.is_constant for x in node.layer.tensors().values()]
+    return next((x for x in tensors if x.is_floating_point()), torch.empty(0))

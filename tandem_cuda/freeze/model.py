@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import torch.nn.functional as F
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
-from ..convert import TandemNetwork, flattened_to
-from ..convert.advice import hooked
-from ..convert.aliases import VIEWS, module_writes, writes, writes_alone
-from ..convert.nodes import leading_to, word_of
+from ..convert import TandemNetwork
 from ..nn.classes import is_of_torch
 from ..nn.frozen import FORMS, FrozenLayer, class_of
+from ..nn.hooks import compute_weight, hooked
 from ..nn.sizes import ENCODED, Value
-from .functions import constants_of, frozen_call
+from ..nn.spiking import Spiking
+from .aten import FrozenConstant, constants_of, frozen_call, is_pure
 from .graph import INPUT, Node, mapped, output_value
 from .network import FrozenNetwork
+from .plain import VIEWS
 
 
 def freeze(model: nn.Module) -> FrozenNetwork:
@@ -28,10 +28,9 @@ def freeze(model: nn.Module) -> FrozenNetwork:
 
     Args:
         model: the result of :func:`tandem_cuda.convert`, an nn.Sequential (nested or not), a torch.fx.GraphModule, or a
-            single layer. It may contain Encode, tandem layers, TandemAdd, spiking pooling and Decode. Before Encode and
-            after Decode it may also contain the PyTorch modules and functions that :mod:`tandem_cuda.freeze.plain` and
-            :mod:`tandem_cuda.freeze.functions` list. It may have several inputs and outputs. Dropout and nn.Identity
-            are removed.
+            single layer. It may contain Encode, tandem layers, TandemAdd, spiking pooling and Decode. What takes and
+            returns Tensors may also be the PyTorch modules that :mod:`tandem_cuda.freeze.plain` lists and, in a graph,
+            functional operators of ATen. It may have several inputs and outputs. Dropout and nn.Identity are removed.
 
     Raises:
         TypeError: ``model`` is not an nn.Module.
@@ -51,8 +50,10 @@ def freeze(model: nn.Module) -> FrozenNetwork:
     if isinstance(model, FrozenNetwork):
         raise ValueError("freeze: model must be a network that trains, got a FrozenNetwork, which is frozen already")
     _check_hooks(model)
+    arguments = None
     if isinstance(model, TandemNetwork):
         model.check_twins()
+        arguments = model.arguments
         model = model.snn
     calls = _calls(model)
     refused = list(calls.refused)
@@ -61,8 +62,8 @@ def freeze(model: nn.Module) -> FrozenNetwork:
             refused.append(f"{name} ({_refusal(module)})")
     if refused:
         raise ValueError(
-            "freeze: model must contain only tandem layers, the PyTorch modules and functions that freeze supports "
-            "(docs/inference.md), and modules registered with tandem_cuda.freeze.register, "
+            "freeze: model must contain only tandem layers, the PyTorch modules that freeze supports "
+            "(docs/inference.md), modules registered with tandem_cuda.freeze.register, and ATen operators, "
             f"got {', '.join(refused)}"
         )
     nodes: list[Node] = []
@@ -81,7 +82,25 @@ def freeze(model: nn.Module) -> FrozenNetwork:
         renamed[name] = name
         nodes.append(Node(name, form, sources))
         values[name] = output_value("freeze", nodes[-1], values)
-    return FrozenNetwork(nodes, mapped(calls.output, renamed.__getitem__), calls.inputs)
+    if arguments is not None:
+        arguments = _structure(arguments, iter(calls.inputs))
+    return FrozenNetwork(nodes, mapped(calls.output, renamed.__getitem__), calls.inputs, arguments)
+
+
+def _structure(arguments: Any, names: Iterator[str]) -> Any:
+    """Return the structure of a call's arguments with the names of inputs in place of Ellipsis."""
+    if arguments is ...:
+        return next(names)
+    if isinstance(arguments, dict):
+        if not all(isinstance(key, str) for key in arguments):
+            raise ValueError("freeze: keys of dicts among the inputs must be strings")
+        return {"dict": {key: _structure(x, names) for key, x in arguments.items()}}
+    if isinstance(arguments, (tuple, list)):
+        form = "tuple" if isinstance(arguments, tuple) else "list"
+        return {form: [_structure(x, names) for x in arguments]}
+    if arguments is not None and not isinstance(arguments, (bool, int, float, str)):
+        raise ValueError(f"freeze: arguments must be Tensors, numbers, strings or None, got {type(arguments).__name__}")
+    return {"constant": arguments}
 
 
 def _refusal(module: Any) -> str:
@@ -99,7 +118,9 @@ def _check_hooks(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, FrozenLayer):  # becomes part of the frozen network as it is
             continue
-        why = hooked(module) if module._forward_hooks or module._forward_pre_hooks else ""
+        why = ""
+        if (module._forward_hooks or module._forward_pre_hooks) and not compute_weight(module):
+            why = hooked(module)
         if "forward" in vars(module):
             why = "it has a forward of its own, which nothing calls in the frozen network"
         if why:
@@ -153,66 +174,72 @@ class _GraphCalls:
         self.names = {node: f"<{node.name}>" if several else INPUT for node in placeholders}
         self.inputs = tuple(self.names.values())
         self.constants = constants_of(model)
+        weights = (p for module in model.modules() if isinstance(module, Spiking) for p in module.parameters())
+        self.dtype = next((p.dtype for p in weights if p.is_floating_point()), torch.float32)
 
     def found(self) -> _Calls:
-        nodes = list(self.model.graph.nodes)
-        (end,) = (node for node in nodes if node.op == "output")
-        needed = leading_to([end])
-        for node in nodes:
+        (end,) = self.model.graph.find_nodes(op="output")
+        needed = {end}
+        for node in reversed(self.model.graph.nodes):
+            if node in needed:
+                needed.update(node.all_input_nodes)
+        for node in self.model.graph.nodes:
             if node.op not in ("placeholder", "output") and node not in self.constants:
                 try:
-                    if node in needed:
-                        self._call(node)
-                    elif self._writes(node):
-                        raise ValueError("writes in place, but its result is not used; use the result")
+                    self._call(node, node in needed)
                 except (TypeError, ValueError) as error:
                     self.names[node] = INPUT  # a substitute, so that later problems are found, too
-                    self.refused.append(f"{node.name} ({word_of(node.target)}: {error})")
+                    self.refused.append(f"{node.name} ({_word(node.target)}: {error})")
         output = self._structure(end.args[0])
         return _Calls(self.layers, output, self.inputs, tuple(self.refused))
 
-    def _writes(self, node: fx.Node) -> bool:
-        """Whether a node writes to anything but its result."""
+    def _call(self, node: fx.Node, needed: bool) -> None:
         if node.op == "call_module":
-            modules = self.model.get_submodule(str(node.target)).modules()
-            return any(module_writes(module, training=False) for module in modules)
-        return "out" in node.kwargs or writes(self.model, node)
-
-    def _call(self, node: fx.Node) -> None:
-        if node.op == "call_module":
-            self._module(node)
+            self._module(node, needed)
         elif (flatten := _flattening(node)) is not None:
             self._add(node, flatten, [node.args[0]])
-        elif node.target in _DROPOUTS:
-            if node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True):
-                raise ValueError("was traced in training mode; use nn.Dropout, or trace the model in eval mode")
-            (x,) = node.all_input_nodes
-            if x in self.constants:
-                self.constants[node] = self.constants[x]
-            else:
-                self.names[node] = self.names[x]
-        else:
-            self._add(node, *frozen_call(self.model, node, self.constants))
+        elif node.op == "call_method" and node.target == "clone":  # nothing in a frozen network writes in place
+            self.names[node] = self._name(node.args[0])
+        elif needed or not is_pure(node.target):
+            self._add(node, *frozen_call(node, self.constants, self.dtype))
 
-    def _module(self, node: fx.Node) -> None:
-        if node.kwargs or not node.args or not all(a in self.names for a in node.args):
+    def _module(self, node: fx.Node, needed: bool) -> None:
+        parts = list(_chain(node.name, self.model.get_submodule(str(node.target))))
+        first = next((module for _, module in parts if not isinstance(module, VIEWS)), None)
+        if getattr(first, "inplace", False) and not all(map(self._is_alone, node.all_input_nodes)):
+            raise ValueError("may write in place to a tensor that is used elsewhere; set inplace=False")
+        if not needed:
+            return
+        if node.kwargs or not node.args or not all(isinstance(x, fx.Node) for x in node.args):
             raise ValueError("must be called with outputs of other layers only, by position")
-        inputs, given = tuple(self.names[a] for a in node.args if isinstance(a, fx.Node)), True
-        for name, module in _chain(node.name, self.model.get_submodule(str(node.target))):
-            if given and module_writes(module, training=False) and not writes_alone(self.model, node):
-                raise ValueError("writes in place to a tensor that is used elsewhere; set inplace=False")
-            given = given and isinstance(module, VIEWS)
+        inputs = tuple(map(self._name, node.args))
+        for name, module in parts:
             self.layers.append((name, module, inputs))
             inputs = (name,)
         self.names[node] = inputs[0]
 
+    def _is_alone(self, node: fx.Node) -> bool:
+        """Return whether a value surely has memory of its own, and one user."""
+        module = self.model.get_submodule(str(node.target)) if node.op == "call_module" else nn.Identity()
+        return len(node.users) == 1 and not isinstance(module, (*VIEWS, nn.Sequential))
+
     def _add(self, node: fx.Node, layer: Any, inputs: Sequence[Any]) -> None:
-        self.layers.append((node.name, layer, tuple(self.names[x] for x in inputs)))
+        self.layers.append((node.name, layer, tuple(map(self._name, inputs))))
         self.names[node] = node.name
 
+    def _name(self, node: Any) -> str:
+        """Return the name of a node's value, and let a constant have one."""
+        if node not in self.names:
+            value = self.constants[node]
+            if node.op == "get_attr" or value.is_contiguous():
+                self._add(node, FrozenConstant(value), ())
+            else:  # a file has no strides, on which the rounding of products depends
+                self._add(node, *frozen_call(node, self.constants, self.dtype))
+        return self.names[node]
+
     def _structure(self, value: Any) -> Any:
-        if isinstance(value, fx.Node) and value in self.names:
-            return self.names[value]
+        if isinstance(value, fx.Node) and (value in self.names or isinstance(self.constants.get(value), Tensor)):
+            return self._name(value)
         if (type(value) is tuple or isinstance(value, list)) and value:
             return {"tuple" if type(value) is tuple else "list": [self._structure(x) for x in value]}
         if isinstance(value, dict) and value and all(isinstance(key, str) for key in value):
@@ -221,12 +248,14 @@ class _GraphCalls:
         return INPUT
 
 
-_DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout)
+def _word(target: Any) -> str:
+    """Return the name of a function, method or module."""
+    return target if isinstance(target, str) else getattr(target, "__name__", str(target))
 
 
 def _flattening(node: fx.Node) -> nn.Module | None:
     """Return the nn.Flatten equivalent to a node; None if there is none."""
     dims: Any = node.args[1:]
-    if node.op == "call_method" and node.target == "flatten" and not node.kwargs and dims:
-        return nn.Flatten(*dims) if all(isinstance(dim, int) for dim in dims) else None
-    return nn.Flatten() if node.target is flattened_to else None
+    if node.target not in ("flatten", torch.flatten) or node.kwargs or not dims:
+        return None
+    return nn.Flatten(*dims) if all(isinstance(dim, int) for dim in dims) else None

@@ -11,14 +11,27 @@ from torch import Tensor, nn
 
 from ..nn.encode import Encode
 from ..nn.frozen import FrozenLayer, Span
-from ..nn.gate import TandemGate
+from ..nn.neurons import TandemNeurons
 from ..nn.sizes import REAL, SPIKES, Value
 from ..nn.spiking import unwrapped
 from ..ops import checks
 from ..ops.gradient import refuse_tangents
 from ..spike_train import SpikeTrain
 from . import anytime, file
-from .graph import INPUT, NetworkState, Node, check_finite, input_kinds, names_in, needed, output_value, returned
+from .graph import (
+    INPUT,
+    NetworkState,
+    Node,
+    check_finite,
+    float_like,
+    input_kinds,
+    names_in,
+    needed,
+    output_value,
+    passed,
+    returned,
+    taken,
+)
 from .stream import Stream
 
 
@@ -30,6 +43,8 @@ class FrozenNetwork(nn.Module):
         output: the name of the node whose output the network returns; or {"tuple": [...]}, {"list": [...]} or
             {"dict": {...}} of such names.
         inputs: the names by which nodes refer to the network's inputs.
+        arguments: how a call passes the inputs, where it passes tuples, lists or dicts of them: a structure of names
+            like ``output``, in which {"constant": x} is an argument that is no input.
 
     Shape:
         For each input a Tensor [N, ...], or a SpikeTrain [N, ...] if the layer that reads it takes spikes -> the output
@@ -51,12 +66,17 @@ class FrozenNetwork(nn.Module):
         True
     """
 
-    def __init__(self, nodes: Sequence[Node], output: Any, inputs: Sequence[str] = (INPUT,)) -> None:
+    def __init__(
+        self, nodes: Sequence[Node], output: Any, inputs: Sequence[str] = (INPUT,), arguments: Any = None
+    ) -> None:
         super().__init__()
-        encodes = [layer for layer in (unwrapped(node.layer) for node in nodes) if isinstance(layer, Encode)]
-        steps = {encode.time_steps for encode in encodes}
+        layers = [unwrapped(node.layer) for node in nodes]
+        encodes = [layer for layer in layers if isinstance(layer, Encode)]
+        steps = {layer.time_steps for layer in layers if isinstance(layer, (Encode, TandemNeurons))}
         if len(steps) > 1:
-            raise ValueError(f"FrozenNetwork: every Encode must have the same time_steps, got {sorted(steps)}")
+            raise ValueError(
+                f"FrozenNetwork: Encode and TandemNeurons must have the same time_steps, got {sorted(steps)}"
+            )
         if not inputs or len({*inputs}) < len(inputs):
             raise ValueError(f"FrozenNetwork: inputs must be one or more different names, got {list(inputs)}")
         self.kinds = input_kinds(nodes, inputs, REAL if steps else SPIKES)
@@ -66,11 +86,10 @@ class FrozenNetwork(nn.Module):
             if node.name in values:
                 raise ValueError(f"FrozenNetwork: names of nodes must differ, got {node.name!r} twice")
             unknown = [source for source in node.inputs if source not in values]
-            if unknown or not node.inputs:
-                raise ValueError(
-                    f"FrozenNetwork: inputs of {node.name!r} must be inputs of the network or earlier nodes, "
-                    f"got {', '.join(map(repr, unknown)) or 'none'}"
-                )
+            if unknown or node.layer.is_constant != (not node.inputs):
+                wanted = "none" if node.layer.is_constant else "inputs of the network or earlier nodes"
+                got = ", ".join(map(repr, unknown or node.inputs)) or "none"
+                raise ValueError(f"FrozenNetwork: inputs of {node.name!r} must be {wanted}, got {got}")
             check_finite(node)
             values[node.name] = output_value("FrozenNetwork", node, values)
             node.layer.forget_codes(*(values[source] for source in node.inputs))
@@ -83,11 +102,15 @@ class FrozenNetwork(nn.Module):
             raise ValueError(
                 "FrozenNetwork: the network must take spikes or contain Encode, got neither (convert makes ANNs spike)"
             )
+        like = float_like(nodes)
         self.names = [node.name for node in nodes]
         self.inputs = [node.inputs for node in nodes]
-        self.output = output
+        self.output, self.arguments = output, arguments
+        if arguments is not None and sorted(passed(arguments)) != sorted(self.kinds):
+            raise ValueError(f"FrozenNetwork: arguments must pass each of {list(self.kinds)} once, got {arguments!r}")
         self.layers = nn.ModuleList(node.layer for node in nodes)
         for node in nodes:
+            node.layer.place(like)
             _put_in_state_dict(node.layer)
         last = {source: i for i, node in enumerate(nodes) for source in node.inputs}
         self.done: list[list[str]] = [[] for _ in nodes]
@@ -115,12 +138,8 @@ class FrozenNetwork(nn.Module):
             {"name": name, "kind": layer.kind, "inputs": list(inputs), "settings": layer.settings()}
             for name, layer, inputs in self.nodes
         ]
-        return {"nodes": nodes, "output": self.output}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's
-        for node in self.nodes:
-            _put_in_state_dict(node.layer)
+        described = {"nodes": nodes, "inputs": list(self.kinds), "output": self.output}
+        return described if self.arguments is None else {**described, "arguments": self.arguments}
 
     def get_extra_state(self) -> Tensor:
         """Return what ``state_dict`` says of the network beside its tensors: JSON, as uint8 [n]."""
@@ -147,7 +166,10 @@ class FrozenNetwork(nn.Module):
         return (self,)
 
     # x by itself, so that torch.export sees a forward of one argument in a network of one input.
-    def forward(self, x: Tensor | SpikeTrain, *others: Tensor | SpikeTrain) -> Any:
+    def forward(self, x: Any, *others: Any) -> Any:
+        if self.arguments is not None:
+            found = taken(self.arguments, (x, *others))
+            x, *others = (found[name] for name in self.kinds)  # type: ignore[assignment]
         total = self._total((x, *others))
         return self.advance((x, *others) if others else x, {}, Span(total, 0, total))[0]
 
@@ -185,21 +207,23 @@ class FrozenNetwork(nn.Module):
 
         Raises:
             ValueError: ``span`` has only some of the time steps, and there are neurons that wait for all of them
-                (``two_phase``, or a TandemGate's).
+                (``two_phase``, or a TandemNeurons's).
         """
-        self.check_chunk("advance", span.now, span.total)
+        now, done, total, _ = span
+        if now < total:
+            self.check_chunk("advance", now, total)
         values: dict[str, Any] = dict(zip(self.kinds, x if len(self.kinds) > 1 else (x,), strict=True))
         refuse_tangents("FrozenNetwork", [value for value in values.values() if isinstance(value, Tensor)])
         after: NetworkState = {}
-        for i, (name, layer) in enumerate(zip(self.names, self.layers, strict=True)):
-            if span.done and not self.again[i]:
-                continue
-            inputs = (values.get(source) for source in self.inputs[i])
-            values[name], carried = layer(span, state.get(name), *inputs)
-            if carried is not None:
-                after[name] = carried
-            for source in self.done[i]:
-                values.pop(source, None)
+        layers: Any = self._modules["layers"]  # attributes of modules take longer
+        nodes = zip(self.names, layers._modules.values(), self.inputs, self.done, self.again, strict=True)
+        for name, layer, sources, last, again in nodes:
+            if again or not done:
+                values[name], carried = layer(span, state.get(name), *map(values.get, sources))
+                if carried is not None:
+                    after[name] = carried
+                for source in last:
+                    values.pop(source, None)
         return returned(self.output, values), after
 
     def check_chunk(self, op: str, now: int, total: int) -> None:
@@ -211,8 +235,8 @@ class FrozenNetwork(nn.Module):
         if SPIKES not in self.kinds.values():
             advice += "; for early exit, run networks with increasing T in a Cascade"
         if not any(
-            isinstance(unwrapped(node.layer), TandemGate) for node in waiting
-        ):  # a gate needs the counts of all steps
+            isinstance(unwrapped(node.layer), TandemNeurons) for node in waiting
+        ):  # which need the counts of all steps
             advice += "; to run in chunks, use neurons of one phase, such as IF(initial=0.5)"
         names = ", ".join(node.name for node in waiting)
         raise ValueError(
@@ -269,14 +293,8 @@ class FrozenNetwork(nn.Module):
             OSError: the file cannot be written, for example because the disk is full; the message names the file. An
                 earlier file of that name is left unchanged, and no temporary file remains.
         """
-        description = self._description()
-        version = max((layer.format for _, layer, _ in self.nodes), default=1)
-        if not isinstance(self.output, str) or tuple(self.kinds) != (INPUT,):
-            version = 2
-        if version > 1:
-            description["inputs"] = list(self.kinds)
         tensors = {f"{name}/{key}": tensor for name, layer, _ in self.nodes for key, tensor in layer.tensors().items()}
-        file.write(path, description, tensors, version)
+        file.write(path, self._description(), tensors)
 
     @classmethod
     def load(cls, path: str | PathLike[str], *, device: torch.device | str = "cpu") -> FrozenNetwork:
@@ -289,8 +307,8 @@ class FrozenNetwork(nn.Module):
         Raises:
             ImportError: safetensors is missing.
             OSError: the file cannot be read.
-            ValueError: the file is damaged, of another kind or of a newer format, or it does not describe a network;
-                the message says which.
+            ValueError: the file is damaged, of another kind or of another format version, or it does not describe a
+                network; the message says which.
         """
         description, tensors = file.read(path)
         try:

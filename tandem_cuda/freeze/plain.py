@@ -9,18 +9,30 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..convert.nodes import IDLE
 from ..nn.batch_norm import NORMS
 from ..nn.frozen import FrozenLayer, Span, State, class_of, register, single
-from ..nn.schema import Settings, Tensors, check_settings, check_tensors, frozen_numbers, frozen_tensor, with_tuples
+from ..nn.schema import (
+    Settings,
+    Tensors,
+    check_settings,
+    check_tensors,
+    flag,
+    frozen_numbers,
+    frozen_tensor,
+    with_tuples,
+)
 from ..nn.sizes import REAL, Size, Value, check_count
 from ..ops import checks
 
+IDLE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+"""Modules that return their input unchanged in eval mode."""
+VIEWS = (*IDLE, nn.Flatten, nn.Unflatten)
+"""Modules that may return the memory of their input."""
 _WEIGHTS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 MODULES: tuple[type[nn.Module], ...] = (
+    nn.Linear,
     *NORMS,
     *_WEIGHTS,
     *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.RMSNorm),
@@ -36,7 +48,7 @@ MODULES: tuple[type[nn.Module], ...] = (
     *(nn.ZeroPad1d, nn.ConstantPad1d, nn.ReflectionPad1d, nn.ReplicationPad1d, nn.CircularPad1d),
     *(nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d),
 )
-"""Module classes that can be frozen, in addition to nn.Linear, nn.Flatten, nn.Identity and dropout."""
+"""Module classes that can be frozen, in addition to nn.Flatten, nn.Identity and dropout."""
 
 
 def _parameters(module_class: type[nn.Module]) -> list[str]:
@@ -47,7 +59,7 @@ def _parameters(module_class: type[nn.Module]) -> list[str]:
 
 _LEAST = {
     **dict.fromkeys(("kernel_size", "stride", "dilation", "groups", "num_groups"), 1),
-    **dict.fromkeys(("padding", "output_padding", "output_size"), 0),
+    **dict.fromkeys(("padding", "output_padding", "output_size", "in_features", "out_features"), 0),
 }
 """The minimum of settings that are ints."""
 
@@ -60,8 +72,6 @@ class FrozenModule(FrozenLayer):
         arguments: the constructor arguments that _parameters names.
         tensors: parameters and statistics, by name.
     """
-
-    format = 2
 
     def __init__(self, module_class: type[nn.Module], arguments: Settings, tensors: Tensors) -> None:
         super().__init__()
@@ -79,15 +89,6 @@ class FrozenModule(FrozenLayer):
     def _without_values(self, module_class: type[nn.Module]) -> nn.Module:
         with torch.device("meta"):
             return module_class(**with_tuples(self.arguments))
-
-    def trainable(self) -> nn.Module:
-        """Return a module of its own with these values as parameters and statistics, in eval mode."""
-        module = self._without_values(type(self.module))
-        values = {name: x.clone() for name, x in self.tensors().items()}
-        module.load_state_dict(
-            values | {name: torch.tensor(0) for name in module.state_dict().keys() - values}, assign=True
-        )
-        return module.eval()
 
     @classmethod
     def of(cls, module: nn.Module, encoded: bool) -> FrozenModule:
@@ -108,6 +109,8 @@ class FrozenModule(FrozenLayer):
         check_settings(module_class.__name__, settings, {*_parameters(module_class)})
         for name in settings.keys() & _LEAST.keys():
             _check_sizes(module_class.__name__, name, settings[name])
+        if "bias" in settings:
+            flag(module_class.__name__, "bias", settings["bias"])
         return cls(module_class, dict(settings), tensors)
 
     def settings(self) -> Settings:
@@ -120,16 +123,29 @@ class FrozenModule(FrozenLayer):
         return REAL
 
     def output(self, *inputs: Value) -> Value:
-        x = single(inputs, REAL)
-        if x.shape and isinstance(self.module, (*_WEIGHTS, *NORMS)):
-            name = "num_features" if isinstance(self.module, NORMS) else "in_channels"
+        x, module = single(inputs, REAL), self.module
+        if isinstance(module, nn.Linear):
+            return self._linear_output(x, module.in_features, module.out_features)
+        if x.shape and isinstance(module, (*_WEIGHTS, *NORMS)):
+            name = "num_features" if isinstance(module, NORMS) else "in_channels"
             x.shape[0].check(name, self.arguments[name])
-        sketch = self._without_values(type(self.module)).eval()
         like = next(iter(self.tensors().values()), torch.empty(0))
-        return tried(sketch, self.module, inputs, like)
+        return tried(self._without_values(type(module)).eval(), module, inputs, like)
+
+    def _linear_output(self, x: Value, inputs: int, outputs: int) -> Value:
+        if x.shape == ():
+            raise ValueError(f"input must have features, got {x}")
+        if x.last is not None:
+            x.last.check("in_features", inputs)
+        if x.shape is None:
+            return Value(REAL, features=Size(outputs, True))
+        return Value(REAL, (*x.shape[:-1], Size(outputs, True)))
 
     def forward(self, span: Span, state: State | None, x: Tensor) -> tuple[Any, None]:
-        return self.module(x), None
+        features = self.arguments.get("in_features")
+        if features is not None and x.shape[-1:] != (features,):
+            raise ValueError(f"{self.kind}: input must be [N, ..., {features}], got {list(x.shape)}")
+        return self.module.forward(x), None
 
     @property
     def only_moves(self) -> bool:
@@ -141,7 +157,7 @@ class FrozenModule(FrozenLayer):
 
     @property
     def has_weights(self) -> bool:
-        return isinstance(self.module, _WEIGHTS)
+        return isinstance(self.module, (nn.Linear, *_WEIGHTS))
 
     def with_ones(self, x: Tensor) -> Tensor:
         values = {"weight": torch.ones_like, "bias": torch.zeros_like}
@@ -245,70 +261,8 @@ class FrozenFlatten(FrozenLayer):
         return x.flatten(self.start_dim, self.end_dim), None
 
 
-class FrozenLinear(FrozenLayer):
-    """nn.Linear, such as a read-out of spike counts.
-
-    Args:
-        weight: [O, F].
-        bias: [O] or None.
-    """
-
-    kind = "Linear"
-    has_weights = True
-    weight: Tensor
-    bias: Tensor | None
-
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        super().__init__()
-        self.register_buffer("weight", frozen_tensor(weight))
-        self.register_buffer("bias", None if bias is None else frozen_tensor(bias))
-
-    @classmethod
-    def of(cls, module: nn.Linear, encoded: bool) -> FrozenLinear:
-        return cls(module.weight, module.bias)
-
-    @classmethod
-    def load(cls, settings: Settings, tensors: Tensors) -> FrozenLinear:
-        check_settings(cls.kind, settings, {"in_features", "out_features"})
-        for name in settings:
-            frozen_numbers(cls.kind, name, settings[name], 0)
-        sizes = settings["out_features"], settings["in_features"]
-        check_tensors(cls.kind, tensors, {"weight": sizes, "bias": sizes[:1]}, optional=("bias",))
-        return cls(tensors["weight"], tensors.get("bias"))
-
-    def settings(self) -> Settings:
-        return {"in_features": self.weight.shape[1], "out_features": self.weight.shape[0]}
-
-    def takes(self) -> str:
-        return REAL
-
-    def output(self, *inputs: Value) -> Value:
-        x = single(inputs, REAL)
-        outputs, features = self.weight.shape
-        if x.shape == ():
-            raise ValueError(f"input must have features, got {x}")
-        if x.last is not None:
-            x.last.check("in_features", features)
-        if x.shape is None:
-            return Value(REAL, features=Size(outputs, True))
-        return Value(REAL, (*x.shape[:-1], Size(outputs, True)))
-
-    def forward(self, span: Span, state: State | None, x: Tensor) -> tuple[Tensor, None]:
-        checks.check_tensor(self.kind, "input", x)
-        if x.dim() < 1 or x.shape[-1] != self.weight.shape[1]:
-            raise ValueError(f"{self.kind}: input must be [N, ..., {self.weight.shape[1]}], got {list(x.shape)}")
-        return F.linear(x, self.weight, self.bias), None
-
-    def with_ones(self, x: Tensor) -> Tensor:
-        return F.linear(x, torch.ones_like(self.weight, dtype=x.dtype))
-
-    def extra_repr(self) -> str:
-        return f"{self.weight.shape[1]}, {self.weight.shape[0]}"
-
-
 for module_class in MODULES:
     register(module_class, FrozenModule.of, partial(FrozenModule.load, module_class))
 register(nn.Flatten, FrozenFlatten.of, FrozenFlatten.load)
-register(nn.Linear, FrozenLinear.of, FrozenLinear.load)
 for idle in IDLE:
     register(idle, lambda module, encoded: None)

@@ -119,7 +119,7 @@ class Stream:
         Raises:
             TypeError: ``chunk`` has the wrong type.
             ValueError: ``chunk`` has more steps than remain, or a different number of samples than before; or fewer
-                than T, and there are neurons that wait for all T (``two_phase``, or a TandemGate's).
+                than T, and there are neurons that wait for all T (``two_phase``, or a TandemNeurons's).
         """
         whole = self.inputs
         if whole is None and not isinstance(chunk, SpikeTrain):

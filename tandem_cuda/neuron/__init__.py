@@ -17,7 +17,7 @@ from .parameter import Parameter
 from .radix_if import RadixIF
 
 MODELS: tuple[type[Neuron], ...] = (IF, LIF, AdaptiveIF, RadixIF)
-"""All models. Settings are offered to them in this order."""
+"""All models. Nodes of NIR are offered to them in this order."""
 
 KINDS: dict[int, type[Neuron]] = {kind: model for model in MODELS for kind in model.KINDS}
 STATES: dict[int, int] = {number: kind.states for model in MODELS for number, kind in model.KINDS.items()}
@@ -37,16 +37,20 @@ def of_settings(name: str, settings: Any) -> Neuron:
         settings: from a file.
 
     Raises:
+        TypeError: a value has the wrong type.
         ValueError: no model has these settings, or a value is out of range.
     """
-    if isinstance(settings, dict):
-        for model in MODELS:
-            neuron = model.of_settings(name, settings)
-            if neuron is not None:
-                return neuron
-    names = [(model.names(optional=False), model.names(optional=True), model.__name__) for model in MODELS]
-    expected = " or ".join(f"{', '.join(held)} and perhaps {', '.join(more)} ({model})" for held, more, model in names)
-    raise ValueError(f"{name}: setting neuron must hold {expected}, got {settings!r}")
+    given = dict(settings) if isinstance(settings, dict) else {}
+    name_of_model = given.pop("model", None)
+    model = next((model for model in MODELS if model.__name__ == name_of_model), None)
+    if model is None:
+        known = ", ".join(model.__name__ for model in MODELS)
+        raise ValueError(f"{name}: setting neuron must have a model, one of {known}, got {settings!r}")
+    parameters = [parameter.name for parameter in model.PARAMETERS]
+    if given.keys() != {*parameters}:
+        expected = ", ".join(parameters)
+        raise ValueError(f"{name}: setting neuron must hold {expected} of the model {model.__name__}, got {settings!r}")
+    return model(**given)
 
 
 def check_neuron(name: str, neuron: Any, models: tuple[type[Neuron], ...] = MODELS) -> None:

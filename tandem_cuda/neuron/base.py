@@ -64,7 +64,7 @@ class Neuron:
     KINDS: ClassVar[dict[int, Kind]]
     """The C++ models that this class uses, by their numbers in ``csrc/neuron/models.h``."""
     PARAMETERS: ClassVar[tuple[Parameter, ...]]
-    """All parameters but ``clip``, which only training needs. Parameters that frozen files always hold come first."""
+    """All parameters but ``clip``, which only training needs."""
 
     threshold: float
     leak: float = 1.0
@@ -211,35 +211,16 @@ class Neuron:
 
     # -- in files
 
-    def settings(self) -> dict[str, float]:
-        """Return what frozen files store of the neuron; all but ``clip``, which only training needs."""
-        values = ((parameter, float(getattr(self, parameter.name))) for parameter in self.PARAMETERS)
-        return {parameter.name: value for parameter, value in values if value != 0 or not parameter.optional}
+    def settings(self) -> dict[str, Any]:
+        """Return what frozen files store of the neuron: its model, and all parameters but ``clip``.
+
+        Only training needs ``clip``.
+        """
+        return {"model": type(self).__name__, **{p.name: getattr(self, p.name) for p in self.PARAMETERS}}
 
     def scales(self) -> dict[str, float]:
         """Return the settings that scale potentials, none of which can be 0."""
         return {p.name: getattr(self, p.name) for p in self.PARAMETERS if not p.holds(0)}
-
-    @classmethod
-    def names(cls, *, optional: bool) -> list[str]:
-        """Return the settings that frozen files always store or, with ``optional``, store only if they are not 0."""
-        return [parameter.name for parameter in cls.PARAMETERS if parameter.optional == optional]
-
-    @classmethod
-    def has_settings(cls, settings: dict[str, Any]) -> bool:
-        """Whether ``settings`` has the names of this model's settings."""
-        required = {*cls.names(optional=False)}
-        return required <= settings.keys() <= required | {*cls.names(optional=True)}
-
-    @classmethod
-    def of_settings(cls, name: str, settings: dict[str, Any]) -> Neuron | None:
-        """Return the neuron with these settings, or None if they belong to another model."""
-        if not cls.has_settings(settings):
-            return None
-        stored = [parameter for parameter in cls.PARAMETERS if parameter.name in settings]
-        if any(settings[p.name] != getattr(cls, p.name) for p in stored if p.fixed):
-            return None
-        return cls(**{p.name: p.of_setting(name, settings[p.name]) for p in stored if not p.fixed})
 
     def to_nir(self, dt: float) -> NirForm:
         """Return the NIR form of the neuron, for time steps of length ``dt``.

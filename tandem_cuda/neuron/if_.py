@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .base import Kind, Neuron, NirForm, State, check_nir, check_nir_reset, nir_gain
-from .parameter import AMPLITUDE, INITIAL, LEAK, THRESHOLD, Parameter
+from .parameter import AMPLITUDE, INITIAL, THRESHOLD, Parameter
 
 # float32 counts whole numbers up to 2^24.
 REFRACTORY = Parameter("refractory", "a whole number of steps up to 2^24", 0, 2**24, whole=True, optional=True)
@@ -74,7 +74,6 @@ class IF(Neuron):
     }
     PARAMETERS: ClassVar[tuple[Parameter, ...]] = (
         THRESHOLD,
-        replace(LEAK, fixed=True),
         AMPLITUDE,
         INITIAL,
         REFRACTORY,

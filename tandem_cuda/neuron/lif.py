@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .base import Kind, Neuron, NirForm, State, check_nir, check_nir_reset, nir_gain
 from .if_ import IF
-from .parameter import AMPLITUDE, INITIAL, LEAK, THRESHOLD, Parameter
+from .parameter import INITIAL, LEAK, THRESHOLD, Parameter
 
 
 @dataclass(frozen=True, repr=False)
@@ -43,7 +43,7 @@ class LIF(Neuron):
     """
 
     KINDS: ClassVar[dict[int, Kind]] = {1: Kind(1, (THRESHOLD, LEAK, INITIAL))}
-    PARAMETERS: ClassVar[tuple[Parameter, ...]] = (THRESHOLD, LEAK, replace(AMPLITUDE, fixed=True), INITIAL)
+    PARAMETERS: ClassVar[tuple[Parameter, ...]] = (THRESHOLD, LEAK, INITIAL)
 
     threshold: float = 1.0
     leak: float = 0.9
@@ -76,12 +76,6 @@ class LIF(Neuron):
 
     def calibrated(self, threshold: float) -> Neuron:
         raise ValueError(f"neuron must be IF(...) with calibrate (a leak bends the rate), got {self}")
-
-    @classmethod
-    def of_settings(cls, name: str, settings: dict[str, Any]) -> Neuron | None:
-        if cls.has_settings(settings) and settings["amplitude"] != 1:
-            raise ValueError(f"{name}: amplitude of leaky neurons must be 1, got {settings['amplitude']!r}")
-        return super().of_settings(name, settings)
 
     def to_nir(self, dt: float) -> NirForm:
         if self.leak == 1:

@@ -28,13 +28,11 @@ class Parameter:
     whole: bool = False
     """Whether values are whole numbers."""
     flag: bool = False
-    """Whether values are bools. Files hold them as 0 and 1."""
+    """Whether values are bools."""
     potential: bool = False
     """Whether it is measured in units of the membrane potential."""
     optional: bool = False
-    """Whether 0 means "without it". Frozen files then store it only if it is not 0, and NIR describes only 0."""
-    fixed: bool = False
-    """Whether it is a constant of the class, and no field. Frozen files store it all the same."""
+    """Whether 0 means "without it". NIR describes only 0."""
     not_in_nir: str = "NIR has no such neurons"
     """Why NIR describes only 0."""
 
@@ -55,12 +53,6 @@ class Parameter:
             raise TypeError(f"{owner}: {self.name} must be a number, got {type(value).__name__}")
         if not self.holds(value):
             raise ValueError(f"{owner}: {self.name} must be {self.rule}, got {value}")
-
-    def of_setting(self, owner: str, value: Any) -> Any:
-        """Return the value that a file holds as a number."""
-        if self.flag and value not in (0, 1):
-            raise ValueError(f"{owner}: setting {self.name} must be 0 or 1, got {value!r}")
-        return value == 1 if self.flag else value
 
 
 THRESHOLD = Parameter("threshold", "positive and finite", 0, sys.float_info.max, "(]", potential=True)

@@ -13,8 +13,6 @@ from .base import Kind, Neuron, NirForm
 from .parameter import INITIAL, THRESHOLD, Parameter
 
 LEVEL = replace(THRESHOLD, name="level")
-# Files always hold it: what is left out is 0, which is not the default here.
-ROUNDED = replace(INITIAL, optional=False)
 
 MOST_STEPS = 8
 """The largest T of radix trains: their value fills a byte."""
@@ -69,7 +67,7 @@ class RadixIF(Neuron):
     """
 
     KINDS: ClassVar[dict[int, Kind]] = {}
-    PARAMETERS: ClassVar[tuple[Parameter, ...]] = (LEVEL, ROUNDED)
+    PARAMETERS: ClassVar[tuple[Parameter, ...]] = (LEVEL, INITIAL)
     two_phase = True
     radix = True
 

@@ -6,10 +6,10 @@ from .dropout import TandemDropout, TandemDropout2d, TandemDropout3d, TandemStoc
 from .elementwise import TandemElementwise
 from .encode import Decode, Encode, EncodedInput
 from .frozen import register as _register
-from .gate import TandemGate
 from .interpolate import TandemInterpolate
 from .linear import TandemLinear
 from .max_pool import SpikingGlobalMaxPool2d, SpikingMaxPool2d
+from .neurons import TandemNeurons
 from .pool import SpikeWindows, SpikingAdaptiveAvgPool2d, SpikingAvgPool2d
 from .pool3d import SpikingAdaptiveAvgPool3d, SpikingAvgPool3d, SpikingMaxPool3d
 from .rearrange import SpikeCat, SpikeRearrange
@@ -38,14 +38,14 @@ __all__ = [
     "TandemDropout2d",
     "TandemDropout3d",
     "TandemElementwise",
-    "TandemGate",
     "TandemInterpolate",
     "TandemLinear",
+    "TandemNeurons",
     "TandemStochasticDepth",
 ]
 
 _freezable(TandemConv1d, TandemConv2d, TandemConv3d, TandemConvTranspose2d, TandemLinear)
-_freezable(TandemAdd, TandemElementwise, TandemGate, TandemInterpolate)
+_freezable(TandemAdd, TandemElementwise, TandemInterpolate, TandemNeurons)
 _freezable(SpikingAvgPool2d, SpikingAdaptiveAvgPool2d, SpikingMaxPool2d, SpikingGlobalMaxPool2d, SpikeWindows)
 _freezable(SpikingAvgPool3d, SpikingAdaptiveAvgPool3d, SpikingMaxPool3d)
 _freezable(Encode, Decode, SpikeCat, SpikeRearrange)

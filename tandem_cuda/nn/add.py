@@ -10,21 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from ..neuron import IF, Neuron, check_neuron, of_settings, stacked
-from ..ops.compiling import is_recording
 from ..ops.integrate_and_fire import discharge
 from ..ops.product import check_engine
+from ..spike_code import SpikeCode
 from ..spike_train import SpikeTrain
 from . import learned_threshold, schema
 from .ann_twin import activated, value_of
-from .coupling import coupled, fired_train, needs_gradient
-from .drive import spike_scale
+from .coupling import coupled, needs_gradient
+from .drive import Affine, spike_scale
 from .firing import check_reads_radix
 from .frozen import Span, State, class_of
 from .leak import check_two_phase, folded, negative
-from .repeated import Repeated
+from .prepared import PreparedLayer, Run
 from .schema import Settings, Tensors
 from .sizes import SPIKES, Value, agreed
-from .spiking import KINDS, Spiking
+from .spiking import KINDS
 from .summands import Summands
 from .synapses import Synapses
 from .tandem import TandemLayer
@@ -39,7 +39,7 @@ _CONSTANTS = ("weight", "bias", "scale")
 """The constants of a branch."""
 
 
-class TandemAdd(Spiking):
+class TandemAdd(PreparedLayer):
     """Neurons driven by the summed currents of several branches, like the sum before the ReLU of a residual block.
 
     Branch i has the weights W_i and the bias b_i (batch norm folded in), the input spikes s_i and their counts c_i::
@@ -87,7 +87,6 @@ class TandemAdd(Spiking):
     log_threshold: nn.Parameter | None
     scale: Tensor | None
     """exp(-log_threshold) of a frozen TandemAdd, [1]."""
-    _repeated: Repeated | None = None
 
     def __init__(
         self, *branches: nn.Module, neuron: Neuron = IF(), engine: str = "auto", learn_threshold: bool = False
@@ -116,11 +115,6 @@ class TandemAdd(Spiking):
         )
         self.register_buffer("scale", None)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's
-        self._parameters.setdefault("log_threshold", None)  # not in pickles of earlier versions
-        self._buffers.setdefault("scale", None)
-
     def forward(self, *inputs: SpikeTrain) -> SpikeTrain:
         pairs = self._checked(inputs)
         steps = inputs[0].time_steps
@@ -135,7 +129,8 @@ class TandemAdd(Spiking):
             if v is not None and self.neuron.two_phase and self._uses_batch_statistics():
                 bits, _ = discharge(v, steps, self.neuron)
             else:
-                bits, _ = self._summands(pairs, steps, kernels).fire(None, False)
+                trains = [x.detach() for x in inputs]
+                bits, _ = self._summands(pairs, steps, kernels).prepared(False, trains)(trains, None, False)
         return self._coupled(inputs, bits, v)
 
     def integrated(self, *inputs: SpikeTrain) -> Tensor:
@@ -276,22 +271,21 @@ class TandemAdd(Spiking):
         total = 1 if self.neuron.two_phase else steps  # two-phase neurons take the whole bias at once
         summands = Summands(self.neuron, self.engine, now, dtype)
         for i, (branch, x) in enumerate(pairs):
-            x = x.detach()
             if isinstance(branch, TandemLayer):
                 kernel = kernels[i] if kernels else None
                 if frozen:
                     # Compiled code cannot see that weights have changed.
                     compiling = torch.compiler.is_compiling()
                     kernel = branch.weights.kernel() if compiling else branch.constant_kernel()
-                    weights = branch.of_spikes(kernel, total, x.amplitude)
+                    weights = Affine(branch.gain, branch.bias).of_spikes(kernel, total, x.amplitude)
                 elif kernel is None:
                     weights = branch.drive.spiking_weights(branch.weights, total, x.amplitude)
                 else:
                     weights = branch.drive.of_spikes(kernel, total, x.amplitude)
-                summands.products.append((branch.synapses, x, _scaled(weights, scale)))
+                summands.products.append((branch.synapses, i, _scaled(weights, scale)))
             else:
                 amplitude = None if x.amplitude == 1 else torch.full([1], x.amplitude, dtype=dtype, device=x.device)
-                summands.identities.append((x, amplitude if scale is None else scale * x.amplitude))
+                summands.identities.append((i, amplitude if scale is None else scale * x.amplitude))
         return summands
 
     # -- frozen
@@ -315,12 +309,6 @@ class TandemAdd(Spiking):
     @property
     def needs_all_steps(self) -> bool:
         return self.neuron.two_phase
-
-    @property
-    def file_format(self) -> int:  # format 1 folds the gain of a branch into its weights
-        scaled = self.scale is not None or any(layer.gain is not None for layer in self._layers())
-        newer = scaled or any(layer.synapse_format > 1 for layer in self._layers())
-        return 2 if newer else schema.format_of(self.neuron)
 
     @classmethod
     def of(cls, settings: Settings, tensors: Tensors) -> Any:
@@ -349,7 +337,6 @@ class TandemAdd(Spiking):
             schema.check_integers("TandemAdd", name, tensors, name.removesuffix("weight") + "scale")
             i = int(name.removesuffix(".weight"))
             branches[i].with_constants({x: tensors[f"{i}.{x}"] for x in _CONSTANTS if f"{i}.{x}" in tensors})
-        schema.check_no_bool("TandemAdd", settings["neuron"])
         neuron = of_settings("TandemAdd", settings["neuron"])
         return cls._joined(branches, neuron, settings["engine"], tensors.get("scale"))
 
@@ -390,27 +377,22 @@ class TandemAdd(Spiking):
             if isinstance(branch, TandemLayer):
                 branch.forget_codes(x)
 
-    def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[SpikeTrain, State | None]:
-        repeats = self.neuron.radix and span.whole and state is None and not is_recording()
-        if repeats and (repeated := self._repeated) is not None:
-            fired = repeated.run(inputs, span.now)
-            if fired is not None:
-                return fired, None
-        summands = self._summands(self._checked(inputs), span.total, frozen=True)
-        bits, carried = summands.fire(None if state is None else stacked(state), not span.ends)
-        train = fired_train(self.neuron, bits, span.now, None, self.dtype_of(inputs), self._sum_pair_dim(inputs))
-        fired = self.with_pairs(train)
-        if repeats:
-            self._repeated = self._repeatable(summands, inputs, fired)
-        return fired, None if span.ends else carried.unbind(0)
+    def layers_with_constants(self) -> Sequence[nn.Module]:
+        return [self, *self._layers()]
 
-    def _repeatable(self, summands: Summands, inputs: Sequence[SpikeTrain], fired: SpikeTrain) -> Repeated | None:
-        """Return how to run calls like this one, if there is a shorter way."""
-        layers = [self, *self._layers()]
-        if any(negative(layer) is not None for layer in layers[1:]) or not Repeated.applies(layers, inputs):
-            return None
-        call = summands.radix_call(inputs)
-        return None if call is None else Repeated(call, layers, inputs, fired)
+    def prepare(self, direct: bool, span: Span, *inputs: Any) -> Run:
+        fire, steps = self._summands(self._checked(inputs), span.total, frozen=True).prepared(direct, inputs), span.now
+        code = SpikeCode(self.neuron.amplitude_at(steps), self._sum_pair_dim(inputs), self.neuron.radix)
+        folds, dtype = any(negative(layer) is not None for layer in self._layers()), self.dtype_of(inputs)
+
+        def run(span: Span, state: State | None, *inputs: Any) -> tuple[SpikeTrain, State | None]:
+            now, done, total, _ = span
+            ends = now + done == total
+            bits, after = fire(inputs, None if state is None else stacked(state), not ends)
+            fired = SpikeTrain.coded(bits, steps, None, dtype, code)
+            return self.with_pairs(fired) if folds else fired, None if ends else after.unbind(0)
+
+        return run
 
     def extra_repr(self) -> str:
         engine = "" if self.engine == "auto" else f"engine={self.engine!r}, "

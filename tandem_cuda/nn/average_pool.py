@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral
 from typing import Any, cast
 
@@ -26,8 +26,11 @@ from .coupling import carrying, needs_gradient
 from .frozen import Span, State
 from .geometry import check_image, pad, per_axis
 from .max_pool import Pooling
+from .prepared import PreparedLayer, Run
 from .schema import Check, Settings, Tensors
 from .sizes import Size
+
+Fire = Callable[[Tensor, Tensor | None, bool], tuple[Tensor, Tensor]]
 
 
 class Axis:
@@ -71,11 +74,10 @@ def sizes_of_windows(axes: int) -> dict[str, Check]:
     return {"kernel_size": schema.whole(1, axes), "stride": schema.whole(1, axes), "padding": schema.whole(0, axes)}
 
 
-class SpikingAverage(Pooling):
+class SpikingAverage(PreparedLayer, Pooling):
     """Base of average poolings. The matching pooling module of torch must come next in the bases."""
 
-    initial = 0.0  # of modules pickled by version 0.1
-    two_phase = False  # likewise
+    by_size = True
 
     def __init__(
         self,
@@ -102,67 +104,56 @@ class SpikingAverage(Pooling):
     def forward(self, x: SpikeTrain) -> SpikeTrain:
         self._check_input(x)
         with torch.no_grad():
-            bits, _ = self.spikes(x)
+            bits = self.spikes(x)
         mean = self._mean(x.value) if needs_gradient(x.carried_value) else None
         return carrying(bits, x, mean, self.amplitude)
 
     def _check_input(self, x: SpikeTrain) -> None:
         check_image(self, x, self.axes)
 
-    def spikes(self, x: SpikeTrain, state: Tensor | None = None, want_state: bool = False) -> tuple[Tensor, Tensor]:
-        """Return the bits and the neurons' final state; ``state`` continues an earlier call."""
+    def spikes(self, x: SpikeTrain) -> Tensor:
+        """Return the bits."""
+        return self._pooling(x)(x.bits, None, False)[0]
+
+    def _pooling(self, x: SpikeTrain) -> Fire:
+        """Return the function that pools trains of this size.
+
+        Its arguments are the bits, the neurons' state, which continues an earlier call, and whether the final state is
+        wanted. It returns the pooled bits and that state.
+        """
         # Specialise the sizes: torch.compile cannot trace math.lcm with symbolic sizes.
         sizes = [len(range(s)) if torch.compiler.is_compiling() else s for s in x.shape[2:]]
         *depth, rows, columns = self.windows(*sizes)
-        if depth:
-            return self._pooled_volumes(x, (depth[0], rows, columns), state, want_state)
-        return self._pooled(x, rows, columns, state, want_state)
+        return self._of_volumes(x, depth[0], rows, columns) if depth else self._of_images(x, rows, columns)
 
-    def _pooled_volumes(
-        self, x: SpikeTrain, axes: tuple[Axis, Axis, Axis], state: Tensor | None, want_state: bool
-    ) -> tuple[Tensor, Tensor]:
+    def _of_volumes(self, x: SpikeTrain, depth: Axis, rows: Axis, columns: Axis) -> Fire:
         """Pool volumes, one output depth after the other.
 
         The slices of its window become one image, which has the rows of all slices in turn: a window of that image
         holds just the neurons of the window of the volume.
         """
-        depth, rows, columns = axes
-        parts, states = [], []
-        befores = [None] * len(depth.starts) if state is None else state.unbind(3)
-        for start, stop, divisor, before in zip(depth.starts, depth.stops, depth.divisors, befores, strict=True):
+        slices = []
+        for start, stop, divisor in zip(depth.starts, depth.stops, depth.divisors, strict=True):
             first, last = max(start, 0), min(stop, depth.size)
-            image = x.bits[:, :, :, first:last].movedim(3, 4).flatten(3, 4)
-            taller = rows.repeated(last - first, divisor)
-            bits, after = self._pooled(x.replace_unchecked(bits=image), taller, columns, before, want_state)
-            parts.append(bits.movedim(2, -1))
-            states.append(after)
-        bits = torch.stack(parts, 2).movedim(-1, 2)  # channels are innermost in memory
-        return bits, torch.stack(states, 3) if want_state else states[0]
+            slices.append((first, last, self._of_images(x, rows.repeated(last - first, divisor), columns)))
 
-    def _pooled_alike(
-        self, x: SpikeTrain, rows: Axis, columns: Axis, state: Tensor | None, want_state: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Pool with a depthwise convolution whose weights are one."""
-        bits = x.bits
-        kernel = [axis.stops[0] - axis.starts[0] for axis in (rows, columns)]
-        padding = [-axis.starts[0] for axis in (rows, columns)]
-        behind = [axis.stops[-1] - axis.size - p for axis, p in zip((rows, columns), padding, strict=True)]
-        bits = pad(bits, (0, max(behind[1], 0), 0, max(behind[0], 0)))
-        channels = bits.shape[2]
-        size = (channels, 1, *kernel)
-        (ones,) = constants(
-            bits, ("ones", size, x.dtype), lambda: (torch.ones(size, dtype=x.dtype, device=bits.device),)
-        )
-        windows: dict[str, Any] = {"stride": (rows.stride, columns.stride), "padding": padding, "groups": channels}
-        divisor = self.divisors(rows, columns)[0]
-        return self._spikes(x, bits, ones, divisor, state, want_state, windows)
+        def fire(bits: Tensor, state: Tensor | None, want_state: bool) -> tuple[Tensor, Tensor]:
+            parts, states = [], []
+            befores = [None] * len(slices) if state is None else state.unbind(3)
+            for (first, last, pool), before in zip(slices, befores, strict=True):
+                image = bits[:, :, :, first:last].movedim(3, 4).flatten(3, 4)
+                pooled, after = pool(image, before, want_state)
+                parts.append(pooled.movedim(2, -1))
+                states.append(after)
+            stacked = torch.stack(parts, 2).movedim(-1, 2)  # channels are innermost in memory
+            return stacked, torch.stack(states, 3) if want_state else states[0]
 
-    def _pooled(
-        self, x: SpikeTrain, rows: Axis, columns: Axis, state: Tensor | None, want_state: bool
-    ) -> tuple[Tensor, Tensor]:
+        return fire
+
+    def _of_images(self, x: SpikeTrain, rows: Axis, columns: Axis) -> Fire:
         """Pool images: with a linear map of each channel's image, as a matrix, if windows differ in size."""
         if rows.uniform() and columns.uniform():
-            return self._pooled_alike(x, rows, columns, state, want_state)
+            return self._of_equal_windows(x, rows, columns)
         divisors = self.divisors(rows, columns)
         common = math.lcm(*divisors)
 
@@ -173,34 +164,44 @@ class SpikingAverage(Pooling):
             return weight, ops.pack_weight.trusted(weight)
 
         weight, packed = constants(x.bits, ("windows", rows.key(), columns.key(), *divisors, x.dtype), make)
-        pooled, state = self._spikes(x, x.bits.flatten(3), weight, common, state, want_state, {"packed": packed})
-        return pooled.reshape(*pooled.shape[:3], len(rows.starts), len(columns.starts)), state
+        of_pixels = self._neurons(x, weight, common, {"packed": packed})
+        height, width = len(rows.starts), len(columns.starts)
 
-    def _spikes(
-        self,
-        x: SpikeTrain,
-        bits: Tensor,
-        weight: Tensor,
-        divisor: int,
-        state: Tensor | None,
-        want_state: bool,
-        options: dict[str, Any],
-    ) -> tuple[Tensor, Tensor]:
-        """Return the bits of neurons for ``divisor`` times the windows' means, and their final state.
+        def fire(bits: Tensor, state: Tensor | None, want_state: bool) -> tuple[Tensor, Tensor]:
+            pooled, after = of_pixels(bits.flatten(3), state, want_state)
+            return pooled.reshape(*pooled.shape[:3], height, width), after
 
-        ``bits`` are the bits of x, padded or flattened, for a product with ``weight`` and these options.
-        """
+        return fire
+
+    def _of_equal_windows(self, x: SpikeTrain, rows: Axis, columns: Axis) -> Fire:
+        """Pool with a depthwise convolution whose weights are one."""
+        axes = rows, columns
+        padding = -rows.starts[0], -columns.starts[0]
+        below, right = (max(axis.stops[-1] - axis.size - p, 0) for axis, p in zip(axes, padding, strict=True))
+        channels = x.shape[1]
+        size = (channels, 1, *(axis.stops[0] - axis.starts[0] for axis in axes))
+        key = "ones", size, x.dtype
+        (ones,) = constants(x.bits, key, lambda: (torch.ones(size, dtype=x.dtype, device=x.device),))
+        windows: dict[str, Any] = {"stride": (rows.stride, columns.stride), "padding": padding, "groups": channels}
+        pool = self._neurons(x, ones, self.divisors(rows, columns)[0], windows)
+        return lambda bits, *state: pool(pad(bits, (0, right, 0, below)), *state)
+
+    def _neurons(self, x: SpikeTrain, weight: Tensor, divisor: int, options: dict[str, Any]) -> Fire:
+        """Return the neurons for ``divisor`` times the windows' means: products with ``weight`` and these options."""
         steps, linear = x.time_steps, weight.dim() == 2
+        how = {**options, "engine": self.engine}
         if x.code.radix:
-            count = ops.count_linear if linear else ops.count_conv2d
-            v = count.trusted(bits, weight, **options, radix=steps, engine=self.engine)
-            neuron = RadixIF(self.threshold * divisor * 2**steps, initial=self.initial)
-            return discharge(v, steps, neuron, want_state)
+            count, how["radix"] = ops.count_linear if linear else ops.count_conv2d, steps
+            radix = RadixIF(self.threshold * divisor * 2**steps, initial=self.initial)
+            return lambda bits, _, want_state: discharge(count.trusted(bits, weight, **how), steps, radix, want_state)
         spiking = ops.spiking_linear if linear else ops.spiking_conv2d
-        options = {**options, "neuron": self.neurons(divisor), "engine": self.engine}
-        options |= {"want_sum": False, "want_state": want_state}
-        bits, _, state = spiking.trusted(bits, weight, state=state, time_steps=steps, **options)
-        return bits, state
+        how |= {"neuron": self.neurons(divisor), "time_steps": steps, "want_sum": False}
+
+        def fire(bits: Tensor, state: Tensor | None, want_state: bool) -> tuple[Tensor, Tensor]:
+            bits, _, after = spiking.trusted(bits, weight, state=state, want_state=want_state, **how)
+            return bits, after
+
+        return fire
 
     def neurons(self, divisor: int = 1) -> IF:
         """Return neurons for a current of ``divisor`` times the window's mean."""
@@ -225,22 +226,6 @@ class SpikingAverage(Pooling):
     def needs_all_steps(self) -> bool:
         return self.two_phase
 
-    @property
-    def file_format(self) -> int:
-        return 1 if self.initial == 0 and not self.two_phase else 2
-
-    def settings(self) -> Settings:
-        settings = super().settings()
-        for name in ("initial", "two_phase"):  # left out if they are 0, so that older versions read the file
-            if settings[name] == 0:
-                del settings[name]
-        return settings
-
-    @classmethod
-    def of(cls, settings: Settings, tensors: Tensors) -> Any:
-        # Files of version 0.1 lack these settings. Newer files leave them out if they have these values.
-        return super().of({"amplitude": 1.0, "initial": 0.0, "two_phase": False} | settings, tensors)
-
     @classmethod
     def made(cls, settings: Settings, tensors: Tensors) -> Any:
         pool = super().made(settings, tensors)
@@ -248,12 +233,19 @@ class SpikingAverage(Pooling):
         pool.amplitude = schema.frozen_scale(cls.__name__, "amplitude", pool.amplitude)
         return pool
 
-    def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[SpikeTrain, State | None]:
+    def prepare(self, direct: bool, span: Span, *inputs: Any) -> Run:
         (x,) = inputs
         self._check_input(x)
-        bits, carried = self.spikes(x, None if state is None else stacked(state), not span.ends)
-        train = x.replace_unchecked(bits=bits, amplitude=x.amplitude * self.amplitude)
-        return train, None if span.ends else carried.unbind(0)
+        pool, code, steps, dtype = self._pooling(x), x.code, x.time_steps, x.dtype
+        code = code._replace(amplitude=code.amplitude * self.amplitude)
+
+        def run(span: Span, state: State | None, x: SpikeTrain) -> tuple[SpikeTrain, State | None]:
+            now, done, total, _ = span
+            ends = now + done == total
+            bits, after = pool(x.bits, None if state is None else stacked(state), not ends)
+            return SpikeTrain.coded(bits, steps, None, dtype, code), None if ends else after.unbind(0)
+
+        return run
 
     def extra_repr(self) -> str:
         engine = "" if self.engine == "auto" else f", engine={self.engine!r}"

@@ -219,7 +219,6 @@ class TandemConv3d(TandemConvolution, nn.Conv3d):  # type: ignore[misc]  # forwa
     """
 
     SETTINGS: ClassVar = _settings(3, *_CONVOLUTION)
-    synapse_format = 2
     norm_class = nn.BatchNorm3d
 
     def __init__(

@@ -55,7 +55,7 @@ class TandemElementwise(TandemConv2d):
 
     Examples:
         >>> ann = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 2))
-        >>> snn = convert(ann, time_steps=8)  # batch norm after a ReLU becomes neurons of its own
+        >>> snn = convert(ann, time_steps=8, example=torch.rand(1, 4))  # batch norm after a ReLU: neurons of its own
         >>> type(snn.snn.get_submodule("2")).__name__
         'TandemElementwise'
     """
@@ -63,7 +63,6 @@ class TandemElementwise(TandemConv2d):
     SETTINGS: ClassVar = {"in_channels": schema.whole(0), "out_channels": schema.whole(0), "groups": schema.whole(1)}
     FLAGS: ClassVar = ("of_features",)
     of_features = False
-    synapse_format = 2
     synapses_per_weight = 1  # the ANN has no such weights
 
     def __init__(
@@ -99,12 +98,6 @@ class TandemElementwise(TandemConv2d):
 
     def arguments(self) -> dict[str, Any]:
         return super().arguments() | ({"of_features": True} if self.of_features else {})
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        if "factor" not in self.__dict__:  # not in pickles of earlier versions
-            self.factor = self.weight.flatten()[0].item()
-            self.offset = 0.0 if self.bias is None else self.bias[0].item()
 
     def maps(self, factor: float | Tensor, offset: float | Tensor, like: Tensor) -> None:
         """Set the constants, on the device of ``like`` and in its dtype.
@@ -146,7 +139,7 @@ class ElementwiseSynapses(Conv2dSynapses):
 
     def out_size(self, x: Value) -> Value:
         if x.shape is None or not x.shape:
-            return x._replace(kind=SPIKES)
+            return x._replace(kind=SPIKES, features=None)  # channels may be the last dimension, or not
         x.shape[0].check("in_channels", self.inputs)
         return x._replace(kind=SPIKES, shape=(Size(self.outputs, True), *x.shape[1:]))
 

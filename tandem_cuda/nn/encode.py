@@ -138,10 +138,6 @@ class Encode(Spiking):
     def needs_all_steps(self) -> bool:
         return self.mode == "radix"
 
-    @property
-    def file_format(self) -> int:
-        return 2 if self.mode == "radix" else 1
-
     @classmethod
     def made(cls, settings: Settings, tensors: Tensors) -> Any:
         encode = cls(**settings)
@@ -156,11 +152,11 @@ class Encode(Spiking):
 
     def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[EncodedInput | SpikeTrain, None]:
         encoded = self.forward(*inputs)
-        if isinstance(encoded, EncodedInput):
-            return encoded._replace(time_steps=span.now), None
-        if not span.whole:
+        if span.now == span.total:
+            return encoded, None
+        if not isinstance(encoded, EncodedInput):
             refuse_part("Encode")
-        return encoded, None
+        return encoded._replace(time_steps=span.now), None
 
     def extra_repr(self) -> str:
         scale = "" if self.scale == 1 else f", scale={self.scale}"
@@ -201,12 +197,6 @@ class Decode(Spiking):
         self.of_features = False
         self.register_buffer("scale", None, persistent=False)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's
-        self.__dict__.setdefault("signed", False)  # not in pickles of earlier versions
-        self.__dict__.setdefault("of_features", False)  # likewise
-        self._buffers.setdefault("scale", None)
-
     def forward(self, x: Any) -> Tensor:
         if not isinstance(x, SpikeTrain):
             raise TypeError(f"Decode: input must be a SpikeTrain, got {type(x).__name__}")
@@ -232,7 +222,7 @@ class Decode(Spiking):
 
     def factors(self, shape: Sequence[int]) -> Tensor | None:
         """Return the factors of values, ``scale`` as it broadcasts over their shape."""
-        scale = self.scale
+        scale = self._buffers["scale"]
         if scale is None:
             return None
         number = shape[-1 if self.of_features else 1]
@@ -244,15 +234,11 @@ class Decode(Spiking):
         wide = scale if number == len(scale) else scale.repeat_interleave(number // len(scale))
         return wide.view(-1, *[1] * (len(shape) - 2))
 
-    def settings(self) -> Settings:  # left out if they are false, so that older versions read the file
+    def settings(self) -> Settings:  # which leave out what is false
         return {name: True for name in ("signed", "of_features") if getattr(self, name)}
 
     def constants(self) -> dict[str, Tensor]:
         return {} if self.scale is None else {"scale": self.scale}
-
-    @property
-    def file_format(self) -> int:
-        return 2 if self.settings() or self.scale is not None else 1
 
     @classmethod
     def of(cls, settings: Settings, tensors: Tensors) -> Any:
@@ -297,12 +283,13 @@ class Decode(Spiking):
         (x,) = inputs
         if not isinstance(x, SpikeTrain):
             raise TypeError(f"Decode: input must be a SpikeTrain, got {type(x).__name__}")
-        if x.code.radix and not span.whole:
+        now, done, total, steady = span
+        if x.code.radix and now < total:
             refuse_part("Decode")
         count = x.value if state is None else x.value + state[0]
-        factor = x.amplitude * (span.total / span.reached) if span.steady else x.amplitude
+        factor = x.code.amplitude * (total / (now + done)) if steady else x.code.amplitude
         value = self.weighted(count if factor == 1 else count * factor, x)
-        return value, None if span.ends else (count,)
+        return value, None if now + done == total else (count,)
 
     def extra_repr(self) -> str:
         return "signed=True" if self.signed else ""

@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from .classes import torch_class
-from .schema import Settings, Tensors, check_settings, check_tensors, frozen_numbers, frozen_scale  # noqa: F401
-from .schema import frozen_tensor as frozen_tensor  # these names are also here, where version 0.1 has them
-from .sizes import ANY, ENCODED, LARGEST, REAL, SPIKES, Size, Value, check_count  # noqa: F401
+from .schema import Settings, Tensors
+from .sizes import ANY, Value
 
 State = tuple[Tensor, ...]
 """What a frozen layer carries from one span of time steps to the next: tensors [N, ...], one row per sample."""
@@ -62,10 +61,10 @@ class FrozenLayer(nn.Module, ABC):
 
     kind: str
     """The name of the module class that the layer is registered for."""
-    format: int = 1
-    """The first version of the file format that has this kind."""
     resumes: bool = False
     """Whether the layer no longer needs its inputs once it has a state."""
+    is_constant: bool = False
+    """Whether the layer has no input. Its tensors may hold infinities, as masks do."""
     waits: bool = False
     """Whether the layer's neurons need the input of all time steps before they spike, as with ``two_phase``."""
 
@@ -112,6 +111,9 @@ class FrozenLayer(nn.Module, ABC):
     def output(self, *inputs: Value) -> Value:
         """Return what is known about the output, given the inputs. Raise a ValueError if the inputs cannot be right."""
         return Value()
+
+    def place(self, like: Tensor) -> None:
+        """Learn the dtype and the device of the network from one of its tensors."""
 
     def forget_codes(self, *inputs: Value) -> None:
         """Forget with which spikes the layer was trained, where the inputs say which spikes arrive."""

@@ -58,7 +58,8 @@ class TandemInterpolate(TandemElementwise):
         >>> ann = nn.Sequential(
         ...     nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Upsample(scale_factor=2, mode="bilinear"),
         ...     nn.Conv2d(4, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(200, 3))
-        >>> convert(ann, time_steps=8)(torch.rand(1, 1, 8, 8)).shape
+        >>> images = torch.rand(1, 1, 8, 8)
+        >>> convert(ann, time_steps=8, example=images)(images).shape
         torch.Size([1, 3])
     """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial, reduce
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import torch
@@ -12,18 +12,16 @@ from torch import Tensor, nn
 from .. import ops
 from ..ops.geometry import check_axes
 from ..ops.max_pool_spikes import check_padding, windows_along
-from ..spike_code import refuse_part, refuse_radix
+from ..spike_code import refuse_part
 from ..spike_train import SpikeTrain, interleaved, signs
 from . import schema
 from .ann_twin import without_spikes
 from .coupling import carrying, needs_gradient
 from .frozen import Span, State, single
 from .geometry import PAIRS_OF_COLUMNS, check_image, per_axis
-from .schema import Check, Settings, Tensors
+from .schema import Check
 from .sizes import SPIKES, Size, Value, check_count
 from .spiking import Spiking
-
-_OLD_GATE = "input must not be paired, since a layer of version 0.1 passes on the spikes of either sign"
 
 
 class Pooling(Spiking):
@@ -83,21 +81,13 @@ class MaxPooling(Pooling):
     count of windows without a positive one.
     """
 
-    gate: str = "count"
-    """For frozen layers: "count" computes what the layer computes. "any" passes a spike whenever any neuron of the
-    window spikes; files without this setting mean "any"."""
-
     def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[SpikeTrain, State | None]:
         (x,) = inputs
         self.check_input(x)
         if x.radix:
-            if self.gate == "any":
-                refuse_radix(type(self).__name__)
             if not span.whole:
                 refuse_part(type(self).__name__)
             return self.forward(x), None
-        if self.gate == "any":
-            return x.replace_unchecked(bits=_any_spikes(self, x)), None
         most = 24 if x.paired else 31  # differences are pooled as float32, counts are int32
         if span.total >= 2**most:
             raise ValueError(f"{type(self).__name__}: time_steps must be below 2^{most}, got {span.total}")
@@ -168,19 +158,12 @@ class MaxPooling(Pooling):
     def check_input(self, x: SpikeTrain) -> None:
         """Check that the input is a train of images, whose pairs lie along the channels."""
         check_image(self, x, self.axes)
-        if x.paired and self.gate == "any":
-            raise ValueError(f"{type(self).__name__}: {_OLD_GATE}")
 
     def windows(self, size: Sequence[int]) -> Sequence[tuple[int, int, int, int]]:
         """Return kernel size, stride, padding and dilation for each dimension of an image or volume of this size."""
         layer: Any = self
         settings = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
         return [*zip(*(per_axis(x, self.axes) for x in settings), strict=True)]
-
-    def out_size(self, *inputs: Value) -> Value:
-        if self.gate == "any" and any(x.pair_dim is not None for x in inputs):
-            raise ValueError(_OLD_GATE)
-        return super().out_size(*inputs)
 
 
 class WindowMaxPooling(MaxPooling):
@@ -251,7 +234,7 @@ class SpikingMaxPool2d(WindowMaxPooling, nn.MaxPool2d):  # type: ignore[misc]  #
         3.0
     """
 
-    SETTINGS: ClassVar = {**window_settings(2), "gate": schema.one_of("count", "any")}
+    SETTINGS: ClassVar = window_settings(2)
 
     def __init__(
         self,
@@ -268,18 +251,6 @@ class SpikingMaxPool2d(WindowMaxPooling, nn.MaxPool2d):  # type: ignore[misc]  #
         """Return the bits and the inputs' final counts; ``state`` has the counts of an earlier call to continue."""
         windows = self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode
         return pooled(x, x.bits, windows, state, want_state)
-
-    @classmethod
-    def of(cls, settings: Settings, tensors: Tensors) -> Any:
-        if "gate" not in settings:  # files of version 0.1, which had only "any"
-            schema.check_settings(cls.__name__, settings, {*cls.SETTINGS} - {"gate"})
-        return super().of({"gate": "any"} | settings, tensors)
-
-    @classmethod
-    def made(cls, settings: Settings, tensors: Tensors) -> Any:
-        pool = super().made({name: value for name, value in settings.items() if name != "gate"}, tensors)
-        pool.gate = settings["gate"]
-        return pool
 
 
 class SpikingGlobalMaxPool2d(MaxPooling):
@@ -304,8 +275,7 @@ class SpikingGlobalMaxPool2d(MaxPooling):
     """
 
     SETTINGS: ClassVar = {"dims": schema.any_value}
-    file_format = 2
-    dims: Sequence[int] = (2, 3)  # of modules pickled by version 0.2
+    dims: Sequence[int]
 
     def __init__(self, dims: Sequence[int] = (2, 3)) -> None:
         super().__init__()
@@ -327,13 +297,6 @@ class SpikingGlobalMaxPool2d(MaxPooling):
     def image_size(self, image: Sequence[Size]) -> Sequence[Size]:
         return [size.fixed(1) if dim in self.dims else size for dim, size in enumerate(image, 2)]
 
-    def settings(self) -> Settings:
-        return {} if tuple(self.dims) == (2, 3) else super().settings()  # so that version 0.2 reads the file
-
-    @classmethod
-    def of(cls, settings: Settings, tensors: Tensors) -> Any:
-        return super().of({"dims": [2, 3]} | settings, tensors)
-
     def extra_repr(self) -> str:
         return "" if tuple(self.dims) == (2, 3) else f"dims={tuple(self.dims)}"
 
@@ -351,19 +314,3 @@ def pooled(
     how |= {"time_steps": x.time_steps, "radix": x.code.radix}
     bits, count = ops.max_pool_spikes.trusted(bits, *windows, **how)
     return bits, (count,)
-
-
-def _any_spikes(pool: Any, x: SpikeTrain) -> Tensor:
-    """Return the output of a max pooling that spikes whenever any neuron of its window spikes."""
-    bits = x.bits.movedim(2, -1)
-    for dim, (kernel, stride, padding, dilation) in enumerate(pool.windows(x.shape[2:]), 2):
-        size = bits.shape[dim]
-        n = windows_along("SpikingMaxPool2d", size, kernel, stride, padding, dilation, pool.ceil_mode)
-        behind = max((n - 1) * stride + dilation * (kernel - 1) + 1 - padding - size, 0)
-        padded = nn.functional.pad(bits, (0, 0) * (4 - dim) + (padding, behind))
-        taps = [
-            padded[(slice(None),) * dim + (slice(at, at + (n - 1) * stride + 1, stride),)]
-            for at in range(0, dilation * kernel, dilation)
-        ]
-        bits = reduce(torch.bitwise_or, taps)
-    return bits.movedim(-1, 2)

@@ -14,8 +14,6 @@ from . import schema
 from .average_pool import AdaptiveAverage, WindowAverage, adaptive_settings, sizes_of_windows, window_settings
 from .geometry import check_image, pad, pair
 from .max_pool import Pooling
-from .max_pool import SpikingGlobalMaxPool2d as SpikingGlobalMaxPool2d  # the names in pickles of earlier versions
-from .max_pool import SpikingMaxPool2d as SpikingMaxPool2d
 from .sizes import Size
 
 

@@ -48,7 +48,6 @@ class SpikingMaxPool3d(WindowMaxPooling, nn.MaxPool3d):  # type: ignore[misc]  #
 
     SETTINGS: ClassVar = max_settings(3)
     axes = 3
-    file_format = 2
 
     def __init__(
         self,
@@ -113,7 +112,6 @@ class SpikingAvgPool3d(WindowAverage, nn.AvgPool3d):  # type: ignore[misc]  # as
 
     SETTINGS: ClassVar = window_settings(3)
     axes = 3
-    file_format = 2
 
     def __init__(
         self,
@@ -166,7 +164,6 @@ class SpikingAdaptiveAvgPool3d(AdaptiveAverage, nn.AdaptiveAvgPool3d):  # type: 
 
     SETTINGS: ClassVar = adaptive_settings(3)
     axes = 3
-    file_format = 2
 
     def __init__(
         self,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +67,21 @@ class WeightQuantiser(nn.Module):
         self.groups = groups
         self.register_buffer("input_scale", None, persistent=False)
 
+    _transparent: ClassVar[bool] = False
+
+    @classmethod
+    @contextmanager
+    def transparent(cls) -> Iterator[None]:
+        """Return weights as they are, so that a graph of the network reads the parameters themselves."""
+        before, cls._transparent = cls._transparent, True
+        try:
+            yield
+        finally:
+            cls._transparent = before
+
     def forward(self, weight: Tensor) -> Tensor:
+        if self._transparent:
+            return weight
         with torch.no_grad():
             whole, scale = self._rounded(self._by_channel(weight.detach()))
             rounded = (whole * scale).view(weight.shape)
@@ -165,7 +181,7 @@ def parametrisation(layer: nn.Module) -> tuple[WeightQuantiser | None, bool]:
     """
     every: Any = layer._modules.get("parametrizations")  # torch's own methods are written in Python
     if not isinstance(every, nn.ModuleDict):
-        return None, False
+        return None, "computed" in layer._modules
     every = every._modules
     of_weight = every.get("weight")
     modules = () if of_weight is None else (*of_weight._modules.values(),)

@@ -12,18 +12,7 @@ from ..ops import checks
 from ..spike_train import SpikeTrain, interleaved, signs
 from . import schema
 from .frozen import single
-from .movements import (  # the functions have their names here in pickles of version 0.2
-    MOVEMENTS,
-    _channel_shuffle,  # noqa: F401
-    _channels,  # noqa: F401
-    _flatten,  # noqa: F401
-    _in_place,  # noqa: F401
-    _pixel_shuffle,  # noqa: F401
-    _pixel_unshuffle,  # noqa: F401
-    _unsqueeze,  # noqa: F401
-    _upsample,  # noqa: F401
-    _zero_pad,  # noqa: F401
-)
+from .movements import MOVEMENTS
 from .schema import Settings, Tensors
 from .sizes import SPIKES, Size, Value, check_count, with_pairs, without_pairs
 from .spiking import Spiking
@@ -71,7 +60,6 @@ class SpikeRearrange(Spiking):
     """
 
     SETTINGS: ClassVar = dict.fromkeys(("how", "arguments", "signed"), schema.any_value)
-    file_format = 2
 
     def __init__(self, how: str, *arguments: int, signed: bool = False) -> None:
         super().__init__()
@@ -95,13 +83,6 @@ class SpikeRearrange(Spiking):
         self.how = how
         self.arguments = arguments
         self.signed = signed
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        if "arguments" not in state:  # pickles of version 0.2
-            state = {**state, "arguments": state["settings"]}
-            del state["settings"]
-        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's
-        self.__dict__.pop("_f", None)  # of the same pickles
 
     @property
     def _f(self) -> Callable[..., Tensor]:
@@ -219,7 +200,6 @@ class SpikeCat(Spiking):
     """
 
     SETTINGS: ClassVar = dict.fromkeys(("signed", "amplitudes"), schema.any_value)
-    file_format = 2
 
     def __init__(self, *signed: bool, amplitudes: Sequence[float] | None = None) -> None:
         super().__init__()

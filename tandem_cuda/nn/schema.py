@@ -41,14 +41,8 @@ def with_tuples(value: Any) -> Any:
 # -- one setting
 
 
-def frozen_numbers(
-    kind: str, name: str, value: Any, least: int, most: int = 2**30, *, pairs: bool = False, axes: int = 1
-) -> None:
-    """Raise a ValueError unless a setting is an int from least to most, or perhaps one for each of several axes.
-
-    ``pairs`` stands for two axes.
-    """
-    axes = 2 if pairs else axes
+def frozen_numbers(kind: str, name: str, value: Any, least: int, most: int = 2**30, *, axes: int = 1) -> None:
+    """Raise a ValueError unless a setting is an int from least to most, or perhaps one for each of several axes."""
     numbers = value if axes > 1 and isinstance(value, (list, tuple)) and len(value) == axes else [value]
     for number in numbers:
         if isinstance(number, bool) or not isinstance(number, int) or not least <= number <= most:
@@ -67,11 +61,6 @@ def check_scales(kind: str, neuron: Neuron) -> None:
     """Raise a ValueError if the neurons' potentials may leave the range of float32."""
     for name, value in neuron.scales().items():
         frozen_scale(kind, name, value)
-
-
-def format_of(neuron: Neuron) -> int:
-    """Return the first version of the file format that has these neurons."""
-    return 1 if neuron.settings().keys() == {"threshold", "leak", "amplitude"} else 2
 
 
 def whole(least: int, axes: int = 1) -> Check:

@@ -30,11 +30,6 @@ class Spiking(nn.Module):
         """Whether the neurons need the input of all time steps before they spike."""
         return False
 
-    @property
-    def file_format(self) -> int:
-        """The first version of the file format that has this layer."""
-        return 1
-
     def settings(self) -> Settings:
         """Return what makes the layer again, together with the constants; in JSON types, but tuples for lists."""
         return {name: getattr(self, name) for name in self.SETTINGS}
@@ -87,12 +82,8 @@ class FrozenSpiking(FrozenLayer):
 
     def __init__(self, layer: Spiking) -> None:
         super().__init__()
-        self.hold(layer)
-
-    def hold(self, layer: Spiking) -> None:
-        """Set the layer."""
         self.kind = type(layer).__name__
-        self.format, self.waits, self.resumes = layer.file_format, layer.needs_all_steps, layer.reads == ENCODED
+        self.waits, self.resumes = layer.needs_all_steps, layer.reads == ENCODED
         self.layer = layer.eval()
 
     @classmethod
@@ -104,7 +95,8 @@ class FrozenSpiking(FrozenLayer):
         return cls(layer_class.of(settings, tensors))
 
     def forward(self, span: Span, state: State | None, *inputs: Any) -> tuple[Any, State | None]:
-        return self.layer.run(span, state, *inputs)
+        layer: Any = self._modules["layer"]  # attributes of modules take longer
+        return layer.run(span, state, *inputs)
 
     def settings(self) -> Settings:
         return self.layer.settings()
@@ -120,19 +112,6 @@ class FrozenSpiking(FrozenLayer):
 
     def forget_codes(self, *inputs: Value) -> None:
         self.layer.forget_codes(*inputs)
-        self.format = self.layer.file_format
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's
-        if "layer" not in self._modules or "scale" in self._buffers:  # a pickle of version 0.2
-            _update(self)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for name in [name for name in state_dict if name.startswith(prefix)]:  # renames tensors of version 0.2
-            first, _, rest = name.removeprefix(prefix).partition(".")
-            renamed = _RENAMED.get(first, first)
-            state_dict[".".join(filter(None, [prefix + renamed, rest]))] = state_dict.pop(name)
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def unwrapped(layer: nn.Module) -> nn.Module:
@@ -149,24 +128,3 @@ def freezable(*layer_classes: type[Spiking]) -> None:
     for layer_class in layer_classes:
         KINDS[layer_class.__name__] = layer_class
         register(layer_class, FrozenSpiking.freezing, partial(FrozenSpiking.load, layer_class))
-
-
-_RENAMED = {"scale": "layer.gain", "bias": "layer.bias", "join": "layer"}
-"""Names in state dicts of version 0.2, and their present names."""
-
-
-def _update(frozen: FrozenSpiking) -> None:
-    """Rearrange what version 0.2 pickled, where each kind of layer had its own class of frozen layers."""
-    values, modules, buffers = vars(frozen), frozen._modules, frozen._buffers
-    modules.pop("decoded", None)  # of a gate, which has the same Decode
-    ((name, module),) = modules.items()
-    layer: Any = module
-    modules.clear()
-    values["_load_state_dict_post_hooks"].clear()
-    if name == "layer":
-        layer.reads = ENCODED if values.pop("takes_encoded") else SPIKES
-        layer.with_constants({"weight": layer.weight, **{key: buffers[key] for key in ("scale", "bias")}})
-    buffers.clear()
-    if "gate" in values:  # of max pooling
-        layer.gate = values.pop("gate")
-    frozen.hold(layer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -11,26 +12,25 @@ from torch import Tensor
 from .. import ops
 from ..neuron import of_settings, stacked
 from ..ops.checks import INTEGERS, check_finite
-from ..ops.compiling import is_recording
+from ..spike_code import SpikeCode
 from ..spike_train import SpikeTrain
 from . import schema
-from .coupling import fired_train
 from .drive import Affine, Drive, per_step
 from .encode import EncodedInput
 from .firing import Firing, check_reads_radix, mode_for, run_neurons
 from .frozen import Span, State, class_of, single
 from .leak import check_folds, check_two_phase, folded, folds_of, negative
-from .repeated import OrderedCall, RadixCall, Repeated
+from .prepared import PreparedLayer, Run
 from .schema import Settings, Tensors
 from .sizes import ENCODED, SPIKES, Value, check_count
 from .trained_code import check_code, check_train, forget_untrained, read_code, trained_radix, written_code
-from .weight_cache import Kernel, SpikingWeights
+from .weight_cache import Kernel
 from .weighted import WeightedLayer
 from .weights import Weights
 from .wiring import Wiring
 
 
-class SpikingTwin(WeightedLayer):
+class SpikingTwin(PreparedLayer, WeightedLayer):
     """A weighted layer that can run without its ANN.
 
     A frozen layer has buffers instead of parameters and a norm: ``weight``, in the shape of the parameter (int8 or
@@ -43,12 +43,10 @@ class SpikingTwin(WeightedLayer):
     """
 
     FLAGS: ClassVar[tuple[str, ...]] = ()
-    """Further settings, which files leave out if they are false, so that older versions read them."""
+    """Further settings, which files leave out if they are false."""
     gain: Tensor | None
     packed: Tensor | None
     _constant: _Constant | None
-    _of_spikes: _OfSpikes | None = None
-    _repeated: Repeated | None = None
 
     @property
     def is_frozen(self) -> bool:
@@ -112,7 +110,7 @@ class SpikingTwin(WeightedLayer):
         optional = {"multiplicity", "paired", "folds", *flags} & settings.keys()
         for name in optional & flags:
             schema.flag(kind, name, settings[name])
-        numbers = settings.keys() - {"paired", "folds", *flags}
+        numbers = settings.keys() - {"neuron", "paired", "folds", *flags}
         schema.check_no_bool(kind, {name: settings[name] for name in numbers})
         schema.check_settings(kind, settings, {*cls.SETTINGS, *optional, "neuron", "engine"})
         cls.check(settings)
@@ -181,15 +179,6 @@ class SpikingTwin(WeightedLayer):
         return self.neuron.two_phase
 
     @property
-    def file_format(self) -> int:
-        return max(self.synapse_format, schema.format_of(self.neuron))
-
-    @property
-    def synapse_format(self) -> int:
-        """The first version of the file format that has these weights."""
-        return 2 if self.weight.dtype in INTEGERS or self.wiring is not None or self.trained_radix is not None else 1
-
-    @property
     def synapses_per_weight(self) -> int:
         """How many synapses share a weight of the ANN."""
         return 1 if self.wiring is None else self.wiring.synapses_per_weight
@@ -220,45 +209,22 @@ class SpikingTwin(WeightedLayer):
             return self._constant.kernel
         return constant.kernel
 
-    def of_spikes(self, kernel: Kernel, steps: int, amplitude: float) -> SpikingWeights:
-        """Return the constants for spikes of this amplitude, which a CPU computes anew only where one has changed."""
-        gain, bias, known = self.gain, self.bias, self._of_spikes
-        if is_recording():
-            return Affine(gain, bias).of_spikes(kernel, steps, amplitude)
-        if known is not None and known.kernel is kernel and known.gain is gain and known.bias is bias:
-            versions = None if gain is None else gain._version, None if bias is None else bias._version
-            if known.key == (steps, amplitude, *versions):
-                return known.weights
-        with torch.inference_mode(False):  # inference tensors would be of no use in training
-            weights = Affine(gain, bias).of_spikes(kernel, steps, amplitude)
-        if all(x is None or _counts_changes(x) for x in (gain, bias, weights.scale, weights.bias)):
-            versions = None if gain is None else gain._version, None if bias is None else bias._version
-            self._of_spikes = _OfSpikes(kernel, gain, bias, (steps, amplitude, *versions), weights)
-        return weights
-
     def _is_dense(self) -> bool:
         """Return whether torch computes the product, which takes weights as they are."""
         return self.reads == ENCODED and self.weight.dtype not in INTEGERS
 
     def __getstate__(self) -> dict[str, Any]:
         forget_untrained(self)
-        if not self.is_frozen:
-            return self.__dict__
-        return {
-            **self.__dict__,
-            "_buffers": {**self._buffers, "packed": None},
-            "_constant": None,
-            "_of_spikes": None,
-            "_repeated": None,
-        }
+        state = super().__getstate__()
+        return {**state, "_buffers": {**self._buffers, "packed": None}, "_constant": None} if self.is_frozen else state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's
         if self.is_frozen:
             self.pack()  # in the order of this device; the network may have been pickled on another one
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        converted = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's
+        converted = super()._apply(fn, recurse)
         if self.is_frozen:
             self.pack()
         return converted
@@ -289,48 +255,55 @@ class SpikingTwin(WeightedLayer):
         if single(inputs).radix is not None:
             self.trained_radix = None
 
-    def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[SpikeTrain, State | None]:
-        repeats = self.neuron.radix and span.whole and state is None and not is_recording()
-        if repeats and (repeated := self._repeated) is not None:
-            fired = repeated.run(inputs, span.now)
-            if fired is not None:
-                return fired, None
+    def prepare(self, direct: bool, span: Span, *inputs: Any) -> Run:
         (x,) = inputs
-        kernel = self.constant_kernel()
-        carried: State | None = None
+        kernel, dims = self.constant_kernel(), None
         if self.reads == ENCODED:
-            bits, carried = self._run_on_values(span, state, x, kernel)
+            fire = self._on_values(direct, span, x, kernel)
+            dims = None if x is None else x.value.dim()
         elif isinstance(x, SpikeTrain):
-            if x.code.radix:
-                check_reads_radix(self.neuron, type(self).__name__)
-            check_train(self, x.code.radix, type(self).__name__)
-            self.synapses.check_pairs(x)
-            weights = self.of_spikes(kernel, self.neuron.shares(span.total), x.amplitude)
-            firing, before = Firing(self.neuron, self.engine), None if state is None else stacked(state)
-            bits, _, neurons = self.synapses.fire(x, weights, firing, state=before, want_state=not span.ends)
-            carried = None if span.ends else neurons.unbind(0)
+            fire = self._on_spikes(direct, span, x, kernel)
+            dims = len(x.shape)
         else:
             raise TypeError(f"{type(self).__name__}: input must be a SpikeTrain, got {type(x).__name__}")
-        dtype = torch.float32 if kernel.weight.dtype in INTEGERS else kernel.weight.dtype
-        fired = self.with_pairs(fired_train(self.neuron, bits, span.now, None, dtype))
-        if repeats and negative(self) is None and Repeated.applies([self], [x]):
-            call = (
-                self._ordered_call(span, x, kernel) if self.reads == ENCODED else self._radix_call(x, weights, firing)
-            )
-            self._repeated = None if call is None else Repeated(call, [self], [x], fired)
-        return fired, carried
+        steps, dtype = span.now, torch.float32 if kernel.weight.dtype in INTEGERS else kernel.weight.dtype
+        code = SpikeCode(self.neuron.amplitude_at(steps), self.pair_dim(dims), self.neuron.radix)
+        folds = code.pair_dim is not None and (dims is None or negative(self) is not None)
 
-    def _radix_call(self, x: SpikeTrain, weights: SpikingWeights, firing: Firing) -> RadixCall | None:
-        """Return the operator call that a call with spikes comes down to; None if it is more than one."""
-        arguments = self.synapses.radix_arguments(x, weights, firing)
-        return None if arguments is None else RadixCall(0, arguments)
+        def run(span: Span, state: State | None, x: Any) -> tuple[SpikeTrain, State | None]:
+            bits, carried = fire(span, state, x)
+            fired = SpikeTrain.coded(bits, steps, None, dtype, code)
+            return self.with_pairs(fired) if folds else fired, carried
 
-    def _ordered_call(self, span: Span, x: EncodedInput, kernel: Kernel) -> OrderedCall | None:
-        """Return the operator call that a call with real input comes down to; None if it is more than one."""
-        if kernel.weight.dtype not in INTEGERS or x.value.dtype != torch.float32:  # autocast converts other dtypes
-            return None
-        call = self.synapses.ordered_arguments(x.value, kernel, span.now, **self._ordered_drive(span, x))
-        return None if call is None else OrderedCall(*call)
+        return run
+
+    def _on_spikes(self, direct: bool, span: Span, x: SpikeTrain, kernel: Kernel) -> Run:
+        """Return a function that returns the bits for spikes, and the state."""
+        name, neuron = type(self).__name__, self.neuron
+        if x.code.radix:
+            check_reads_radix(neuron, name)
+        check_train(self, x.code.radix, name)
+        self.synapses.check_pairs(x)
+        weights = Affine(self.gain, self.bias).of_spikes(kernel, neuron.shares(span.total), x.amplitude)
+        fire = self.synapses.prepared(direct, x, weights, Firing(neuron, self.engine))
+
+        def run(span: Span, state: State | None, x: Any) -> tuple[Tensor, State | None]:
+            now, done, total, _ = span
+            ends = now + done == total
+            bits, after = fire(x, None if state is None else stacked(state), not ends)
+            return bits, None if ends else after.unbind(0)
+
+        return run
+
+    def _on_values(self, direct: bool, span: Span, x: EncodedInput | None, kernel: Kernel) -> Run:
+        """Return a function that returns the bits for real input, and the state."""
+        call, of_integers = None, kernel.weight.dtype in INTEGERS
+        if direct and x is not None and span.whole and of_integers and x.value.dtype == torch.float32:
+            call = self.synapses.ordered_arguments(x.value, kernel, span.now, **self._ordered_drive(span, x))
+        if call is None:
+            return partial(self._run_on_values, kernel)
+        operator, arguments = call
+        return lambda span, state, x: (operator(x.value.detach(), *arguments), None)
 
     def with_pairs(self, fired: SpikeTrain) -> SpikeTrain:
         """Return the spikes, marked as ``paired`` if there are two neurons for each value, and folded if they are."""
@@ -346,7 +319,7 @@ class SpikingTwin(WeightedLayer):
         return {"scale": scale, "bias": bias, "mode": mode, "neuron": self.neuron}
 
     def _run_on_values(
-        self, span: Span, state: State | None, x: EncodedInput | None, kernel: Kernel
+        self, kernel: Kernel, span: Span, state: State | None, x: EncodedInput | None
     ) -> tuple[Tensor, State | None]:
         """Return bits for real input, and the state: the current of the time steps to come, and the neurons'."""
         synapses, neuron, affine, before = self.synapses, self.neuron, Affine(self.gain, self.bias), None
@@ -371,23 +344,6 @@ class SpikingTwin(WeightedLayer):
             if bias is not None and affine.gain is None:
                 current = current + (bias if synapses.features == -1 else bias.view(-1, *[1] * (current.dim() - 2)))
         return bits, (current, *after.unbind(0))
-
-
-def _counts_changes(x: Tensor) -> bool:
-    """Return whether what was made of a tensor may be kept until its version tells of a change."""
-    plain = type(x) is Tensor and x.device.type == "cpu"  # no tensor of a trace
-    return plain and not x.requires_grad and not x.is_inference()
-
-
-class _OfSpikes(NamedTuple):
-    """Constant weights for spikes of an amplitude, and what they were made of."""
-
-    kernel: Kernel
-    gain: Tensor | None
-    bias: Tensor | None
-    key: tuple[Any, ...]
-    """Time steps, amplitude, and the versions of gain and bias."""
-    weights: SpikingWeights
 
 
 class _Constant(NamedTuple):

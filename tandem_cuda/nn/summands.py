@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,12 +13,14 @@ from ..neuron import Neuron
 from ..ops.integrate_and_fire import discharge
 from ..spike_train import SpikeTrain
 from .firing import Firing
-from .repeated import RadixCall
 from .synapses import Synapses
 from .weight_cache import SpikingWeights
 
-Product = tuple[Synapses, SpikeTrain, SpikingWeights]
-"""A product with spikes."""
+Product = tuple[Synapses, int, SpikingWeights]
+"""A product with the spikes of an input, which its place tells."""
+Trains = Sequence[SpikeTrain]
+Current = Callable[[Trains], Tensor]
+Fire = Callable[[Trains, Tensor | None, bool], tuple[Tensor, Tensor]]
 
 
 class Summands:
@@ -32,69 +33,80 @@ class Summands:
     def __init__(self, neuron: Neuron, engine: str, time_steps: int, dtype: torch.dtype) -> None:
         self.neuron, self.engine, self.time_steps, self.dtype = neuron, engine, time_steps, dtype
         self.products: list[Product] = []
-        self.identities: list[tuple[SpikeTrain, Tensor | None]] = []
-        """Spikes and the amplitude of each, [1], None for 1."""
+        self.identities: list[tuple[int, Tensor | None]] = []
+        """Inputs, and the amplitude of their spikes, [1], None for 1."""
 
-    def radix_call(self, inputs: Sequence[SpikeTrain]) -> RadixCall | None:
-        """Return how an operator fires these neurons, if that is so simple: two branches, of which one is a product."""
-        if not (self.neuron.radix and len(self.products) + len(self.identities) == len(inputs) == 2 and self.products):
-            return None
-        (synapses, x, weights), others = self._largest()
-        arguments = synapses.radix_arguments(x, weights, Firing(self.neuron, self.engine))
-        main = 0 if inputs[0].bits is x.bits else 1
-        if arguments is None or inputs[0].bits is inputs[1].bits:
-            return None
-        if others:
-            ((of_other, _, its_weights),) = others
-            return RadixCall(main, arguments, 1 - main, lambda other: of_other.count_product(other, its_weights))
-        added, amplitude = self._joined([], synapses.outputs)
-        return RadixCall(main, arguments, 1 - main, None, amplitude) if added is inputs[1 - main].bits else None
+    def prepared(self, direct: bool, inputs: Trains) -> Fire:
+        """Return a function that returns the bits and the neurons' final state, for trains like ``inputs``.
 
-    def _largest(self) -> tuple[Product, list[Product]]:
-        """Return the product with the most inputs per neuron, and all others."""
-        sizes = [weights.kernel.weight[0].numel() for _, _, weights in self.products]
-        at = sizes.index(max(sizes))
-        return self.products[at], [*self.products[:at], *self.products[at + 1 :]]
+        Its arguments are the trains, ``state``, which continues an earlier call, and ``want_state``. With ``direct`` it
+        calls operators directly.
+        """
+        neuron, products = self.neuron, [*self.products]
+        if not products:
+            return self._fired_by(self._sum_of(direct, inputs, products))
+        sizes = [weights.kernel.weight[0].numel() for _, _, weights in products]
+        synapses, main, weights = products.pop(sizes.index(max(sizes)))
+        others = self._sum_of(direct, inputs, products)
+        at_once = self._fired_by(lambda inputs: _sum(synapses.count_product(inputs[main], weights), others(inputs)))
+        if neuron.two_phase and not neuron.radix:
+            return at_once
+        fire = synapses.prepared(direct, inputs[main], weights, Firing(neuron, self.engine))
+        if not products and len(self.identities) == 1:
+            ((other, amplitude),) = self.identities
+            if inputs[other].code.radix == neuron.radix:  # neurons read these bits as they are
+                factor = None if amplitude is None else amplitude.to(self.dtype).expand(synapses.outputs)
+                return lambda inputs, *state: fire(inputs[main], *state, inputs[other].bits, factor)
 
-    def fire(self, state: Tensor | None, want_state: bool) -> tuple[Tensor, Tensor]:
-        """Return the bits and the neurons' final state; ``state`` continues an earlier call."""
-        two_phase, steps = self.neuron.two_phase, self.time_steps
-        if not self.products:
-            added = self._currents([])
-            if two_phase:
-                return discharge(added, steps, self.neuron, want_state)
-            options: dict[str, Any] = {"want_sum": False, "want_state": want_state}
-            options |= {"mode": "series", "neuron": self.neuron}
-            bits, _, final = ops.integrate_and_fire.trusted(added, steps, None, state, **options)
+        def fire_joined(inputs: Trains, state: Tensor | None, want_state: bool) -> tuple[Tensor, Tensor]:
+            if neuron.radix and want_state:
+                return at_once(inputs, state, want_state)
+            return fire(inputs[main], state, want_state, others(inputs))
+
+        return fire_joined
+
+    def _fired_by(self, current: Current) -> Fire:
+        """Return a function as ``prepared`` does, for neurons that a sum drives: of all steps at once, or of each."""
+        neuron, steps = self.neuron, self.time_steps
+
+        def fire(inputs: Trains, state: Tensor | None, want_state: bool) -> tuple[Tensor, Tensor]:
+            if neuron.two_phase:
+                return discharge(current(inputs), steps, neuron, want_state)
+            bits, _, final = ops.integrate_and_fire.trusted(
+                current(inputs), steps, None, state, mode="series", neuron=neuron, want_sum=False, want_state=want_state
+            )
             return bits, final
-        (synapses, x, weights), others = self._largest()
-        if two_phase and (want_state or not self.neuron.radix):
-            v = synapses.count_product(x, weights) + self._currents(others)
-            return discharge(v, steps, self.neuron, want_state)
-        firing = Firing(self.neuron, self.engine, *self._joined(others, synapses.outputs))
-        fired = synapses.fire(x, weights, firing, state=state, want_state=want_state)
-        return fired.bits, fired.state
 
-    def _joined(self, others: list[Any], outputs: int) -> tuple[Tensor, Tensor | None]:
-        """Return what joins a product: currents, or the spikes of a single identity and their amplitude, [O]."""
-        # A single identity adds its bits, if the neurons read such bits as they are.
-        if others or len(self.identities) > 1 or self.identities[0][0].code.radix != self.neuron.radix:
-            currents = self._currents(others)
-            return currents.unsqueeze(0) if self.neuron.radix else currents, None
-        ((x, amplitude),) = self.identities
-        return x.bits, None if amplitude is None else amplitude.to(self.dtype).expand(outputs)
+        return fire
 
-    def _currents(self, products: list[Product]) -> Tensor:
-        """Return the currents of some products and of all identities; for two-phase neurons of all steps at once."""
-        at_once = self.neuron.two_phase
-        currents = [
-            synapses.count_product(x, weights) if at_once else synapses.step_product(x, weights)
-            for synapses, x, weights in products
-        ]
-        for x, amplitude in self.identities:
-            if at_once:
-                current = x.value.to(self.dtype)
-            else:
-                current = ops.unpack_spikes.trusted(x.bits, self.time_steps, self.dtype)
-            currents.append(current if amplitude is None else current * amplitude)
-        return functools.reduce(torch.add, currents)
+    def _sum_of(self, direct: bool, inputs: Trains, products: Sequence[Product]) -> Current:
+        """Return the function for the currents of some products and of all identities.
+
+        The currents are those of all steps at once for two-phase neurons, else of each step.
+        """
+        currents = [self._of_product(direct, inputs, *product) for product in products]
+        currents += [functools.partial(self._of_identity, *identity) for identity in self.identities]
+        return lambda inputs: functools.reduce(_sum, [current(inputs) for current in currents])
+
+    def _of_product(
+        self, direct: bool, inputs: Trains, synapses: Synapses, place: int, weights: SpikingWeights
+    ) -> Current:
+        if not self.neuron.two_phase:
+            return lambda inputs: synapses.step_product(inputs[place], weights)
+        sums = synapses.prepared_sums(direct, inputs[place], weights)
+        return lambda inputs: sums(inputs[place])
+
+    def _of_identity(self, place: int, amplitude: Tensor | None, inputs: Trains) -> Tensor:
+        x = inputs[place]
+        if self.neuron.two_phase:
+            current = x.value.to(self.dtype)
+        else:
+            current = ops.unpack_spikes.trusted(x.bits, self.time_steps, self.dtype)
+        return current if amplitude is None else current * amplitude
+
+
+def _sum(a: Tensor, b: Tensor) -> Tensor:
+    """Return the sum of two tensors of the same shape."""
+    if a.shape != b.shape:
+        raise ValueError(f"TandemAdd: branches must agree in shape, got {list(a.shape)} and {list(b.shape)}")
+    return a + b

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from ..ops import autocast, checks
 from ..ops.geometry import pairs
 from ..ops.integrate_and_fire import check_whole, discharge, total_bias
 from ..ops.ordered_spikes import ordered_operator
-from ..ops.product import LINEAR, radix_arguments
+from ..ops.product import ENGINES, LINEAR, check_trusted, radix_arguments
 from ..spike_train import SpikeTrain
 from .firing import Fired, Firing
 from .sizes import SPIKES, Size, Value
@@ -176,17 +177,62 @@ class Synapses(ABC):
             joined["amplitude"] = firing.amplitude
         return self._counted(x, weights, neuron=firing.neuron, time_steps=x.time_steps, **joined)
 
-    def radix_arguments(self, x: SpikeTrain, weights: SpikingWeights, firing: Firing) -> tuple[Any, ...] | None:
-        """Return what the operator of :meth:`radix_product` gets behind the bits, without what another branch adds.
+    def prepared(
+        self, direct: bool, x: SpikeTrain, weights: SpikingWeights, firing: Firing
+    ) -> Callable[..., tuple[Tensor, Tensor]]:
+        """Return :meth:`fire` without a sum, for trains like ``x``: they may differ in their sizes and spikes alone.
 
-        None where inputs or results must be rearranged, or the product is more than that operator.
+        The function takes a train, ``state``, ``want_state``, and perhaps ``added`` and ``amplitude`` of
+        :class:`.Firing`; for RadixIF numbers in ``added`` are [N, O, ...]. It returns the bits and the state. With
+        ``direct`` it runs one operator, if there is one that does all of this.
         """
+        geometry, neuron, steps = self._geometry(x, weights) if direct else None, firing.neuron, x.time_steps
+        constants = weights.kernel.weight, weights.kernel.packed, weights.scale, weights.bias
+        operators, engine = torch.ops.tandem_cuda, firing.engine
+        if geometry is not None and neuron.radix:
+            radix = radix_arguments(constants, geometry, engine, steps if x.code.radix else 0, neuron, steps)
+
+            def radix_product(x: Any, state: Any, want_state: bool, added: Any = None, amplitude: Any = None) -> Any:
+                if want_state or state is not None:
+                    raise ValueError(f"{self.name}: radix neurons need all time steps in one call")
+                return operators.radix_product(x.bits, *radix, added, amplitude), _NOTHING
+
+            return radix_product
+        if geometry is not None and not neuron.two_phase:
+            options = *geometry, steps, neuron.kind, neuron.parameters, ENGINES.index(engine), False
+
+            def spiking_product(x: Any, state: Any, want_state: bool, added: Any = None, amplitude: Any = None) -> Any:
+                arguments = *constants, state, *options, want_state, None, None, added, amplitude
+                bits, _, after = operators.spiking_product(x.bits, None, *arguments)
+                return bits, after
+
+            return spiking_product
+
+        def fire(x: Any, state: Any, want_state: bool, added: Any = None, amplitude: Any = None) -> Any:
+            if neuron.radix and added is not None and added.dtype != torch.uint8:
+                added = added.unsqueeze(0)
+            joined = firing._replace(added=added, amplitude=amplitude)
+            fired = self.fire(x, weights, joined, state=state, want_state=want_state)
+            return fired.bits, fired.state
+
+        return fire
+
+    def prepared_sums(self, direct: bool, x: SpikeTrain, weights: SpikingWeights) -> Callable[[SpikeTrain], Tensor]:
+        """Return :meth:`count_product` likewise."""
+        geometry = self._geometry(x, weights) if direct else None
+        if geometry is None:
+            return partial(self.count_product, weights=weights)
+        constants, radix = (weights.kernel.packed, weights.scale, weights.bias), x.time_steps if x.code.radix else 0
+        options = weights.kernel.weight, *constants, *geometry, ENGINES.index(self.engine), None, None, radix
+        return lambda x: torch.ops.tandem_cuda.count_product(x.bits, None, *options)
+
+    def _geometry(self, x: SpikeTrain, weights: SpikingWeights) -> tuple[Any, ...] | None:
+        """Return stride, padding, dilation and groups, or None if the products are more than one operator."""
         image, where = self._as_image(x)
         if image is not x or not self._is_one_operator():
             return None
-        constants = weights.kernel.weight, weights.kernel.packed, weights.scale, weights.bias
-        radix = x.time_steps if x.code.radix else 0
-        return radix_arguments(constants, _geometry(where), firing.engine, radix, firing.neuron, x.time_steps)
+        check_trusted(weights.kernel.weight, 2 if self.is_linear else 4, weights.scale)
+        return _geometry(where)
 
     def _is_one_operator(self) -> bool:
         return all(getattr(type(self), name) is getattr(Synapses, name) for name in _OF_ONE_OPERATOR)

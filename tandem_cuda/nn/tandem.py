@@ -65,7 +65,9 @@ class TandemLayer(SpikingTwin):
         """Fire the spiking twin; let its count carry the gradient of the ANN twin (Wu et al. 2021, section III)."""
         weights = Weights(self)
         if weights.computed and not torch.compiler.is_compiling():
-            with parametrize.cached():  # compute the weights once per call
+            computed = self._modules.get("computed")
+            # Compute the weights once per call.
+            with parametrize.cached() if computed is None else computed.cached():  # type: ignore[operator]
                 fired = self._both_twins(x, weights)
         else:
             fired = self._both_twins(x, weights)

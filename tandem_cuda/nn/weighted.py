@@ -16,7 +16,7 @@ from .spiking import Spiking
 from .synapses import Synapses
 from .trained_code import TrainingCall
 from .weight_cache import WeightCache
-from .wiring import Wiring, of_attributes
+from .wiring import Wiring
 
 OF_CONVERSION = ("input_scale", "correction", "thresholds")
 """Buffers of tandem layers that conversion sets."""
@@ -48,8 +48,6 @@ class WeightedLayer(Spiking, ABC):
     _training_call: TrainingCall | None = None
     slope: Tensor
     """The slope below zero of each value, [1] or [C], if the wiring says that there is one."""
-    exact: tuple[Tensor, Tensor | None] | None = None
-    """Weight and bias in double precision, where a conversion has made constants of the ANN a layer; else None."""
 
     def __init__(
         self,
@@ -76,26 +74,12 @@ class WeightedLayer(Spiking, ABC):
         for name in OF_CONVERSION:
             self.register_buffer(name, None, persistent=False)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        wiring = of_attributes(state)
-        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's
-        if wiring is not None:
-            self.wiring = wiring
-        self._parameters.setdefault("log_threshold", None)  # not in pickles of earlier versions
-        for name in OF_CONVERSION:
-            self._buffers.setdefault(name, None)  # likewise
-
-    def hold_constants(self, weight: Tensor, bias: Tensor | None, like: Tensor) -> None:
-        """Take constants, in double precision, in place of parameters."""
-        self.exact = weight, bias
-        self.maps_on(like)
-
-    def maps_on(self, like: Tensor) -> None:
-        """Round the constants to the dtype of ``like``, on its device."""
-        assert self.exact is not None
-        for name, x in zip(("weight", "bias"), self.exact, strict=True):
-            self._parameters.pop(name, None)
-            self.register_buffer(name, None if x is None else x.to(like), persistent=False)
+    def __getattr__(self, name: str) -> Any:
+        if name in ("weight", "bias"):
+            computed = self.__dict__.get("_modules", {}).get("computed")
+            if computed is not None and name in computed:
+                return computed.tensor(name)
+        return super().__getattr__(name)
 
     def reset_parameters(self) -> None:
         """Draw new weights and return to the neuron's own threshold."""

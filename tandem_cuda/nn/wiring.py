@@ -48,13 +48,6 @@ class Wiring:
         return torch.stack([weight, -weight], 1).flatten(0, 1) if self.paired_outputs else weight
 
 
-def of_attributes(state: dict[str, object]) -> Wiring | None:
-    """Return the wiring that a layer pickled by version 0.2 states in attributes, which are removed."""
-    names = {"copies": 1, "signed_input": False, "signed": False, "multiplicity": 1}
-    found = [state.pop(name, default) for name, default in names.items()]
-    return None if found == [*names.values()] else Wiring(*found)  # type: ignore[arg-type]  # of pickles
-
-
 def scaled_inputs(weight: Tensor, scale: Tensor, groups: int) -> Tensor:
     """Multiply the weights [O, C/groups, ...] of each input by its scale, [C]; differentiable."""
     return weight * over_inputs(scale, weight.shape, groups)

@@ -174,7 +174,9 @@ def planes_for(time_steps: int) -> int:
 
 def pair(op: str, argument: str, value: Any) -> tuple[int, int]:
     """Return an int or a pair of ints as a pair, as nn.Conv2d does."""
-    if type(value) is tuple and [*map(type, value)] == [int, int]:  # what layers pass, in every call
+    if type(value) is int:  # what layers pass, in every call
+        return value, value
+    if type(value) is tuple and [*map(type, value)] == [int, int]:
         return value
     first, second = per_axis(op, argument, value, 2)
     return first, second

@@ -10,12 +10,9 @@ The learning rule is from Wu et al., "A Tandem Learning Rule for Effective Train
 Spiking Neural Networks", IEEE TNNLS 2021, doi:10.1109/TNNLS.2021.3095724.
 """
 
-from ..neuron import IF as IF
-from ..neuron import Neuron as Neuron
 from . import layers, pooling
 from .layers import *  # noqa: F403  # __all__ says which names
 from .ops import (
-    Pair,
     fold_norm,
     integrate_and_fire,
     max_pool_spikes,
@@ -41,7 +38,6 @@ from .products import (
 )
 
 __all__ = [
-    "Pair",
     "count_conv2d",
     "count_linear",
     "fold_norm",

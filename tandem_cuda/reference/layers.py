@@ -27,6 +27,7 @@ __all__ = [
     "TandemDropout",
     "TandemDropout2d",
     "TandemLinear",
+    "TandemNeurons",
 ]
 
 Drive = tuple[Tensor | None, Sequence[Tensor]]
@@ -456,6 +457,33 @@ class TandemAdd(nn.Module):
         time_steps = inputs[0].time_steps
         drive = _in_units(self.log_threshold, v, steps, self.neuron.levels(time_steps))
         return _fire(self.neuron, time_steps, *drive)
+
+
+class TandemNeurons(nn.Module):
+    """Neurons whose input is a real value [N, C, ...]: its T-th part in every step, or all at once if they wait.
+
+    With ``signed`` there are two neurons for each value v, side by side, for v and -v. Channels lie along dimension 1,
+    or along the last one with ``features``.
+
+    Examples:
+        >>> reference.TandemNeurons(4)(torch.tensor([[0.0, 2.0, 9.0]])).count
+        tensor([[0., 2., 4.]])
+    """
+
+    def __init__(self, time_steps: int, neuron: Neuron = IF(), signed: bool = False, features: bool = False) -> None:
+        super().__init__()
+        check_time_steps("TandemNeurons", time_steps)
+        self.time_steps, self.neuron, self.signed = time_steps, neuron, signed
+        self.dim = -1 if features else 1
+
+    def forward(self, x: Tensor) -> DenseTrain:
+        """Return the spikes of the neurons that x [N, C, ...] drives."""
+        steps, dim = self.time_steps, self.dim % x.dim()
+        v = torch.stack([x, -x], dim + 1).flatten(dim, dim + 1) if self.signed else x
+        with torch.no_grad():
+            waits = self.neuron.two_phase
+            currents = [torch.zeros_like(v)] * (steps - 1) + [v] if waits else [v / steps] * steps
+        return _fire(self.neuron, steps, v if torch.is_grad_enabled() else None, currents)
 
 
 class TandemDropout(nn.Dropout):

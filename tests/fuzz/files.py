@@ -88,7 +88,7 @@ def _networks():
         ),
         torch.rand(2, 2, 3, 8, 8),
     )
-    yield convert(_Residual().eval(), time_steps=4), image
+    yield convert(_Residual().eval(), time_steps=4, example=image), image
     yield (
         nn.Sequential(
             Encode(8, "radix"),
@@ -103,7 +103,7 @@ def _networks():
         ),
         image / 2,
     )
-    yield convert(_Residual().eval(), time_steps=4, neuron=RadixIF()), image
+    yield convert(_Residual().eval(), time_steps=4, neuron=RadixIF(), example=image), image
 
 
 @functools.cache

@@ -227,24 +227,19 @@ def with_silent(values):
     return pairs.reshape(*values.shape[:2], 2 * values.shape[2], *values.shape[3:])
 
 
-def gate(net):
-    """TandemGate by the largest number of each channel, or of features by the numbers themselves."""
-    draw, x, source = net.draw, net.last, len(net.outputs) - 1
+def real_value(net):
+    """TandemNeurons behind a read-out."""
+    draw, x = net.draw, net.last
     value = net.times_amplitude(x)
     if x.paired:
         value = value[:, ::2] - value[:, 1::2]
     net.add(Decode(), Real(value))
-    factor = value
-    if value.ndim > 2:
-        dims = value.ndim - 2
-        factor = value.max(tuple(range(2, value.ndim)), keepdims=True)
-        net.add(getattr(nn, f"AdaptiveMaxPool{dims}d")(1), Real(factor))
-    v = value * factor
-    if x.paired:
+    signed = x.paired or draw.chance(0.3)
+    v = value
+    if signed:
         v = np.stack([v, -v], 2).reshape(v.shape[0], 2 * v.shape[1], *v.shape[2:])
     neuron = net.suited(RadixIF(draw.one((1.0, 8.0, 300.0)), initial=draw.one((0.0, 0.5))), v)
-    fired = net.fired(v, neuron)._replace(paired=x.paired)
-    net.add(tandem.TandemGate(neuron), fired, source, len(net.outputs) - 1)
+    net.add(tandem.TandemNeurons(net.steps, neuron, signed), net.fired(v, neuron)._replace(paired=signed))
 
 
 def flatten(net):
@@ -279,7 +274,7 @@ def built(draw):
         dims = len(x.shape)
         choices = [networks.tandem_layer] * 3 + [networks.idle]
         choices += [networks.join, networks.join, concatenation] if x.shape[0] < 80 else []
-        choices += [gate] if dims < 4 and x.values.shape[1] else []
+        choices += [real_value] if x.values.shape[1] else []
         choices += [flatten] if dims > 1 else []
         choices += [pooling, pooling] + [maximum] * (not x.paired) if dims >= 3 else []
         draw.one(choices)(net)

@@ -57,25 +57,23 @@ def library_of(commit):
     return folder
 
 
-def start(library, folder, arguments, *more):
+def start(library, folder, arguments):
     command = [sys.executable, TESTS / "same" / "worker.py", library, folder, "--kinds", *arguments.kinds]
     command += ["--names", *arguments.cases] if arguments.cases else []
-    return subprocess.Popen([*map(str, command), *map(str, more)], cwd=ROOM, env=os.environ | ENVIRONMENT)
+    return subprocess.Popen([*map(str, command)], cwd=ROOM, env=os.environ | ENVIRONMENT)
 
 
-def both(libraries, arguments, reading=False):
+def both(libraries, arguments):
     """Run the two processes side by side; returns what they found."""
     folders = [ROOM / "old", ROOM / "new"]
     processes = []
-    for library, folder, other in zip(libraries, folders, reversed(folders), strict=True):
-        if not reading:
-            shutil.rmtree(folder, ignore_errors=True)
-        processes.append(start(library, folder, arguments, *(("--read", other) if reading else ())))
+    for library, folder in zip(libraries, folders, strict=True):
+        shutil.rmtree(folder, ignore_errors=True)
+        processes.append(start(library, folder, arguments))
     codes = [process.wait() for process in processes]
     if any(codes):
         raise SystemExit("same: a process failed")
-    file = "read.json" if reading else "results.json"
-    return [json.loads((folder / file).read_text()) for folder in folders]
+    return [json.loads((folder / "results.json").read_text()) for folder in folders]
 
 
 def different(old, new):
@@ -99,15 +97,10 @@ def main():
     arguments = parser.parse_args()
     libraries = library_of(git("rev-parse", "--verify", f"{arguments.against}^{{commit}}").strip()), ROOT
     old, new = both(libraries, arguments)
-    read = both(libraries, arguments, reading=True)
-    found = list(different(old, new))
-    for name, here, there in (("old files, new library", read[1], old), ("new files, old library", read[0], new)):
-        wanted = {case: {aspect: there[case].get(aspect) for aspect in aspects} for case, aspects in here.items()}
-        found += [(case, f"{aspect}, {name}", *values) for case, aspect, *values in different(wanted, here)]
-    return summary(old, new, read, found)
+    return summary(new, list(different(old, new)))
 
 
-def summary(old, new, read, found):
+def summary(new, found):
     """Print what was compared and what differs; returns the exit status."""
     entries, used, open_ = listed(), Counter(), []
     for case, aspect, before, after in found:
@@ -118,7 +111,7 @@ def summary(old, new, read, found):
         print(f"{case}, {aspect}:\n  old: {shortened(before)}\n  new: {shortened(after)}")
     if len(open_) > LISTED:
         print(f"and {len(open_) - LISTED} more")
-    compared = sum(len(aspects) for results in (new, *read) for aspects in results.values())
+    compared = sum(len(aspects) for aspects in new.values())
     print(f"same: {compared} values of {len(new)} cases: {len(found)} differ, {len(open_)} of them not listed")
     for entry in entries:
         print(f"  {used[entry['reason']]} {entry['reason']}")

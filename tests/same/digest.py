@@ -3,7 +3,6 @@
 import hashlib
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 
@@ -50,10 +49,3 @@ def state_of(module):
 def gradients_of(module):
     """The gradients of all parameters, for `digest`."""
     return {name: p.grad for name, p in module.named_parameters()}
-
-
-def file_of(folder, name):
-    """The path of a file that the other version reads."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / name

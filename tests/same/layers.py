@@ -19,7 +19,7 @@ def names():
     return [f"layer {i}" for i in range(COUNT)]
 
 
-def run(name, folder):
+def run(name):
     draw = Draw(int(name.split()[1]))
     torch.manual_seed(draw.int(0, 2**31))
     layer, inputs = drawn(draw)
@@ -112,19 +112,19 @@ def drawn(draw):
     dtype = draw.one((torch.float32, torch.float32, torch.float64))
     spatial = draw.one((0, 1, 2, 2, 2))
     shape = (batch, channels, *[draw.int(4, 7) for _ in range(spatial)])
-    kind = draw.one(("spikes", "spikes", "real", "join", "gate", "other" if spatial == 2 else "spikes"))
+    kind = draw.one(("spikes", "spikes", "real", "join", "neurons", "other" if spatial == 2 else "spikes"))
     if kind == "real":
         encode = Encode(steps, draw.one(("constant", "impulse")))
         layer = weight_layer(draw, channels, spatial, **options(draw))
         return nn.Sequential(encode, layer).to(dtype), [torch.randn(shape, dtype=dtype)]
+    if kind == "neurons":
+        layer = tandem.TandemNeurons(steps, neuron(draw), signed=draw.chance(0.5), features=draw.chance(0.3))
+        return layer, [torch.randn(shape, dtype=dtype, requires_grad=True)]
     bits = ops.pack_spikes((torch.rand(steps, *shape) < draw.one((0.05, 0.3, 0.8))).to(torch.uint8))
     count = ops.spike_count(bits, dtype).requires_grad_()
     train = SpikeTrain(bits, steps, count, amplitude=draw.one((1.0, 1.0, 0.5)))
     if kind == "join":
         return joined(draw, channels, spatial).to(dtype), [train, train]
-    if kind == "gate":
-        gate = torch.rand(batch, channels, *[1] * spatial, dtype=dtype, requires_grad=True)
-        return tandem.TandemGate(neuron=neuron(draw)), [train, gate]
     layer = weight_layer(draw, channels, spatial, **options(draw)) if kind == "spikes" else pool(draw)
     return layer.to(dtype), [train]
 

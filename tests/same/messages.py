@@ -44,7 +44,7 @@ CALLS = {
     "TandemConv2d": (tandem.TandemConv2d, {**CONV, "padding_mode": "zeros", **LAYER}),
     "TandemConvTranspose2d": (tandem.TandemConvTranspose2d, {**CONV, "output_padding": 0, **LAYER}),
     "TandemLinear": (tandem.TandemLinear, {"in_features": 3, "out_features": 4, **LAYER}),
-    "TandemGate": (tandem.TandemGate, {"neuron": IF(), "signed": False}),
+    "TandemNeurons": (tandem.TandemNeurons, {"time_steps": 4, "neuron": IF(), "signed": False, "features": False}),
     "TandemDropout": (tandem.TandemDropout, {"p": 0.5}),
     "TandemStochasticDepth": (tandem.TandemStochasticDepth, {"p": 0.5, "mode": "row"}),
     "SpikingAvgPool2d": (tandem.SpikingAvgPool2d, {"kernel_size": 2, "stride": 2, "padding": 0, **POOL}),
@@ -61,7 +61,7 @@ CALLS = {
         {
             "ann": None, "time_steps": 4, "mode": "constant", "neuron": None, "calibrate": None, "percentile": None,
             "per_channel": None, "correct_bias": None, "engine": "auto", "weights": None, "spiking_layers": None,
-            "replace": None, "gates": None, "example": None,
+            "replace": None, "analogue": True, "example": torch.zeros(1, 3, 6, 6),
         },
     ),
     "freeze": (lambda model: str(freeze(model)), {"model": None}),
@@ -74,7 +74,7 @@ LAYERS = {
     "TandemConvTranspose2d": lambda: tandem.TandemConvTranspose2d(3, 4, 3),
     "TandemLinear": lambda: tandem.TandemLinear(3, 4),
     "TandemAdd": lambda: tandem.TandemAdd(tandem.TandemConv2d(3, 3, 3, padding=1), nn.Identity()),
-    "TandemGate": lambda: tandem.TandemGate(),
+    "TandemNeurons": lambda: tandem.TandemNeurons(4),
     "SpikingAvgPool2d": lambda: tandem.SpikingAvgPool2d(2),
     "SpikingAdaptiveAvgPool2d": lambda: tandem.SpikingAdaptiveAvgPool2d(2),
     "SpikingGlobalMaxPool2d": lambda: tandem.SpikingGlobalMaxPool2d(),
@@ -83,8 +83,8 @@ LAYERS = {
     "SpikeCat": lambda: tandem.SpikeCat(False, False),
     "TandemDropout": lambda: tandem.TandemDropout(0.5),
     "Decode": lambda: Decode(),
-    "TandemNetwork": lambda: convert(ann(), 4),
-    "FrozenNetwork": lambda: freeze(convert(ann(), 4)),
+    "TandemNetwork": lambda: convert(ann(), 4, example=torch.zeros(1, 3, 6, 6)),
+    "FrozenNetwork": lambda: freeze(convert(ann(), 4, example=torch.zeros(1, 3, 6, 6))),
 }
 
 
@@ -92,7 +92,7 @@ def names():
     return [*(f"arguments of {name}" for name in CALLS), *(f"inputs of {name}" for name in LAYERS)]
 
 
-def run(name, folder):
+def run(name):
     kind, name = name.split(" of ")
     if kind == "inputs":
         return {key: value for training in (True, False) for key, value in inputs(name, training)}

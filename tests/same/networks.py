@@ -1,6 +1,7 @@
 """Random networks: converted, trained for three steps, evaluated, frozen, written to files, exported, reported."""
 
 import copy
+import tempfile
 import warnings
 
 import torch
@@ -11,7 +12,7 @@ from fuzz.draw import Draw
 from tandem_cuda import IF, LIF, FrozenNetwork, convert, freeze, quantise, synops
 from tandem_cuda.exchange import to_nir
 
-from .digest import attempt, digest, file_of, gradients_of, refusal, state_of
+from .digest import attempt, digest, gradients_of, refusal, state_of
 
 COUNT = 500
 
@@ -38,7 +39,7 @@ def made(name):
         settings["per_channel"] = draw.one((None, None, False))
         settings["correct_bias"] = draw.one((None, None, False))
         settings["percentile"] = draw.one((None, None, 99.0))
-    settings = {key: value for key, value in settings.items() if value is not None}
+    settings = {key: value for key, value in settings.items() if value is not None} | {"example": x}
     if draw.chance(0.15):
         settings["spiking_layers"] = draw.int(1, 3)
     steps = draw.one((1, 2, 4, 4, 8, 11))
@@ -48,7 +49,7 @@ def made(name):
     return draw, ann, snn, x, [str(message.message) for message in said]
 
 
-def run(name, folder):
+def run(name):
     try:
         draw, ann, snn, x, said = made(name)
     except Exception as error:
@@ -57,7 +58,7 @@ def run(name, folder):
     found["levels"] = digest(None if snn.levels is None else dict(snn.levels))
     found.update(trained(snn, x))
     found.update(evaluated(draw, ann, snn, x))
-    found.update(written(name, snn, x, folder))
+    found.update(written(snn, x))
     return found
 
 
@@ -106,14 +107,15 @@ def graph(nir_graph):
     }
 
 
-def written(name, snn, x, folder):
+def written(snn, x):
     try:
         frozen = freeze(snn)
     except Exception as error:
         return {"frozen": refusal(error)}
     found = {"frozen": digest(frozen(x)), "nodes": str(frozen)}
-    torch.save(snn.state_dict(), file_of(folder, f"{name}.pt"))
-    frozen.save(file_of(folder, f"{name}.safetensors"))
+    with tempfile.TemporaryDirectory() as folder:
+        frozen.save(f"{folder}/net.safetensors")
+        found["loaded"] = attempt(lambda: FrozenNetwork.load(f"{folder}/net.safetensors")(x))
     found["predictions"] = attempt(lambda: frozen.predict(x, 0.6))
     found["predictions of the whole"] = attempt(lambda: frozen.predict(x, 0.6, chunk=snn.time_steps))
     found["stream"] = attempt(lambda: chunks(frozen, x))
@@ -125,16 +127,3 @@ def chunks(frozen, x):
     while stream.remaining:
         outputs.append(stream.advance(min(3, stream.remaining)))
     return outputs
-
-
-def read(name, folder):
-    """What the files that the other version wrote compute here, under the names that `run` gives them there."""
-    if not file_of(folder, f"{name}.safetensors").exists():
-        return {}
-    _, _, snn, x, _ = made(name)
-    found = {"frozen": attempt(lambda: FrozenNetwork.load(file_of(folder, f"{name}.safetensors"))(x))}
-    state = torch.load(file_of(folder, f"{name}.pt"), weights_only=True)
-    snn.eval()
-    with torch.no_grad():
-        found["eval"] = attempt(lambda: snn.load_state_dict(state) and snn(x))
-    return found

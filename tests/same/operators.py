@@ -13,7 +13,7 @@ def names():
     return [case.name for case in CASES]
 
 
-def run(name, folder):
+def run(name):
     case = next(case for case in CASES if case.name == name)
     found = {}
     for dtype in case.dtypes:

@@ -1,4 +1,4 @@
-"""What one of the two processes runs: the cases with one library; or reads the files that the other one wrote."""
+"""What one of the two processes runs: the cases with one library."""
 
 import argparse
 import json
@@ -13,8 +13,7 @@ TESTS = Path(__file__).resolve().parents[1]
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("library", type=Path, help="the folder that holds the package")
-    parser.add_argument("folder", type=Path, help="where to write files and results")
-    parser.add_argument("--read", type=Path, help="the folder whose files to read instead")
+    parser.add_argument("folder", type=Path, help="where to write results")
     parser.add_argument("--kinds", nargs="+", required=True)
     parser.add_argument("--names", nargs="*", default=[], help="only these cases")
     arguments = parser.parse_args()
@@ -30,26 +29,22 @@ def main():
     warnings.simplefilter("ignore")
     results = {}
     for kind in arguments.kinds:
-        results.update(run(kind, arguments.names, arguments.folder, arguments.read))
-    what = "results" if arguments.read is None else "read"
+        results.update(run(kind, arguments.names))
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    (arguments.folder / f"{what}.json").write_text(json.dumps(results))
+    (arguments.folder / "results.json").write_text(json.dumps(results))
 
 
-def run(kind, only, folder, read):
+def run(kind, only):
     import importlib
 
     import torch
 
     cases = importlib.import_module(f"same.{kind}")
-    compute = cases.run if read is None else getattr(cases, "read", None)
-    if compute is None:
-        return {}
     found = {}
     for name in [name for name in cases.names() if not only or name in only]:
         torch.manual_seed(0)
         random.seed(0)
-        found[f"{kind}: {name}"] = compute(name, folder if read is None else read)
+        found[f"{kind}: {name}"] = cases.run(name)
     return found
 
 

@@ -1,0 +1,175 @@
+"""What forward of an ANN does differently in training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils._pytree import TreeSpec
+
+from .nodes import word_of
+
+aten = torch.ops.aten
+_RANDOM = torch.Tag.nondeterministic_seeded
+
+
+@dataclass
+class Training:
+    """What forward does differently in training. Dropout and batch norm count as the same."""
+
+    notes: tuple[str, ...] = ()
+    """What is random in training alone, and left out; in words."""
+    out_spec: TreeSpec | None = None
+    """The structure of the outputs in training, where it is another one than in eval mode; else None."""
+
+
+class Differs(ValueError):
+    """forward computes something else in training."""
+
+
+def as_in_eval(graph: fx.Graph) -> None:
+    """Write the calls of a graph in training as eval mode has them: batch norm, dropout and recurrent layers.
+
+    Dropout that drops nothing in training gets the rate 0.
+    """
+    for node in graph.nodes:
+        if node.target is aten.batch_norm.default and node.args[3] is not None:
+            node.args = (*node.args[:5], False, *node.args[6:])
+        elif node.target in _DROPOUTS:
+            x, p, train = node.args
+            node.args = (x, p if train else 0.0, False)
+        elif node.target in _TRAIN_FLAG:
+            flag = _TRAIN_FLAG[node.target]
+            node.args = (*node.args[:flag], False, *node.args[flag + 1 :])
+        elif node.target is aten.instance_norm.default and node.args[3] is not None:
+            node.args = (*node.args[:5], False, *node.args[6:])
+        elif node.target is aten.scaled_dot_product_attention.default:
+            args = [*node.args]
+            if len(args) > 4:
+                args[4] = 0.0
+            node.args = tuple(args)
+            node.kwargs = {key: 0.0 if key == "dropout_p" else x for key, x in node.kwargs.items()}
+
+
+_DROPOUTS = (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default)
+_TRAIN_FLAG = {aten.lstm.input: 6, aten.gru.input: 6, aten.rnn_tanh.input: 6, aten.rnn_relu.input: 6}
+
+
+def compared(ours: fx.Graph, theirs: fx.Graph, spec: TreeSpec, spec_in_training: TreeSpec, drawn: bool) -> Training:
+    """Compare the graphs in eval mode and in training. Add outputs of training alone to the graph in eval mode.
+
+    Dropout in the graph in eval mode gets the rate that it has in training.
+
+    Args:
+        ours: the graph in eval mode.
+        theirs: the graph in training, with batch norm and dropout as in eval mode.
+        spec: the structure of the outputs in eval mode.
+        spec_in_training: the structure of the outputs in training.
+        drawn: whether forward drew numbers from Python's ``random`` in training.
+
+    Raises:
+        Differs: forward computes something else in training that is not random.
+    """
+    numbers: dict[str, int] = {}  # of each operation; calls that do the same have the same number
+    ours_of: dict[int, fx.Node] = {}
+    number: dict[fx.Node, int] = {}
+    drops_of: dict[int, list[fx.Node]] = {}  # dropout has the number of its input
+    for node in ours.nodes:
+        if node.target in _DROPOUTS:
+            number[node] = number[node.args[0]]
+            drops_of.setdefault(number[node], []).append(node)
+        else:
+            number[node] = numbers.setdefault(operation(node, number), len(numbers))
+            ours_of.setdefault(number[node], node)
+    found: dict[fx.Node, fx.Node] = {}
+    missing: list[fx.Node] = []
+    for node in theirs.nodes:
+        if node.op == "output":
+            break
+        if node.target in _DROPOUTS:
+            number[node] = number[node.args[0]]
+            if drops_of.get(number[node]):
+                found[node] = dropout = drops_of[number[node]].pop(0)
+                dropout.args = (dropout.args[0], node.args[1], dropout.args[2])
+            else:
+                missing.append(node)
+            continue
+        number[node] = numbers.setdefault(operation(node, number), len(numbers))
+        if number[node] in ours_of:
+            found[node] = ours_of[number[node]]
+        else:
+            missing.append(node)
+    dropped = [
+        node
+        for node in missing
+        if node.target in _DROPOUTS and node.args[1] and any(user in found for user in node.users)
+    ]
+    left_out = tuple(f"random in training alone, and left out: {_place(node)}" for node in dropped)
+    returned: Any = ours.output_node().args[0]
+    returned_in_training: Any = theirs.output_node().args[0]
+    (in_eval,), (in_training,) = returned, returned_in_training
+    alike = spec == spec_in_training
+    if alike and all(number.get(x, x) == number.get(y, y) for x, y in zip(in_training, in_eval, strict=True)):
+        return Training(notes=left_out)
+    needed = _leading_to(in_training)
+    places = list(dict.fromkeys(_place(node) for node in missing if node in needed and is_random(node)))
+    if not places and drawn:
+        places = ["forward, which draws from Python's random"]
+    if places:
+        notes = [f"random in training alone, and left out: {', '.join(places[:6])}"]
+        if not alike:
+            notes.append("outputs of training alone are left out: they depend on what is random")
+        return Training(notes=(*left_out, *notes))
+    if alike:
+        where = next((node for node in missing if node in needed and node.op == "call_function"), None)
+        what = "" if where is None else f": there, {word_of(where.target)} in {_place(where)}"
+        raise Differs(f"it computes something else in training than in eval mode{what}")
+    output = ours.output_node()
+    with ours.inserting_before(output):
+        for node in missing:
+            if node in needed:
+                found[node] = ours.node_copy(node, found.__getitem__)
+                found[node].meta = dict(node.meta)
+    output.args = ((in_eval, tuple(found[x] if isinstance(x, fx.Node) else x for x in in_training)),)
+    return Training(notes=left_out, out_spec=spec_in_training)
+
+
+def _leading_to(outputs: Any) -> set[fx.Node]:
+    found: set[fx.Node] = set()
+    waiting = [x for x in outputs if isinstance(x, fx.Node)]
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting += node.all_input_nodes
+    return found
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether a call draws random numbers."""
+    return _RANDOM in getattr(node.target, "tags", ()) and node.target not in (
+        *_DROPOUTS,
+        aten.scaled_dot_product_attention.default,
+        *_TRAIN_FLAG,
+    )
+
+
+def _place(node: fx.Node) -> str:
+    stack = [*(node.meta.get("nn_module_stack") or {}).values()]
+    path = stack[-1][0] if stack else ""
+    return path or "forward"
+
+
+def operation(node: fx.Node, order: dict[fx.Node, int]) -> str:
+    """Return what a node does, by the positions of its inputs; arguments that have their defaults are left out."""
+    args, kwargs = node.args, dict(node.kwargs)
+    if isinstance(node.target, torch._ops.OpOverload):
+        schema = node.target._schema.arguments
+        kwargs = dict(zip((a.name for a in schema), args, strict=False)) | kwargs
+        defaults = {a.name: a.default_value for a in schema if a.has_default_value()}
+        args = ()
+        kwargs = {name: x for name, x in kwargs.items() if isinstance(x, fx.Node) or x != defaults.get(name, schema)}
+    arguments: Any = fx.node.map_arg((args, kwargs), lambda x: f"%{order.get(x)}")
+    return f"{node.op} {node.target} {arguments}"
