@@ -113,7 +113,8 @@ def converted(make, mode="constant", time_steps=8, calibrated=False, dtype=torch
             nn.init.uniform_(layer.running_var, 0.5, 2)
     x = input_of(mode, time_steps, dtype=dtype).count if mode == "events" else input_of(mode, dtype=dtype)
     mode = "spikes" if mode == "events" else mode
-    return convert(ann, time_steps, mode=mode, neuron=IF(), calibrate=x if calibrated else None)  # which can stream
+    calibrate = x if calibrated else None
+    return convert(ann, time_steps, mode=mode, neuron=IF(), calibrate=calibrate, example=x)  # neurons that can stream
 
 
 # --- the same as eval mode -------------------------------------------------------------------------------------------

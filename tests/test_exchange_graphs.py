@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from anns import Net
@@ -257,7 +258,7 @@ def test_a_converted_network(tmp_path: Path) -> None:
             x = self.conv3(self.pool(x)).relu().mean((2, 3))
             return self.out(x.view(-1, 8))
 
-    net = convert(filled(ANN()), STEPS)
+    net = convert(filled(ANN()), STEPS, example=IMAGES)
     for name in net.spiking_layers:
         net.snn.get_submodule(name).neuron = IF(0.5, amplitude=0.5)
     exchanged(net, IMAGES, tmp_path)
@@ -321,6 +322,28 @@ def test_flattening(tmp_path: Path, how: str) -> None:
         exchanged(net, IMAGES, tmp_path)
 
 
+AVERAGES = {
+    "adaptive_avg_pool2d": lambda x: torch.ops.aten.adaptive_avg_pool2d.default(x, [1, 1]).flatten(1),
+    "avg_pool2d": lambda x: F.avg_pool2d(x, (9, 10)).squeeze(-1).squeeze(-1),
+    "avg_pool2d of ATen": lambda x: torch.ops.aten.avg_pool2d.default(x, [9, 10]).flatten(1),
+    "mean": lambda x: x.mean((-1, 2)),
+    "mean of ATen": lambda x: torch.ops.aten.mean.dim(x, [2, 3], True).flatten(1),
+}
+
+
+@pytest.mark.parametrize("how", AVERAGES)
+def test_average_pooling_by_functions(how: str) -> None:
+    """As `convert` calls them behind Decode."""
+    average = AVERAGES[how]
+    run = lambda n, x: n.out(average(n.decode(n.first(n.encode(x)))))  # noqa: E731
+    first = TandemConv2d(2, 4, 3, padding=1, neuron=IF(0.5))
+    net = filled(Net(run, encode=Encode(STEPS), first=first, decode=Decode(), out=nn.Linear(4, 5)))
+    graph, want = to_nir(net, IMAGES), result(net, IMAGES)
+    assert [type(node) for node in graph.nodes.values()][3:5] == [nir.AvgPool2d, nir.Flatten]
+    torch.testing.assert_close(executed(graph, steps_of(IMAGES, "constant")).float(), want)
+    torch.testing.assert_close(result(from_nir(graph), IMAGES), want)
+
+
 def test_factors_of_channels(tmp_path: Path) -> None:
     """They are in the weights behind them: of a convolution after pooling, and of a matrix after flattening."""
     first = TandemConv2d(2, 4, 3, padding=1, neuron=IF(0.5))
@@ -368,10 +391,10 @@ def test_torchvision(tmp_path: Path, name: str) -> None:
     for path, module in list(ann.named_modules()):
         if isinstance(module, nn.MaxPool2d):
             ann.set_submodule(path, nn.AvgPool2d(module.kernel_size, module.stride))
-    net = convert(filled(ann), STEPS)
+    x = (torch.randint(0, 9, (1, 3, 32, 32), generator=torch.Generator().manual_seed(0)) / 8).float()
+    net = convert(filled(ann), STEPS, example=x)
     for path in net.spiking_layers:
         net.snn.get_submodule(path).neuron = IF(0.5, amplitude=0.5)
-    x = (torch.randint(0, 9, (1, 3, 32, 32), generator=torch.Generator().manual_seed(0)) / 8).float()
     graph, _ = exchanged(net, x, tmp_path)
     size = sum(
         values.size for node in graph.nodes.values() for values in vars(node).values() if hasattr(values, "size")

@@ -527,15 +527,11 @@ class OwnConv(TandemConv2d):
     """May compute anything."""
 
 
-@pytest.mark.parametrize(
-    "compute", [prune.identity, nn.utils.weight_norm, nn.utils.spectral_norm], ids=["prune", "weight_norm", "spectral"]
-)
 @pytest.mark.parametrize("place", [1, 3])
-@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
-def test_weights_that_hooks_compute_are_refused(compute, place):
+def test_pruned_weights_that_hooks_compute_are_refused(place):
     """After a step of an optimizer they are those from before it, until the next call. Of plain layers, too."""
     net = nn.Sequential(Encode(4), TandemLinear(5, 3), Decode(), nn.Linear(3, 2))
-    compute(net[place], "weight")
+    prune.identity(net[place], "weight")
     net[2].register_forward_hook(lambda *arguments: None)  # one error names them all
     with pytest.raises(ValueError, match=rf"'{place}': call .*") as error:
         freeze(net)
@@ -544,6 +540,29 @@ def test_weights_that_hooks_compute_are_refused(compute, place):
     message = rf"^freeze: '{place}': call torch.nn.utils.*its .*weight is computed by a hook"
     with pytest.raises(ValueError, match=message):
         freeze(net)
+
+
+@pytest.mark.parametrize(
+    "compute", [nn.utils.weight_norm, nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm]
+)
+@pytest.mark.parametrize("place", [1, 3])
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_norms_of_weights_are_computed_from_the_present_parameters(compute, place):
+    """As in eval mode, whatever the mode; the model stays as it is."""
+    net = nn.Sequential(Encode(4), TandemLinear(5, 3), Decode(), nn.Linear(3, 2))
+    compute(net[place], "weight")
+    x = torch.rand(6, 5)
+    net(x).sum().backward()
+    with torch.no_grad():
+        for parameter in net[place].parameters():
+            parameter.mul_(1.5)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    got = freeze(net)(x)
+    assert all(module.training for module in net.modules())
+    for name, tensor in net.state_dict().items():
+        same(tensor, before[name], name)
+    with torch.no_grad():
+        same(got, net.eval()(x))
 
 
 def test_what_changes_results_is_refused():
@@ -617,7 +636,7 @@ def test_networks_that_are_none():
         (
             [Node("a", encode, ("<input>",)), Node("b", other, ("<input>",))],
             "b",
-            r"every Encode must have the same time_steps, got \[3, 4\]",
+            r"Encode and TandemNeurons must have the same time_steps, got \[3, 4\]",
         ),
     ):
         with pytest.raises(ValueError, match=message):

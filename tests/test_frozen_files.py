@@ -86,7 +86,7 @@ class Moved(nn.Module):
 
 
 def moved():
-    return convert(Moved().eval(), 3, neuron=IF(initial=0.5))
+    return convert(Moved().eval(), 3, neuron=IF(initial=0.5), example=torch.zeros(1, 1, 8, 8))
 
 
 NETWORKS = {"images": images, "lines": lines, "residual": residual, "moved": moved}

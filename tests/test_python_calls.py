@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from tandem_cuda import IF, SpikeTrain, TandemConv2d, TandemLinear, convert, freeze, models
+from tandem_cuda import IF, RadixIF, SpikeTrain, TandemConv2d, TandemLinear, convert, freeze, models
 from tandem_cuda.quantisation import quantise
 from tensors import generator
 
@@ -62,6 +62,15 @@ def test_prediction(two_phase):
     network = convert(models.mnist_cnn(), time_steps=8, neuron=IF(two_phase=two_phase), example=x)
     frozen = freeze(network.eval())
     assert python_calls(lambda: frozen.predict(x, chunk=8)) < 420
+
+
+@pytest.mark.parametrize(("neuron", "most"), [(RadixIF(level=3), 135), (IF(), 220)])
+def test_frozen(neuron, most):
+    """Eight layers whose calls are ready."""
+    x = torch.rand(2, 1, 28, 28, generator=generator(1))
+    snn = convert(models.mnist_cnn(), time_steps=4, mode="impulse", neuron=neuron, weights="int8", example=x)
+    frozen = freeze(snn.eval())
+    assert python_calls(lambda: frozen(x)) < most
 
 
 # --- layers leave checks to C++, and Python says what was wrong ----------------------------------------------------

@@ -26,7 +26,7 @@ from ..nn.tandem import TandemLayer
 from ..nn.wiring import over_inputs
 from ..spike_train import SpikeTrain
 from .nir_file import RESET, check_dt, nir, unsupported, write
-from .nir_nodes import NEURONS, Product, array_of, convolution_node, dense, listed, typed
+from .nir_nodes import NEURONS, Product, array_of, convolution_node, dense, listed, pool_of, typed, windows_of
 
 Shape = tuple[int, ...]
 """The shape of a value without the batch dimension."""
@@ -207,8 +207,9 @@ class _Export:
         if node.op == "output":
             return values.get(node.args[0]) if isinstance(node.args[0], fx.Node) else None
         run: Any = node.target
-        form = _FUNCTIONS.get(word.partition(".")[0], _NO_NODE)
-        if word.startswith("add") and node.kwargs:  # a factor
+        function = word.partition(".")[0]
+        form = _FUNCTIONS.get(function, _NO_NODE)
+        if function == "add" and node.kwargs:  # a factor
             form = _NO_NODE
         if node.op == "call_module":
             run = module = root.get_submodule(str(node.target))
@@ -221,8 +222,8 @@ class _Export:
         why = form if isinstance(form, str) else form.refuses(inputs)
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda x: getattr(values[x], "value", values[x]))
         try:
-            run, args = (getattr(args[0], word), args[1:]) if node.op == "call_method" else (run, args)
-            out = run(*args, **kwargs)
+            module = module or pool_of(function, args[1:], kwargs)
+            out = getattr(args[0], word)(*args[1:], **kwargs) if node.op == "call_method" else run(*args, **kwargs)
         except Exception as error:  # a module or function may raise anything
             raise self._refusal(why or str(error)) from error
         if not inputs or isinstance(out, _NO_VALUES):
@@ -363,7 +364,7 @@ class _Export:
             windows = module.kernel_size, module.stride, module.padding
             pool = tandem.SpikingAvgPool2d(*windows, *ends, module.divisor_override)
         axes, neurons = pool.windows(*x.shape[1:]), isinstance(module, SpikingAverage)
-        uniform, count = _windows_of(axes), pool.divisors(*axes)[0]
+        uniform, count = windows_of(axes), pool.divisors(*axes)[0]
         kernel, stride, padding = uniform or ((), (), ())
         mean = count == math.prod(kernel) and not any(padding)
         if uniform is None or (any(padding) and not neurons) or (x.decoded and not mean):
@@ -381,6 +382,13 @@ class _Export:
             return self._neurons(pool.neurons(1 if mean else count), nodes, out)
         gain = x.gain if mean else out.amplitude
         return x._replace(nodes=nodes, value=out, gain=gain, windows=getattr(module, "size", 1))
+
+    def _mean(self, module: Any, out: Any, x: _Signal) -> _Signal:
+        """Add the average over all pixels of decoded counts."""
+        if module is None or len(x.shape) != 3:
+            self._refuse(_NO_NODE)
+            return x._replace(value=out)
+        return self._flattened(None, out, self._pooled(module, x.value.mean((2, 3), keepdim=True), x))
 
     def _passed_on(self, module: Any, out: Any, x: _Signal) -> _Signal:
         if isinstance(out, Tensor) and not torch.equal(out, x.value):
@@ -466,9 +474,11 @@ _TORCH = {
     nn.Flatten: _FLATTENED,
 }
 _FUNCTIONS: dict[str, _Form | str] = {
-    **dict.fromkeys(("flatten", "flattened_to", "view", "reshape", "squeeze"), _FLATTENED),
-    **dict.fromkeys(("clone", "contiguous", "detach", "dropout", "sized_as_traced"), _Form(_Export._passed_on)),
+    **dict.fromkeys(("flatten", "view", "reshape", "squeeze"), _FLATTENED),
+    **dict.fromkeys(("clone", "contiguous", "detach", "dropout"), _Form(_Export._passed_on)),
+    **dict.fromkeys(("avg_pool2d", "adaptive_avg_pool2d"), _Form(_Export._pooled, True)),
     "add": _Form(_Export._added, True),
+    "mean": _Form(_Export._mean, True),
 }
 """How functions, methods and operators of ATen become nodes, by name."""
 
@@ -481,18 +491,6 @@ def _form_of(module: nn.Module) -> _Form | str:
     return forms[0] if forms else _TORCH.get(class_of(module), _NO_NODE)
 
 
-# -- values
-
-
 def _shape_of(value: Any) -> Shape:
     """Return the shape without the batch dimension."""
     return tuple((value.value if isinstance(value, tandem.EncodedInput) else value).shape[1:])
-
-
-def _windows_of(axes: Sequence[Any]) -> tuple[tuple[int, ...], ...] | None:
-    """Return kernel, stride and padding of a pooling, or None if no convolution has such windows."""
-    windows = [(axis.stops[0] - axis.starts[0], axis.stride, -axis.starts[0]) for axis in axes]
-    for axis, (kernel, stride, padding) in zip(axes, windows, strict=True):
-        if not axis.uniform() or (axis.size + 2 * padding - kernel) // stride + 1 != len(axis.starts):
-            return None
-    return tuple(zip(*windows, strict=True))

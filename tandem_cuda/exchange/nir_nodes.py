@@ -315,6 +315,26 @@ def dense(weight: Tensor, groups: int) -> Tensor:
     return blocks.view(outputs, groups * inputs, *kernel)
 
 
+def pool_of(function: str, arguments: Sequence[Any], named: dict[str, Any]) -> nn.Module | None:
+    """Return the average pooling that a function with these arguments computes, if it computes one."""
+    numbers: list[Any] = [tuple(x) or None if isinstance(x, (list, tuple)) else x for x in arguments]
+    if function == "avg_pool2d":
+        return nn.AvgPool2d(*numbers, **named)
+    if function == "adaptive_avg_pool2d":
+        return nn.AdaptiveAvgPool2d(*numbers, **named)
+    dims = [*numbers, named.get("dim")][0] if function == "mean" else None
+    return nn.AdaptiveAvgPool2d(1) if isinstance(dims, (list, tuple)) and {dim % 4 for dim in dims} == {2, 3} else None
+
+
+def windows_of(axes: Sequence[Any]) -> tuple[tuple[int, ...], ...] | None:
+    """Return kernel, stride and padding of a pooling, or None if no convolution has such windows."""
+    windows = [(axis.stops[0] - axis.starts[0], axis.stride, -axis.starts[0]) for axis in axes]
+    for axis, (kernel, stride, padding) in zip(axes, windows, strict=True):
+        if not axis.uniform() or (axis.size + 2 * padding - kernel) // stride + 1 != len(axis.starts):
+            return None
+    return tuple(zip(*windows, strict=True))
+
+
 def convolution_node(
     weight: Tensor,
     bias: Tensor | None,

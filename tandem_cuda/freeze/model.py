@@ -12,6 +12,7 @@ from ..convert import TandemNetwork
 from ..nn.classes import is_of_torch
 from ..nn.frozen import FORMS, FrozenLayer, class_of
 from ..nn.hooks import compute_weight, hooked
+from ..nn.modes import evaluating
 from ..nn.sizes import ENCODED, Value
 from ..nn.spiking import Spiking
 from .aten import FrozenConstant, constants_of, frozen_call, is_pure
@@ -49,6 +50,11 @@ def freeze(model: nn.Module) -> FrozenNetwork:
         raise TypeError(f"freeze: model must be an nn.Module, got {type(model).__name__}")
     if isinstance(model, FrozenNetwork):
         raise ValueError("freeze: model must be a network that trains, got a FrozenNetwork, which is frozen already")
+    with evaluating(model):  # weights may be computed in another way in training, as by spectral norm
+        return _frozen(model)
+
+
+def _frozen(model: nn.Module) -> FrozenNetwork:
     _check_hooks(model)
     arguments = None
     if isinstance(model, TandemNetwork):

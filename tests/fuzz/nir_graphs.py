@@ -37,6 +37,9 @@ def _models():
     yield nn.Sequential(Encode(3, "impulse"), tandem.TandemLinear(5, 4, bias=False)), torch.rand(2, 5)
     spikes = SpikeTrain.from_dense((torch.rand(9, 2, 2, 6, 7) < 0.5).float())
     yield nn.Sequential(tandem.TandemConv2d(2, 3, 2, neuron=LIF(1.0, 0.9))), spikes
+    folded = tandem.TandemConv2d(12, 4, 2)
+    folded.weight.data = folded.weight.data[:, :3].repeat(1, 4, 1, 1)
+    yield nn.Sequential(tandem.TandemConv2d(2, 3, 3), tandem.SpikeWindows(2, 1), folded), spikes
 
 
 @functools.cache
