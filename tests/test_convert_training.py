@@ -194,6 +194,14 @@ def test_what_is_random_in_training_alone_is_left_out(how):
     same(snn(IMAGES), convert(steady, 8, calibrate=IMAGES).eval()(IMAGES))
 
 
+def test_what_is_not_random_is_refused_beside_it():
+    doubled = between(
+        lambda n, x: F.relu(x + n.depth((2 if n.training else 1) * n.conv(x))), conv=conv(4, 4), depth=Depth("floor")
+    )
+    with pytest.raises(ValueError, match="it computes something else in training than in eval mode: there, mul"):
+        convert(doubled, 8, calibrate=IMAGES)
+
+
 def by_random(n, x):
     return x if n.training and random.random() < 0.5 else 2 * x
 

@@ -6,6 +6,7 @@ from .call import Call
 from .from_quantised import from_quantised
 from .make import convert
 from .network import TandemNetwork
+from .options import Analogue
 from .qcfs import from_qcfs
 from .record import AnalogueCall
 from .report import ConversionReport, ConvertedLayer
@@ -14,7 +15,6 @@ from .rules import joins as _joins  # noqa: F401
 from .rules import moves as _moves  # noqa: F401
 from .rules import pools as _pools  # noqa: F401
 from .rules import register
-from .writer import Analogue
 
 __all__ = [
     "Analogue",

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from .options import Analogue
 from .values import SPIKES, Branch, Current, Grouped, Pieces, Pooled, Real, Resize, Slope, Train
 from .weights import bound_arguments
-from .writer import Analogue, Writer
+from .writer import Writer
 
 
 class Call:
@@ -31,8 +32,8 @@ class Call:
     """
 
     def __init__(self, writer: Writer, node: fx.Node, part: fx.Node | None = None) -> None:
-        self._writer, self.node, self._part = writer, node, part
-        """``node``: the call's node in the ANN's graph."""
+        self.writer, self.node, self._part = writer, node, part
+        """``node``: the call's node in the ANN's graph; ``writer``: the graph of the spiking twin, for built-in rules."""
         self._given = bound_arguments(node)
         self.source: fx.Node = node.all_input_nodes[0]
         """The node of the first argument."""
@@ -43,12 +44,12 @@ class Call:
     @property
     def shape(self) -> tuple[int, ...]:
         """The sizes of the input behind the batch."""
-        return self._writer.shape(self.source)
+        return self.writer.shape(self.source)
 
     @property
     def shape_after(self) -> tuple[int, ...]:
         """The sizes of the result behind the batch; of a part of the result, its sizes."""
-        return self._writer.shape(self._part or self.node)
+        return self.writer.shape(self._part or self.node)
 
     @property
     def index(self) -> int:
@@ -70,7 +71,7 @@ class Call:
         Raises:
             Analogue: the input is something else.
         """
-        x = self._writer.value(self.source)
+        x = self.writer.value(self.source)
         if not isinstance(x, SPIKES):
             raise Analogue("its input is real")
         return x
@@ -80,7 +81,7 @@ class Call:
         """:attr:`value`, for rules that transform it. Currents that are used elsewhere, too, get neurons."""
         x = self.value
         if isinstance(x, Current) and len(self.source.users) > 1:
-            return self._writer.spikes(self.source)
+            return self.writer.spikes(self.source)
         return x
 
     def ints(self, name: str) -> Any:
@@ -99,56 +100,56 @@ class Call:
     def parts(self, rule: Callable[[Call], Any]) -> Any:
         """Convert a call that returns several tensors: each one by ``rule``, when it is taken."""
         _ = self.value
-        return Pieces(lambda part: rule(Call(self._writer, self.node, part)))
+        return Pieces(lambda part: rule(Call(self.writer, self.node, part)))
 
     def passed(self) -> Any:
         """Return the input as it is."""
-        x = self._writer.value(self.source)
+        x = self.writer.value(self.source)
         if not isinstance(x, (*SPIKES, Grouped)):
             raise Analogue("its input is real")
         if isinstance(x, Current) and len(self.source.users) > 1:
-            return self._writer.spikes(self.source)
+            return self.writer.spikes(self.source)
         return x
 
     @property
     def is_grouped(self) -> bool:
         """Whether the channels of the input are viewed as groups."""
-        return isinstance(self._writer.value(self.source), Grouped)
+        return isinstance(self.writer.value(self.source), Grouped)
 
     def grouped(self, groups: int) -> Any:
         """View the channels of images as groups."""
-        x = self._writer.spikes(self.source)
+        x = self.writer.spikes(self.source)
         if x.features:
             raise Analogue("it splits a dimension of pixels")
         return Grouped(x, groups)
 
     def swapped_groups(self) -> Any:
         """Transpose the groups and the channels in a group."""
-        x: Grouped = self._writer.value(self.source)
+        x: Grouped = self.writer.value(self.source)
         return replace(x, swapped=not x.swapped)
 
     def ungrouped(self) -> Any:
         """View groups of channels as channels again, which are shuffled if groups were transposed."""
-        x: Grouped = self._writer.value(self.source)
+        x: Grouped = self.writer.value(self.source)
         if self.shape_after != x.x.shape:
             raise Analogue("it has no form for spikes with these sizes")
         if not x.swapped:
             return x.x
-        return self._writer.rearranged(x.x, "channel_shuffle", x.groups, shape=x.x.shape)
+        return self.writer.rearranged(x.x, "channel_shuffle", x.groups, shape=x.x.shape)
 
     def unflattened(self, shape: tuple[int, ...]) -> Any:
         """Make lines or images of features [N, F]."""
-        x = self._writer.spikes(self.source)
+        x = self.writer.spikes(self.source)
         channels, *rest = shape
         image = (channels, *[1] * (2 - len(rest)), *rest)
-        train = self._writer.rearranged(x, "unflatten", *image, shape=image)
-        return train if len(rest) == 2 else self._writer.flattened(train, 2, 3, shape)
+        train = self.writer.rearranged(x, "unflatten", *image, shape=image)
+        return train if len(rest) == 2 else self.writer.flattened(train, 2, 3, shape)
 
     def sliced(self, dim: int, part: slice, single: bool = False) -> Any:
         """Take a range of a dimension behind the batch; ``single``: the range is one value, without its dimension."""
         x, after = self.input, self.shape_after
         if isinstance(x, Pooled) or (isinstance(x, Current) and (single or x.deferred)):
-            x = self._writer.spikes(self.source)
+            x = self.writer.spikes(self.source)
         size = self.shape[dim - 1]
         start, stop, step = part.indices(size)
         shape = list(self.shape)
@@ -156,37 +157,37 @@ class Call:
 
         def taken(train: Train) -> Train:
             if dim == 1 and not train.features and step == 1:
-                train = self._writer.rearranged(train, "channels", start, stop, shape=tuple(shape))
+                train = self.writer.rearranged(train, "channels", start, stop, shape=tuple(shape))
             else:
-                train = self._writer.rearranged(train, "slice", dim, start, stop, step, shape=tuple(shape))
+                train = self.writer.rearranged(train, "slice", dim, start, stop, step, shape=tuple(shape))
             if not single:
                 return train
-            return self._writer.flattened(train, *((dim, dim + 1) if dim < len(shape) else (dim - 1, dim)), after)
+            return self.writer.flattened(train, *((dim, dim + 1) if dim < len(shape) else (dim - 1, dim)), after)
 
         return self._deferred(x, taken)
 
     def of_line(self, module: nn.Module) -> Any:
         """Apply a module for images to lines [N, C, L], as images of height 1."""
-        x = self._writer.spikes(self.source, features=False)
+        x = self.writer.spikes(self.source, features=False)
         channels, length = x.shape
-        image = self._writer.rearranged(x, "unsqueeze", shape=(channels, 1, length))
-        pooled = self._writer.called(image, self.node, module)
+        image = self.writer.rearranged(x, "unsqueeze", shape=(channels, 1, length))
+        pooled = self.writer.called(image, self.node, module)
         sizes = (channels, 1, self.shape_after[1] if len(self.shape_after) > 1 else 1)
         pooled = replace(pooled, shape=sizes)
         if len(self.shape_after) == 1:
-            return self._writer.flattened(pooled, 1, 3, self.shape_after)
-        return self._writer.flattened(pooled, 2, 3, self.shape_after)
+            return self.writer.flattened(pooled, 1, 3, self.shape_after)
+        return self.writer.flattened(pooled, 2, 3, self.shape_after)
 
     def line_or_image(self, how: str, arguments: Any) -> Any:
         """Rearrange the pixels of an image, or of a line as an image of height 1."""
         if len(self.shape) == 3:
             return self.rearrange(how, *arguments)
-        x = self._writer.spikes(self.source, features=False)
+        x = self.writer.spikes(self.source, features=False)
         channels, length = x.shape
-        image = self._writer.rearranged(x, "unsqueeze", shape=(channels, 1, length))
+        image = self.writer.rearranged(x, "unsqueeze", shape=(channels, 1, length))
         after = self.shape_after
-        moved = self._writer.rearranged(image, how, *arguments, shape=(channels, 1, after[1]))
-        return self._writer.flattened(moved, 2, 3, after)
+        moved = self.writer.rearranged(image, how, *arguments, shape=(channels, 1, after[1]))
+        return self.writer.flattened(moved, 2, 3, after)
 
     def fire(
         self, bound: Any = None, slope: Slope | None = None, both: bool = False, of: Any = None, level: Any = None
@@ -205,25 +206,25 @@ class Call:
         if slope is not None:
             return self._leaking(x, slope)
         if bound is not None and isinstance(x, Current) and x.rescales:
-            x = self._writer.spikes(self.source)
+            x = self.writer.spikes(self.source)
         signed = both and not (x.is_positive if isinstance(x, Current) else not x.signed)
-        return self._writer.write_neurons(self.node, x, signed=signed, bound=bound, level=level)
+        return self.writer.write_neurons(self.node, x, signed=signed, bound=bound, level=level)
 
     def _leaking(self, x: Any, slope: Slope) -> Any:
         """Write neurons for both signs, whose negative ones count times the slope."""
         if not isinstance(x, Current):
             if not x.signed:
                 return x
-            x = Current([Branch(self._writer.spikes(self.source))])
+            x = Current([Branch(self.writer.spikes(self.source))])
         if x.is_positive:
-            return self._writer.write_neurons(self.node, x)
+            return self.writer.write_neurons(self.node, x)
         slopes = torch.as_tensor(slope)
-        if bool((slopes < 0).any()) and not self._writer.options.neuron.two_phase:
+        if bool((slopes < 0).any()) and not self.writer.options.neuron.two_phase:
             raise Analogue("its slope is negative, and its neurons do not wait for all time steps")
         rows = slopes.numel() > 1 and x.features  # channels are dimension 1, features are the last
         if rows or x.deferred:
-            x = Current([Branch(self._writer.spikes(self.source, features=False if rows else None))])
-        return self._writer.write_neurons(self.node, x, signed=True, slope=slope)
+            x = Current([Branch(self.writer.spikes(self.source, features=False if rows else None))])
+        return self.writer.write_neurons(self.node, x, signed=True, slope=slope)
 
     def apply(self, module: nn.Module, *, commutes: bool = False, pairs: bool = False) -> Any:
         """Replace the call by a module that takes a SpikeTrain and returns one.
@@ -239,7 +240,7 @@ class Call:
             Analogue: without ``pairs``, the input may be negative, and no ReLU follows.
         """
         x = self.input if commutes else self.spikes()
-        x = self._writer.spikes(self.source) if isinstance(x, Pooled) else x
+        x = self.writer.spikes(self.source) if isinstance(x, Pooled) else x
         if isinstance(x, Train):
             x = self._by_channel(x)
             if x.signed and not pairs:
@@ -247,7 +248,7 @@ class Call:
         shape, pixels = self.shape_after, len(self.shape)
 
         def step(train: Train) -> Train:
-            pooled = self._writer.called(train, self.node, module)
+            pooled = self.writer.called(train, self.node, module)
             if len(shape) == pixels:
                 return replace(pooled, shape=shape)
             return self._without_pixels(replace(pooled, shape=self._kept(shape)), shape)
@@ -264,11 +265,11 @@ class Call:
     def _without_pixels(self, train: Train, shape: tuple[int, ...]) -> Train:
         """Drop the dimensions of size 1 that a reduction leaves."""
         end = len(train.shape)
-        return self._writer.flattened(train, 1 if len(shape) == 1 else end - 1, end, shape)
+        return self.writer.flattened(train, 1 if len(shape) == 1 else end - 1, end, shape)
 
     def _by_channel(self, x: Train) -> Train:
         if x.features:
-            return self._writer.spikes(self.source, features=False)
+            return self.writer.spikes(self.source, features=False)
         return x
 
     def _deferred(self, x: Any, step: Callable[[Train], Train], flat: bool = False) -> Any:
@@ -283,11 +284,11 @@ class Call:
         """Move neurons, as :class:`tandem_cuda.nn.SpikeRearrange` does."""
         x = self.input
         if isinstance(x, Pooled):
-            x = self._writer.spikes(self.source)
+            x = self.writer.spikes(self.source)
         if isinstance(x, Train) and x.features and how not in ("slice", "unsqueeze"):
             x = self._by_channel(x)
         shape = self.shape_after
-        return self._deferred(x, lambda train: self._writer.rearranged(train, how, *arguments, shape=shape))
+        return self._deferred(x, lambda train: self.writer.rearranged(train, how, *arguments, shape=shape))
 
     def flatten(self, start: int = 1, end: int = -1) -> Any:
         """Flatten dimensions ``start`` to ``end``; the result has the sizes of the call's result."""
@@ -296,32 +297,32 @@ class Call:
         whole = len(shape) == 1
 
         def step(train: Train) -> Train:
-            return self._writer.flattened(train, start, end, shape)
+            return self.writer.flattened(train, start, end, shape)
 
         if isinstance(x, Current) and not whole and (x.features or start < 2):
-            x = self._writer.spikes(self.source)
+            x = self.writer.spikes(self.source)
         return self._deferred(x, step, flat=whole)
 
     def average(self, pool: Any) -> Any:
         """Pool images of spikes by averaging, as ``pool`` does. What reads the averages decides on their form."""
         x = self.input
-        x = self._writer.spikes(self.source) if isinstance(x, Current) else x
+        x = self.writer.spikes(self.source) if isinstance(x, Current) else x
         if isinstance(x, Train):
             x = self._by_channel(x)
         if isinstance(x, Pooled) and x.deferred:
-            x = self._writer.spikes(self.source)
+            x = self.writer.spikes(self.source)
         own = after = self.shape_after
         steps: list[Callable[[Train], Train]] = []
         if len(self.shape) == 2:  # a line is an image of height 1
-            x = x if isinstance(x, Train) else self._writer.spikes(self.source)
-            x = self._writer.rearranged(x, "unsqueeze", shape=(x.shape[0], 1, x.shape[1]))
+            x = x if isinstance(x, Train) else self.writer.spikes(self.source)
+            x = self.writer.rearranged(x, "unsqueeze", shape=(x.shape[0], 1, x.shape[1]))
             own = (after[0], 1, after[1] if len(after) > 1 else 1)
-            steps = [lambda train: self._writer.flattened(train, 1 if len(after) == 1 else 2, 3, after)]
+            steps = [lambda train: self.writer.flattened(train, 1 if len(after) == 1 else 2, 3, after)]
         elif len(after) < len(self.shape):
             own = self._kept(after)
             steps = [lambda train: self._without_pixels(train, after)]
         pooled = Pooled(self.node, pool, x, own, after, steps, len(after) == 1)
-        return pooled if self._writer.options.calibrated else self._writer.pooled(pooled, "neurons")
+        return pooled if self.writer.options.calibrated else self.writer.pooled(pooled, "neurons")
 
     def drop(self, kind: Any) -> Any:
         """Apply dropout to spikes with a module of class ``kind``; to real averages, torch's own."""
@@ -330,7 +331,7 @@ class Call:
         def step(train: Train) -> Train:
             dropout = kind(p)
             dropout.copies = train.windows
-            dropped = self._writer.called(train, self.node, dropout)
+            dropped = self.writer.called(train, self.node, dropout)
             return replace(dropped, dropout=train.dropout / (1 - p) if p < 1 else 0.0)
 
         x = self._deferred(x, step)
@@ -344,7 +345,7 @@ class Call:
             alpha: the factor of the second argument.
         """
         summands = [x for x in (self["self"], self["other"]) if isinstance(x, fx.Node)]
-        writer = self._writer
+        writer = self.writer
         shapes = [writer.shape(x) for x in summands]
         if len({*shapes}) > 1 or not all(
             str(x.meta["val"].shape[0]) == str(self.node.meta["val"].shape[0]) for x in summands
@@ -389,7 +390,7 @@ class Call:
         ):
             return replace(x, branches=[replace(branch, norm=norm, normed=self.node)])
         train = self._by_channel(self.spikes())
-        return Current([Branch(train, self._writer.name(self.node), norm=norm, normed=self.node)])
+        return Current([Branch(train, self.writer.name(self.node), norm=norm, normed=self.node)])
 
     def affine(self, factor: float | Tensor = 1.0, offset: float | Tensor = 0.0, of: fx.Node | None = None) -> Any:
         """Multiply by a number and add another. Each may be a tensor of one number for each channel.
@@ -397,7 +398,7 @@ class Call:
         ``of``: the node of the argument that is multiplied, if it is not the first.
         """
         source = self.source if of is None else of
-        x = self._writer.value(source)
+        x = self.writer.value(source)
         if not isinstance(x, SPIKES):
             raise Analogue("its input is real")
         if not isinstance(factor, Tensor) and not isinstance(offset, Tensor) and (factor, offset) == (1, 0):
@@ -407,18 +408,18 @@ class Call:
         if before is not None and constant and len(source.users) == 1:  # a map of channels before this one
             factor, offset = factor * before.factor, factor * before.offset + offset
             return Current([replace(before, name=self.node.name, factor=factor, offset=offset)])
-        train = self._writer.spikes(source)
+        train = self.writer.spikes(source)
         if train.windows > 1:
             raise Analogue("it scales windows")
         return Current([Branch(train, self.node.name, factor=factor, offset=offset)])
 
     def multiplied(self, layer: Any, of: fx.Node) -> Any:
         """Multiply images by a factor for each channel that depends on parameters: a depthwise layer of torch."""
-        return Current([Branch(self._writer.spikes(of, features=False), self.node.name, layer)])
+        return Current([Branch(self.writer.spikes(of, features=False), self.node.name, layer)])
 
     def interpolate(self, resize: Resize) -> Any:
         """Interpolate images. The result has neurons, or is computed by the ANN's call where it is read as real."""
-        train = self._writer.spikes(self.source, features=False)
+        train = self.writer.spikes(self.source, features=False)
         if train.dims != 4:
             raise Analogue("it interpolates no images")
         return Current([Branch(train, self.node.name, resize=resize)])
@@ -426,7 +427,7 @@ class Call:
     def cat(self) -> Any:
         """Concatenate the values in the first argument, a list, along the channels."""
         nodes, rank = tuple(self["tensors"]), len(self.node.meta["val"].shape)
-        values = [self._writer.value(x) for x in nodes]
+        values = [self.writer.value(x) for x in nodes]
         if not any(isinstance(x, SPIKES) for x in values) or any(isinstance(x, Real) for x in values):
             raise Analogue("it concatenates real values")
         dim = self["dim"] % rank
@@ -435,7 +436,7 @@ class Call:
             raise Analogue("it concatenates along another dimension than the channels")
         if any(isinstance(x, SPIKES) and not self._oriented(x, features) for x in values):
             raise Analogue("it concatenates along another dimension than the channels")
-        return self._writer.joined(self.node, nodes, features)
+        return self.writer.joined(self.node, nodes, features)
 
     def _oriented(self, x: Any, features: bool) -> bool:
         if isinstance(x, Train):
@@ -446,7 +447,7 @@ class Call:
 
     def swapped(self) -> fx.Node:
         """Return the node of the only argument that is spikes or currents."""
-        nodes = [x for x in self.node.all_input_nodes if isinstance(self._writer.value(x), SPIKES)]
+        nodes = [x for x in self.node.all_input_nodes if isinstance(self.writer.value(x), SPIKES)]
         if len(nodes) != 1:
             raise Analogue("it multiplies values that depend on the input")
         return nodes[0]
@@ -458,18 +459,18 @@ class Call:
         """
         if isinstance(x, (int, float)):
             return float(x)
-        calls = self._writer.calls
+        calls = self.writer.calls
         if not isinstance(x, fx.Node) or x not in calls.of_parameters or calls.is_learned(x):
             return None
         found = self._of_channels(calls.value(x).double(), of)
         if found is not None:
-            self._writer.constants |= {str(leaf.target) for leaf in calls.leaves(x)}
+            self.writer.constants |= {str(leaf.target) for leaf in calls.leaves(x)}
         return found
 
     def _of_channels(self, x: Tensor, of: fx.Node) -> float | Tensor | None:
         """Return the number for each channel in a tensor that broadcasts over a value."""
-        shape = self._writer.shape(of)
-        value = self._writer.value(of)
+        shape = self.writer.shape(of)
+        value = self.writer.value(of)
         features = value.features if isinstance(value, (Train, Current)) else False
         if x.numel() == 1 and x.dim() <= 1 + len(shape):
             return float(x)
@@ -483,10 +484,10 @@ class Call:
         """Return an argument that is a Parameter of the ANN; None for all else."""
         if not isinstance(x, fx.Node) or x.op != "get_attr":
             return None
-        found = self._writer.source.tensor(str(x.target))
+        found = self.writer.source.tensor(str(x.target))
         return found if isinstance(found, nn.Parameter) else None
 
     def spikes(self) -> Train:
         """Return the input as spikes. Currents without a ReLU get neurons for both signs; averages get neurons, too."""
         _ = self.value
-        return self._writer.spikes(self.source)
+        return self.writer.spikes(self.source)

@@ -14,11 +14,12 @@ from .call import Call
 from .functional import VIEWS
 from .graph import Graph
 from .nodes import leading_to
+from .options import Analogue, Options
 from .record import AnalogueCall, Record
 from .rules import RULES
 from .values import SPIKES, Branch, Current, Grouped, Pieces, Pooled, Real, Train
 from .weights import macs
-from .writer import Analogue, Options, Writer
+from .writer import Writer
 
 aten = torch.ops.aten
 _MOVES = {
@@ -29,6 +30,9 @@ _MOVES = {
     aten.index_select.default, aten.gather.default, aten.constant_pad_nd.default, aten.expand.default,
 }  # fmt: skip
 """Calls that move or drop values, or make constants: they compute nothing that a report should name."""
+
+
+_SIZES = (aten.sym_size.int, operator.getitem, operator.mul, operator.add, operator.floordiv)
 
 
 class Conversion:
@@ -167,7 +171,10 @@ class Conversion:
         is_weight = node in self.calls.found
         analogue = is_weight or any(not isinstance(x, Real) or x.analogue for x in inputs)
         analogue = analogue and node not in self.calls.of_parameters
-        if analogue and not is_weight and self.spiking is None and node in self.before and node.target not in _MOVES:
+        # A move of real values costs nothing; one that spikes cannot follow ends in neurons again.
+        moves = node.target in _MOVES and not any(isinstance(x, (Train, Pooled, Grouped)) for x in inputs)
+        moves = moves or node.target in _SIZES
+        if analogue and not is_weight and self.spiking is None and node in self.before and not moves:
             stack = [*(node.meta.get("nn_module_stack") or {}).values()]
             place = str(stack[-1][0]) if stack else ""
             self.analogue.append(AnalogueCall(node.name, self.writer.word(node), place, why))

@@ -17,11 +17,11 @@ from .batches import example_of
 from .calibrator import CalibrationSettings
 from .conversion import Conversion
 from .graph import exported
-from .make import _calibrated
+from .make import calibrated_network
 from .network import TandemNetwork
+from .options import Options
 from .quantised_ann import is_exported, quantised_otherwise
 from .rules.quantised import refuse, unsigned
-from .writer import Options
 
 
 def from_quantised(
@@ -107,7 +107,7 @@ def from_quantised(
             rounding = GivenIntegers(scales[id(layer._buffers["weight"])])
             parametrize.register_parametrization(layer, "weight", rounding, unsafe=True)
             layer.parametrizations["weight"]._non_persistent_buffers_set.add("original")  # as the weight was
-        network = _calibrated(conversion, snn, CalibrationSettings({}, None, False, False), []).eval()
+        network = calibrated_network(conversion, snn, CalibrationSettings({}, None, False, False), []).eval()
     network._record.rewrite, network._watch.description = unsigned, description
     return network
 

@@ -1,4 +1,4 @@
-"""The tandem layers that the branches of a pre-activation become."""
+"""The layers of the spiking twin: tandem layers for the branches of a pre-activation, poolings, dropout, batch norm."""
 
 from __future__ import annotations
 
@@ -9,10 +9,18 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..neuron import Neuron
-from ..nn import TandemElementwise, TandemInterpolate
+from ..nn import (
+    SpikingAdaptiveAvgPool2d,
+    SpikingAdaptiveAvgPool3d,
+    SpikingAvgPool2d,
+    SpikingAvgPool3d,
+    TandemElementwise,
+    TandemInterpolate,
+)
 from ..nn.batch_norm import NORMS
 from ..nn.tandem import drop_ins
 from ..nn.wiring import Wiring
+from .options import Options
 from .values import Branch, Slope
 from .weights import WeightCalls, bound_arguments, share
 
@@ -117,3 +125,45 @@ def norm_of(calls: WeightCalls, node: fx.Node) -> Any:
 
 
 _NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+
+
+_DROPOUTS = {3: nn.Dropout1d, 4: nn.Dropout2d, 5: nn.Dropout3d}
+
+
+def dropout_of(node: fx.Node) -> Any:
+    """Return the module equivalent to a dropout that follows the ANN's mode; None for all else."""
+    if node.target not in (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default):
+        return None
+    given = bound_arguments(node)
+    if given["train"]:
+        return None  # it drops in eval mode, too
+    if node.target is aten.alpha_dropout.default:
+        return nn.AlphaDropout(given["p"])
+    if node.target is aten.dropout.default:
+        return nn.Dropout(given["p"])
+    kind = _DROPOUTS.get(node.meta["val"].dim())
+    return None if kind is None else kind(given["p"])
+
+
+_POOLS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.AvgPool2d: SpikingAvgPool2d,
+    nn.AvgPool3d: SpikingAvgPool3d,
+    nn.AdaptiveAvgPool2d: SpikingAdaptiveAvgPool2d,
+    nn.AdaptiveAvgPool3d: SpikingAdaptiveAvgPool3d,
+}
+
+
+def spiking_pool(pool: Any, options: Options) -> Any:
+    """Make the spiking layer for average pooling. Its neurons start and wait as the neurons of all layers do.
+
+    Where the divisor is smaller than the window, a spike stands for more than one spike of the window.
+    """
+    initial, two_phase = options.neuron.initial, options.neuron.two_phase
+    neurons: dict[str, Any] = {"initial": initial, "two_phase": two_phase, "engine": options.engine}
+    kind: Any = _POOLS[type(pool)]
+    if hasattr(pool, "output_size"):
+        return kind(pool.output_size, **neurons)
+    windows = pool.kernel_size, pool.stride, pool.padding
+    spiking = kind(*windows, pool.ceil_mode, pool.count_include_pad, pool.divisor_override, **neurons)
+    spiking.threshold = spiking.amplitude = max(spiking.largest, 1.0)
+    return spiking

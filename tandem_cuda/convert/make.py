@@ -6,9 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from contextvars import ContextVar
 from dataclasses import replace as replaced_fields
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -33,11 +31,11 @@ from .graph import Graph, check_one_sample, exported
 from .means import replacing
 from .network import TandemNetwork
 from .nodes import some
+from .options import Options
 from .quantised_ann import refuse_quantised
 from .record import Sample
 from .replace import called, check_replacements, warn_of
 from .report import analogue_in_words
-from .writer import Options
 
 _BITS = {"int8": 8, "int16": 16}
 """The bits of each value that ``weights`` can have."""
@@ -170,6 +168,36 @@ def convert(
         >>> snn(images).shape
         torch.Size([16, 10])
     """
+    return network_of(
+        ann, time_steps, {}, mode=mode, neuron=neuron, calibrate=calibrate, percentile=percentile,
+        per_channel=per_channel, correct_bias=correct_bias, spiking_layers=spiking_layers, engine=engine,
+        learn_thresholds=learn_thresholds, weights=weights, replace=replace, analogue=analogue, example=example,
+    )  # fmt: skip
+
+
+def network_of(
+    ann: Any,
+    time_steps: int,
+    levels: Mapping[str, tuple[float, float]],
+    *,
+    mode: str | None = None,
+    neuron: Neuron | None = None,
+    calibrate: Any = None,
+    percentile: float | None = None,
+    per_channel: bool | None = None,
+    correct_bias: bool | None = None,
+    spiking_layers: int | None = None,
+    engine: str = "auto",
+    learn_thresholds: bool = False,
+    weights: str | None = None,
+    replace: Mapping[str, str] | None = None,
+    analogue: bool = True,
+    example: Any = None,
+) -> TandemNetwork:
+    """Return what :func:`convert` returns for these arguments.
+
+    ``levels``: by the names of modules that are activations with levels, the largest value and the level of the neurons.
+    """
     ann = unwrapped(ann)
     _check_ann(ann)
     checks.check_time_steps("convert", time_steps)
@@ -196,7 +224,7 @@ def convert(
     check_replacements(replace)
     options = Options(
         time_steps, mode, neuron, engine, learn_thresholds, calibrate is not None,
-        settings.channels(settings.earlier(time_steps)), spiking_layers, analogue, _levels.get(),
+        settings.channels(settings.earlier(time_steps)), spiking_layers, analogue, levels,
     )  # fmt: skip
     with torch.inference_mode(False), ExitStack() as undone_on_error:  # calibration makes tensors that training needs
         names, effect = undone_on_error.enter_context(replacing(ann, replace or {}, batches, correct_bias is not False))
@@ -206,7 +234,7 @@ def convert(
         conversion, snn = _written(graph, options, weights)
         check_quantisable("convert", "ann", weight_layers(snn) if weights else [])
         with quantised_layers(weight_layers(ann, snn), _BITS[weights]) if weights else nullcontext():
-            network = _calibrated(conversion, snn, settings, batches)
+            network = calibrated_network(conversion, snn, settings, batches)
             network._record.replaced = names
             if batches and mode != "spikes":
                 has_levels = any(layer.level is not None for layer in conversion.writer.layers)
@@ -214,13 +242,9 @@ def convert(
             warn_of(names, effect)
             if network._record.analogue:
                 warnings.warn(
-                    f"convert: {analogue_in_words(network._record)} (analogue=False refuses such calls)", stacklevel=2
+                    f"convert: {analogue_in_words(network._record)} (analogue=False refuses such calls)", stacklevel=3
                 )
             return network
-
-
-_levels: ContextVar[Mapping[str, tuple[float, float]]] = ContextVar("levels", default=MappingProxyType({}))
-"""The levels of activations that have their own, by the names of modules; set by :func:`from_qcfs`."""
 
 
 def unwrapped(ann: Any) -> Any:
@@ -252,7 +276,7 @@ def _written(graph: Graph, options: Options, weights: str | None) -> tuple[Conve
     return conversion, conversion.written()
 
 
-def _calibrated(
+def calibrated_network(
     conversion: Conversion, snn: fx.GraphModule, settings: CalibrationSettings, batches: list[Batch]
 ) -> TandemNetwork:
     """Return the network, with thresholds and corrected biases as the settings say."""
@@ -294,7 +318,7 @@ def _warn_if_unlike(network: TandemNetwork, graph: Graph, changed: Sequence[str]
     remedies.append(f"{'or ' if remedies else ''}train the network further")
     warnings.warn(
         f"convert: {found}. To change that: {'; '.join(remedies)}. print(snn.report()) shows the error of each layer",
-        stacklevel=3,
+        stacklevel=4,
     )
 
 

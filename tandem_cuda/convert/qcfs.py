@@ -14,7 +14,7 @@ from ..neuron import Neuron, check_neuron
 from ..nn.modes import evaluating
 from .calibrate import Calibration, Level
 from .calibrator import COUNTING
-from .make import _levels, convert
+from .make import network_of
 from .network import TandemNetwork
 from .nodes import some
 
@@ -109,11 +109,8 @@ def from_qcfs(
     mode = "impulse" if neuron.two_phase else "constant"
     options = {"mode": mode, "per_channel": False, "correct_bias": False, **options}
     scale = {name: 2**time_steps / number if neuron.radix else 1.0 for name, (_, number) in read.items()}
-    token = _levels.set({name: (threshold, threshold * scale[name]) for name, (threshold, _) in read.items()})
-    try:
-        return convert(ann, time_steps, neuron=neuron, calibrate={} if calibrate is None else calibrate, **options)
-    finally:
-        _levels.reset(token)
+    known = {name: (threshold, threshold * scale[name]) for name, (threshold, _) in read.items()}
+    return network_of(ann, time_steps, known, neuron=neuron, calibrate={} if calibrate is None else calibrate, **options)
 
 
 @dataclass(frozen=True)

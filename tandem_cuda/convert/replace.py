@@ -124,5 +124,5 @@ def warn_of(names: tuple[str, ...], effect: str) -> None:
         warnings.warn(
             f"convert: activations of the ANN were replaced ({', '.join(names)}). It now computes something else and "
             f"wants fine-tuning{effect}",
-            stacklevel=3,
+            stacklevel=4,
         )

@@ -85,6 +85,10 @@ def compared(ours: fx.Graph, theirs: fx.Graph, spec: TreeSpec, spec_in_training:
             ours_of.setdefault(number[node], node)
     found: dict[fx.Node, fx.Node] = {}
     missing: list[fx.Node] = []
+    noise: set[fx.Node] = set()  # what depends on random numbers and sizes alone
+    places: dict[str, None] = {}  # where values meet noise
+    met: set[fx.Node] = set()  # values that have met noise
+    scaled: set[fx.Node] = set()  # values that are divided by the share of samples that stay, before they meet noise
     for node in theirs.nodes:
         if node.op == "output":
             break
@@ -99,6 +103,12 @@ def compared(ours: fx.Graph, theirs: fx.Graph, spec: TreeSpec, spec_in_training:
         number[node] = numbers.setdefault(operation(node, number), len(numbers))
         if number[node] in ours_of:
             found[node] = ours_of[number[node]]
+        elif _makes_noise(node, noise):
+            noise.add(node)
+        elif (source := _meets(node, noise, found, scaled)) is not None or (source := _share_of(node, met)) is not None:
+            number[node], found[node] = number[source], found[source]
+            met.add(node)
+            places[_place(node)] = None
         else:
             missing.append(node)
     dropped = [
@@ -106,25 +116,32 @@ def compared(ours: fx.Graph, theirs: fx.Graph, spec: TreeSpec, spec_in_training:
         for node in missing
         if node.target in _DROPOUTS and node.args[1] and any(user in found for user in node.users)
     ]
-    left_out = tuple(f"random in training alone, and left out: {_place(node)}" for node in dropped)
+    notes = [f"random in training alone, and left out: {_place(node)}" for node in dropped]
+    if places:
+        notes.append(f"random in training alone, and left out: {', '.join([*places][:6])}")
+    if drawn:
+        notes.append("random in training alone, and left out: forward draws from Python's random")
     returned: Any = ours.output_node().args[0]
     returned_in_training: Any = theirs.output_node().args[0]
     (in_eval,), (in_training,) = returned, returned_in_training
     alike = spec == spec_in_training
     if alike and all(number.get(x, x) == number.get(y, y) for x, y in zip(in_training, in_eval, strict=True)):
-        return Training(notes=left_out)
+        return Training(notes=tuple(notes))
     needed = _leading_to(in_training)
-    places = list(dict.fromkeys(_place(node) for node in missing if node in needed and is_random(node)))
-    if not places and drawn:
-        places = ["forward, which draws from Python's random"]
-    if places:
-        notes = [f"random in training alone, and left out: {', '.join(places[:6])}"]
+    unknown = [node for node in missing if node in needed and node not in scaled]
+    mixed = [_place(node) for node in unknown if not noise.isdisjoint(node.all_input_nodes)]
+    if drawn and not mixed:
+        mixed = ["forward, which draws from Python's random"]
+    first = next((node for node in unknown if isinstance(node.meta.get("val"), torch.Tensor)), None)
+    sure = first is not None and noise.isdisjoint(first.all_input_nodes) and not drawn  # it is not random
+    if mixed and not (alike and sure):  # a form of randomness that the comparison does not know
+        if mixed:
+            notes.append(f"random in training alone, and left out with all that depends on it: {', '.join(mixed[:6])}")
         if not alike:
             notes.append("outputs of training alone are left out: they depend on what is random")
-        return Training(notes=(*left_out, *notes))
+        return Training(notes=tuple(notes))
     if alike:
-        where = next((node for node in missing if node in needed and node.op == "call_function"), None)
-        what = "" if where is None else f": there, {word_of(where.target)} in {_place(where)}"
+        what = "" if first is None else f": there, {word_of(first.target)} in {_place(first)}"
         raise Differs(f"it computes something else in training than in eval mode{what}")
     output = ours.output_node()
     with ours.inserting_before(output):
@@ -133,7 +150,55 @@ def compared(ours: fx.Graph, theirs: fx.Graph, spec: TreeSpec, spec_in_training:
                 found[node] = ours.node_copy(node, found.__getitem__)
                 found[node].meta = dict(node.meta)
     output.args = ((in_eval, tuple(found[x] if isinstance(x, fx.Node) else x for x in in_training)),)
-    return Training(notes=left_out, out_spec=spec_in_training)
+    return Training(notes=tuple(notes), out_spec=spec_in_training)
+
+
+def _makes_noise(node: fx.Node, noise: set[fx.Node]) -> bool:
+    """Whether a value depends on random numbers, constants and sizes alone."""
+    if is_random(node) and not _tensors(node):
+        return True
+    if node.target in _OF_SIZES:
+        return True
+    tensors = _tensors(node)
+    return bool(tensors) and all(x in noise for x in tensors)
+
+
+def _meets(
+    node: fx.Node, noise: set[fx.Node], found: dict[fx.Node, fx.Node], scaled: set[fx.Node]
+) -> fx.Node | None:
+    """Return the value that a call multiplies by noise, or chooses by it; None for all other calls."""
+    values = [x for x in _tensors(node) if x not in noise]
+    if len(values) != 1 or len(_tensors(node)) == len(values):
+        return None
+    (x,) = values
+    if x not in found and x.target in (aten.div.Tensor, aten.mul.Tensor, aten.div.Scalar, aten.mul.Scalar):
+        inner = _tensors(x)
+        if len(inner) == 1 and inner[0] in found:  # divided by the share of samples that stay
+            scaled.add(x)
+            x = inner[0]
+    same = "val" in node.meta and "val" in x.meta and str(node.meta["val"].shape) == str(x.meta["val"].shape)
+    return x if x in found and same else None
+
+
+def _share_of(node: fx.Node, met: set[fx.Node]) -> fx.Node | None:
+    """Return the value that has met noise and that a call divides by the share of samples that stay; else None."""
+    if node.target not in (aten.div.Tensor, aten.div.Scalar):
+        return None
+    x, share = node.args[:2]
+    return x if isinstance(x, fx.Node) and x in met and isinstance(share, float) and 0 < share < 1 else None
+
+
+def _tensors(node: fx.Node) -> list[fx.Node]:
+    return [x for x in node.all_input_nodes if isinstance(x.meta.get("val"), torch.Tensor)]
+
+
+_OF_SIZES = {
+    aten.new_empty.default, aten.new_zeros.default, aten.new_ones.default, aten.new_full.default,
+    aten.empty_like.default, aten.zeros_like.default, aten.ones_like.default, aten.full_like.default,
+    aten.rand_like.default, aten.randn_like.default, aten.zeros.default, aten.ones.default, aten.full.default,
+    aten.empty.memory_format,
+}  # fmt: skip
+"""Calls whose result has the sizes of a tensor, but not its values."""
 
 
 def _leading_to(outputs: Any) -> set[fx.Node]:

@@ -4,71 +4,25 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from ..neuron import IF, Neuron
-from ..nn import (
-    Decode,
-    Encode,
-    SpikeCat,
-    SpikeRearrange,
-    SpikeWindows,
-    SpikingAdaptiveAvgPool2d,
-    SpikingAdaptiveAvgPool3d,
-    SpikingAvgPool2d,
-    SpikingAvgPool3d,
-    TandemAdd,
-    TandemNeurons,
-)
+from ..nn import Decode, Encode, SpikeCat, SpikeRearrange, SpikeWindows, TandemAdd, TandemNeurons
 from ..nn.learned_threshold import new_log_threshold
 from .graph import Graph
-from .layers import described, layer_of, norm_of
+from .layers import described, dropout_of, layer_of, norm_of, spiking_pool
 from .nodes import common_path, steps_between, word_of
+from .options import Analogue, Options
 from .record import Origin
 from .signs import Signs
 from .values import Branch, Current, Pooled, Real, Slope, SpikeSource, SpikingLayer, Train
-from .weights import WeightCalls, bound_arguments
+from .weights import WeightCalls
 
 aten = torch.ops.aten
-
-
-@dataclass(frozen=True)
-class Options:
-    """The arguments of :func:`convert` that decide on the graph of the spiking twin."""
-
-    time_steps: int
-    mode: str
-    neuron: Neuron
-    engine: str
-    learn_thresholds: bool
-    calibrated: bool
-    """Whether thresholds will be calibrated, so that spikes differ in weight."""
-    per_channel: bool
-    """Whether each channel will have a threshold."""
-    spiking_layers: int | None
-    """The number of spiking layers; None for all."""
-    analogue: bool = True
-    """Whether calls without a spiking form are computed on real values."""
-    levels: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    """By the names of modules that are activations with levels: the largest value, and the level of the neurons."""
-
-
-class Analogue(Exception):
-    """Raised by a rule for a call that has no spiking form: it is computed on real values.
-
-    Args:
-        why: the reason, for the report.
-
-    Examples:
-        >>> from tandem_cuda.convert import Analogue, Call
-        >>> def transposed(call: Call):
-        ...     raise Analogue("it moves dimensions")
-    """
 
 
 class Writer:
@@ -502,45 +456,3 @@ class Writer:
 def word_of_class(module: nn.Module) -> str:
     """Return the class of a module, ignoring parametrizations."""
     return nn.utils.parametrize.type_before_parametrizations(module).__name__
-
-
-_DROPOUTS = {3: nn.Dropout1d, 4: nn.Dropout2d, 5: nn.Dropout3d}
-
-
-def dropout_of(node: fx.Node) -> Any:
-    """Return the module equivalent to a dropout that follows the ANN's mode; None for all else."""
-    if node.target not in (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default):
-        return None
-    given = bound_arguments(node)
-    if given["train"]:
-        return None  # it drops in eval mode, too
-    if node.target is aten.alpha_dropout.default:
-        return nn.AlphaDropout(given["p"])
-    if node.target is aten.dropout.default:
-        return nn.Dropout(given["p"])
-    kind = _DROPOUTS.get(node.meta["val"].dim())
-    return None if kind is None else kind(given["p"])
-
-
-_POOLS: dict[type[nn.Module], type[nn.Module]] = {
-    nn.AvgPool2d: SpikingAvgPool2d,
-    nn.AvgPool3d: SpikingAvgPool3d,
-    nn.AdaptiveAvgPool2d: SpikingAdaptiveAvgPool2d,
-    nn.AdaptiveAvgPool3d: SpikingAdaptiveAvgPool3d,
-}
-
-
-def spiking_pool(pool: Any, options: Options) -> Any:
-    """Make the spiking layer for average pooling. Its neurons start and wait as the neurons of all layers do.
-
-    Where the divisor is smaller than the window, a spike stands for more than one spike of the window.
-    """
-    initial, two_phase = options.neuron.initial, options.neuron.two_phase
-    neurons: dict[str, Any] = {"initial": initial, "two_phase": two_phase, "engine": options.engine}
-    kind: Any = _POOLS[type(pool)]
-    if hasattr(pool, "output_size"):
-        return kind(pool.output_size, **neurons)
-    windows = pool.kernel_size, pool.stride, pool.padding
-    spiking = kind(*windows, pool.ceil_mode, pool.count_include_pad, pool.divisor_override, **neurons)
-    spiking.threshold = spiking.amplitude = max(spiking.largest, 1.0)
-    return spiking

@@ -9,7 +9,7 @@ import torch
 
 from ..call import Call
 from ..values import Current
-from ..writer import Analogue
+from ..options import Analogue
 from . import rules_for
 
 aten = torch.ops.aten

@@ -10,7 +10,7 @@ from torch import fx, nn
 from ...nn.computed import Computed
 from ..call import Call
 from ..values import Current
-from ..writer import Analogue
+from ..options import Analogue
 from . import rules_for
 
 aten = torch.ops.aten
@@ -43,7 +43,7 @@ def _sum(call: Call, sign: float) -> Any:
 
 def _both(call: Call, one: Any, other: Any) -> bool:
     """Whether both are values that depend on the input."""
-    return all(isinstance(x, fx.Node) and x not in call._writer.calls.of_parameters for x in (one, other))
+    return all(isinstance(x, fx.Node) and x not in call.writer.calls.of_parameters for x in (one, other))
 
 
 @rules_for(aten.rsub.Scalar)
@@ -71,7 +71,7 @@ def _multiply(call: Call) -> Any:
 
 def _depthwise(call: Call, factor: fx.Node, of: fx.Node) -> Any:
     """Return a depthwise layer whose weights are a factor of channels that depends on parameters."""
-    shape, calls = call._writer.shape(of), call._writer.calls
+    shape, calls = call.writer.shape(of), call.writer.calls
     size = factor.meta["val"].shape
     sizes = [1] * (1 + len(shape) - len(size)) + list(size)
     if len(shape) != 3 or len(sizes) != 4 or sizes[0] != 1 or sizes[2:] != [1, 1] or sizes[1] not in (1, shape[0]):
@@ -110,7 +110,7 @@ def _cat(call: Call) -> Any:
 
 @rules_for(aten.batch_norm.default)
 def _batch_norm(call: Call) -> Any:
-    norm = call._writer.norm(call.node)
+    norm = call.writer.norm(call.node)
     if norm is None:
         raise Analogue("it has no running statistics")
     value = call.value

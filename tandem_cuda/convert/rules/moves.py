@@ -11,7 +11,7 @@ import torch
 from ...nn import TandemDropout, TandemDropout2d, TandemDropout3d
 from ..call import Call
 from ..values import Resize
-from ..writer import Analogue
+from ..options import Analogue
 from . import rules_for
 
 aten = torch.ops.aten

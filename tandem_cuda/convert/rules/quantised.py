@@ -20,7 +20,7 @@ from ..nodes import word_of
 from ..quantised_ann import operator_name
 from ..values import Branch, Current, Pooled, Real, Train
 from ..weights import WeightCalls, bound_arguments
-from ..writer import Analogue
+from ..options import Analogue
 from . import rules_for
 
 aten = torch.ops.aten
@@ -71,7 +71,7 @@ def _quantise(call: Call) -> Any:
     code: Code | None = call.node.meta.get("code")
     if code is None:
         raise Analogue("it has no rule")
-    writer, x = call._writer, call._writer.value(call.source)
+    writer, x = call.writer, call.writer.value(call.source)
     if isinstance(x, Real):
         if x.analogue:
             raise Analogue("it quantises a value that has no spiking form")
