@@ -23,7 +23,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
 
-from tandem_cuda import ActivePenalty, FiringRatePenalty, SpikeTrain, SynOpsPenalty, TandemNetwork, convert, quantise
+from tandem_cuda import ActivePenalty, FiringRatePenalty, SpikeTrain, SynOpsPenalty, TandemNetwork, quantise
 from tandem_cuda.quantisation import check_bits
 
 

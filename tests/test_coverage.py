@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))

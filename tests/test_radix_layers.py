@@ -15,7 +15,6 @@ import tandem_cuda
 from exact import ENGINES, dyadic, every_path, same, train
 from freezable import graph_of
 from layer_cases import AVERAGES, CASES, every, of_each_kind, with_weights
-from layer_cases import named as layer_case
 from layer_twins import agree, fronts, twins
 from pairwise import pairs
 from tandem_cuda import (
@@ -27,7 +26,6 @@ from tandem_cuda import (
     RadixIF,
     SpikeTrain,
     TandemAdd,
-    TandemNeurons,
     TandemLinear,
     freeze,
     quantise,

@@ -19,8 +19,8 @@ from tandem_cuda import (
     TandemAdd,
     TandemConv2d,
     TandemDropout,
-    TandemNeurons,
     TandemLinear,
+    TandemNeurons,
     quantise,
 )
 from tandem_cuda.nn import constants as constants_of_layers

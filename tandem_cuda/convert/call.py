@@ -33,7 +33,7 @@ class Call:
 
     def __init__(self, writer: Writer, node: fx.Node, part: fx.Node | None = None) -> None:
         self.writer, self.node, self._part = writer, node, part
-        """``node``: the call's node in the ANN's graph; ``writer``: the graph of the spiking twin, for built-in rules."""
+        """``node``: the call's node in the ANN's graph; ``writer``: the spiking twin's graph, for built-in rules."""
         self._given = bound_arguments(node)
         self.source: fx.Node = node.all_input_nodes[0]
         """The node of the first argument."""

@@ -196,7 +196,7 @@ def network_of(
 ) -> TandemNetwork:
     """Return what :func:`convert` returns for these arguments.
 
-    ``levels``: by the names of modules that are activations with levels, the largest value and the level of the neurons.
+    ``levels``: by the names of modules that are activations with levels, the largest value and the neurons' level.
     """
     ann = unwrapped(ann)
     _check_ann(ann)

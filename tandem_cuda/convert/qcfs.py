@@ -110,7 +110,9 @@ def from_qcfs(
     options = {"mode": mode, "per_channel": False, "correct_bias": False, **options}
     scale = {name: 2**time_steps / number if neuron.radix else 1.0 for name, (_, number) in read.items()}
     known = {name: (threshold, threshold * scale[name]) for name, (threshold, _) in read.items()}
-    return network_of(ann, time_steps, known, neuron=neuron, calibrate={} if calibrate is None else calibrate, **options)
+    return network_of(
+        ann, time_steps, known, neuron=neuron, calibrate={} if calibrate is None else calibrate, **options
+    )
 
 
 @dataclass(frozen=True)

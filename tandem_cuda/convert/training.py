@@ -163,9 +163,7 @@ def _makes_noise(node: fx.Node, noise: set[fx.Node]) -> bool:
     return bool(tensors) and all(x in noise for x in tensors)
 
 
-def _meets(
-    node: fx.Node, noise: set[fx.Node], found: dict[fx.Node, fx.Node], scaled: set[fx.Node]
-) -> fx.Node | None:
+def _meets(node: fx.Node, noise: set[fx.Node], found: dict[fx.Node, fx.Node], scaled: set[fx.Node]) -> fx.Node | None:
     """Return the value that a call multiplies by noise, or chooses by it; None for all other calls."""
     values = [x for x in _tensors(node) if x not in noise]
     if len(values) != 1 or len(_tensors(node)) == len(values):

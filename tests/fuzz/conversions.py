@@ -410,7 +410,8 @@ def check_saved(draw, ann, snn, x, how):
 
 
 REFUSED = (
-    "calibrate must activate every layer", "pass per_channel=False", "ann must have no other parametrisations of weights"
+    "calibrate must activate every layer", "pass per_channel=False",
+    "ann must have no other parametrisations of weights"
 )  # fmt: skip
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from ..call import Call
-from ..values import Current
 from ..options import Analogue
+from ..values import Current
 from . import rules_for
 
 aten = torch.ops.aten

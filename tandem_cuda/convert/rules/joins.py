@@ -9,8 +9,8 @@ from torch import fx, nn
 
 from ...nn.computed import Computed
 from ..call import Call
-from ..values import Current
 from ..options import Analogue
+from ..values import Current
 from . import rules_for
 
 aten = torch.ops.aten

@@ -10,8 +10,8 @@ import torch
 
 from ...nn import TandemDropout, TandemDropout2d, TandemDropout3d
 from ..call import Call
-from ..values import Resize
 from ..options import Analogue
+from ..values import Resize
 from . import rules_for
 
 aten = torch.ops.aten

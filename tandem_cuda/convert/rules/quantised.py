@@ -17,10 +17,10 @@ from ...nn import Encode
 from ..call import Call
 from ..graph import Graph
 from ..nodes import word_of
+from ..options import Analogue
 from ..quantised_ann import operator_name
 from ..values import Branch, Current, Pooled, Real, Train
 from ..weights import WeightCalls, bound_arguments
-from ..options import Analogue
 from . import rules_for
 
 aten = torch.ops.aten
