@@ -10,11 +10,7 @@ from .options import Analogue
 from .qcfs import from_qcfs
 from .record import AnalogueCall
 from .report import ConversionReport, ConvertedLayer
-from .rules import activations as _activations  # noqa: F401  # registers the rules
-from .rules import joins as _joins  # noqa: F401
-from .rules import moves as _moves  # noqa: F401
-from .rules import pools as _pools  # noqa: F401
-from .rules import register
+from .rules import activations, joins, moves, pools, register  # noqa: F401  # rules register when they are imported
 
 __all__ = [
     "Analogue",

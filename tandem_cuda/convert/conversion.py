@@ -119,7 +119,7 @@ class Conversion:
         if not spiking or node.target is aten.sym_size.int:
             return self._real(node)
         if node.target is operator.getitem:
-            x = self.values[node.args[0]]  # type: ignore[index]
+            x = self.values[node.all_input_nodes[0]]
             return self._tried(node, lambda: x.take(node)) if isinstance(x, Pieces) else self._real(node)
         rule = RULES.get(node.target)
         if rule is None:
@@ -190,9 +190,10 @@ class Conversion:
     def _output(self, node: fx.Node) -> Any:
         """Return what forward returns in eval mode, and what it returns in training if that is more."""
         specs: list[Any] = [self.source.out_spec, self.source.training.out_spec]
+        returned: Any = node.args[0]
         results = [
             tree_unflatten([self.writer.real(x) if isinstance(x, fx.Node) else x for x in flat], spec)
-            for flat, spec in zip(node.args[0], specs, strict=False)  # type: ignore[arg-type]
+            for flat, spec in zip(returned, specs, strict=False)
         ]
         self.writer.graph.output(tuple(results))
         return None

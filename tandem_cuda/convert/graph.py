@@ -30,6 +30,8 @@ aten = torch.ops.aten
 _TORCH = str(Path(torch.__file__).parent)
 _ROUNDED = re.compile(r"(^|\.)parametrizations\.(\w+)\.original$")
 """The names of weights that a quantiser rounds."""
+LIFTED = "_constant."
+"""The first part of the names of constants that forward makes itself."""
 _SAMPLES = 3
 """Samples of the example. torch.export takes 0 and 1 for sizes that are fixed; 2 is a common number of parts."""
 
@@ -48,6 +50,8 @@ class Graph:
     constants: dict[str, Tensor]
     """The tensors that are neither parameters nor buffers, by name."""
     out_spec: TreeSpec
+    volatile: frozenset[tuple[str, str]] = frozenset()
+    """The attributes that forward itself changes, by the names of module and attribute."""
     training: Training = field(default_factory=Training)
     """What forward does differently in training."""
 
@@ -122,8 +126,9 @@ def exported(ann: nn.Module, example: tuple[Any, ...]) -> Graph:
         raise TypeError("exported: ann must be a module, got an ExportedProgram; pass program.module()")
     inputs = Inputs.of(ann, example)
     samples = inputs.resized(example, _SAMPLES)
-    with evaluating(ann), _unchanged(ann), _quiet():
+    with evaluating(ann), _unchanged(ann) as changed, _quiet():
         graph = _of_program(ann, _exported(ann, inputs, samples), inputs)
+    graph.volatile = frozenset(changed)
     try:
         graph.training = _in_training(graph, samples)
     except Differs as error:
@@ -140,10 +145,11 @@ def check_one_sample(graph: Graph, example: tuple[Any, ...]) -> None:
     """
     ann = graph.ann
     sample = tree_map_only(Tensor, _with_gradient, graph.inputs.resized(example, 1))
-    with evaluating(ann), _unchanged(ann), _quiet(), torch.enable_grad():
+    with evaluating(ann), _unchanged(ann) as changed, _quiet(), torch.enable_grad():
         args, kwargs = graph.inputs.call(copied(sample))  # forward may write to its inputs
         theirs = tree_leaves(ann(*args, **kwargs))
         ours = tree_leaves(graph.run(sample, lambda *_: None))
+    graph.volatile |= changed
     name = type(ann).__name__
     if function := _own_backward([x.grad_fn for x in theirs if isinstance(x, Tensor)]):
         raise ValueError(
@@ -292,7 +298,7 @@ def _of_program(ann: nn.Module, program: Any, inputs: Inputs, training: bool = F
             continue
         target = str(spec.target)
         if spec.kind is torch.export.graph_signature.InputKind.CONSTANT_TENSOR:
-            target = f"_constant.{target}" if not _has(ann, target) else target
+            target = target if _has(ann, target) else LIFTED + target
             constants[target] = program.constants[str(spec.target)]
         with graph.inserting_before(node):
             held_tensor = graph.create_node("get_attr", target, name=node.name)
@@ -359,13 +365,19 @@ def _leave_out_statistics(graph: fx.Graph) -> None:
 
 
 @contextlib.contextmanager
-def _unchanged(ann: nn.Module) -> Iterator[None]:
-    """Undo what forward writes to attributes: after an export these would hold fake tensors."""
-    kept = [(vars(module), _plain(module)) for module in ann.modules()]
+def _unchanged(ann: nn.Module) -> Iterator[set[tuple[str, str]]]:
+    """Undo what forward writes to attributes: after an export these would hold fake tensors.
+
+    Yields:
+        A set that holds the names of these attributes, and of their modules, when the context ends.
+    """
+    kept = [(name, vars(module), _plain(module)) for name, module in ann.named_modules()]
+    changed: set[tuple[str, str]] = set()
     try:
-        yield
+        yield changed
     finally:
-        for values, before in kept:
+        for name, values, before in kept:
+            changed |= {(name, key) for key in {*values, *before} if values.get(key) is not before.get(key, (None,))[0]}
             for key in [key for key in values if key not in before]:
                 del values[key]
             for key, (x, copy) in before.items():

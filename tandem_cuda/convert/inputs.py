@@ -106,7 +106,8 @@ class Inputs:
     def leaf_names(self) -> list[str]:
         """The names of the tensors: the argument's, or "batch['image']" of a tensor in it."""
         keys = [path for path, _ in tree_leaves_with_path(tree_unflatten(list(range(len(self.constants))), self.spec))]
-        names = [self.names[path[0].idx] + keystr(path[1:]) for path in keys]  # type: ignore[attr-defined]
+        arguments: list[Any] = [path[0] for path in keys]
+        names = [self.names[one.idx] + keystr(path[1:]) for one, path in zip(arguments, keys, strict=True)]
         return [name for name, is_tensor in zip(names, self.is_tensor, strict=True) if is_tensor]
 
     def leaves(self, arguments: Sequence[Any]) -> list[Any]:

@@ -48,11 +48,6 @@ def settings(module: nn.Module) -> dict[str, Any]:
     return copies | {key: own[key] for key in overridden_methods(module)}
 
 
-def all_settings(ann: nn.Module) -> dict[tuple[str, str], Any]:
-    """Return the settings of all modules, by the names of module and attribute."""
-    return {(name, key): x for name, module in ann.named_modules() for key, x in settings(module).items()}
-
-
 def is_setting(x: Any) -> bool:
     """Whether x is a number, a string, a function or a collection of these."""
     if isinstance(x, (tuple, list, set, frozenset)):

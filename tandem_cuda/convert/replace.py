@@ -112,7 +112,8 @@ def called(ann: nn.Module, replace: Mapping[str, str]) -> tuple[str, ...]:
     """Return the replacements in words; raise a ValueError for a function that forward has not called."""
     if not replace:
         return ()
-    found = type(ann).calling.called  # type: ignore[attr-defined]
+    kind: Any = type(ann)
+    found = kind.calling.called
     if missing := [name for name in replace if name not in found]:
         raise ValueError(f"convert: replace must name functions that forward calls, got {', '.join(missing)}")
     return tuple(f"{old} -> {new}" for old, new in replace.items())

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .graph import Graph, exported
+from .graph import LIFTED, Graph, exported
 from .nodes import is_setting, overridden_methods, settings, snapshot, some
 
 _MISSING = object()
@@ -25,22 +25,24 @@ class Watch:
 
     def __init__(self, ann: nn.Module, graph: Graph, constants: tuple[str, ...]) -> None:
         self.ann, self.inputs, self.description = ann, graph.inputs, graph.description
-        self.constants = {
-            name: graph.tensor(name).detach().clone() for name in constants if name not in graph.constants
-        }
+        held = {name: _held(ann, name) for name in constants if not name.startswith(LIFTED)}
+        self.constants = {name: x.detach().clone() for name, x in held.items()}
+        self.seen = {name: (x, _writes(x)) for name, x in held.items()}
+        """The constants and how often each had been written to when its value was last read."""
+        self.volatile = graph.volatile
         self.read = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}
         """The names of the tensors that the graph reads."""
         self.note()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "noted": None}  # identities do not outlive the process
+        return {**vars(self), "noted": None, "seen": {}}  # identities do not outlive the process
 
     def note(self) -> None:
         """Note the ANN's modules and settings as they are now."""
         self.noted = []
         for name, module in self.ann.named_modules():
             values, children = vars(module), tuple(module._modules.items())
-            known = [*_compared(module).items()]
+            known = [(key, x) for key, x in _compared(module).items() if (name, key) not in self.volatile]
             plain = {key: x for key, x in values.items() if isinstance(x, Tensor)}  # neither parameters nor buffers
             tensors = [(key, x) for key, x in plain.items() if f"{name}.{key}".lstrip(".") in self.read]
             self.noted.append((name, module, values, children, known, tensors, len(values)))
@@ -68,10 +70,16 @@ class Watch:
         return some(suspects, 3)
 
     def _changed_constants(self) -> Iterator[str]:
+        """Yield the names of constants with other values, which are read only after a write: reading waits for CUDA."""
         for name, noted in self.constants.items():
-            path, _, key = name.rpartition(".")
-            x = getattr(self.ann.get_submodule(path), key, None)
-            if not isinstance(x, Tensor) or x.shape != noted.shape or not torch.equal(x.detach().to(noted), noted):
+            x = _held(self.ann, name)
+            writes = _writes(x)
+            seen, before = self.seen.get(name, (None, None))
+            if seen is x and writes is not None and writes == before:
+                continue
+            if x is not None and x.shape == noted.shape and torch.equal(x.detach().to(noted), noted):
+                self.seen[name] = x, writes
+            else:
                 yield name
 
     def _suspects(self) -> Iterator[str]:
@@ -86,6 +94,16 @@ class Watch:
             if len(values) != number:
                 had = {key for key, _ in known}
                 yield from (f"{name}.{key}".lstrip(".") for key in _compared(module) if key not in had)
+
+
+def _held(ann: nn.Module, name: str) -> Any:
+    path, _, key = name.rpartition(".")
+    return getattr(ann.get_submodule(path), key, None)
+
+
+def _writes(x: Any) -> int | None:
+    """Return how many times a tensor has been written to; None for what does not count writes."""
+    return None if not isinstance(x, Tensor) or x.is_inference() else x._version
 
 
 def _replaced(name: str, before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:

@@ -12,7 +12,8 @@ from torch.nn.utils import parametrize
 
 from ..nn.computed import Computed, OwnTensor
 from ..nn.quantiser import quantiser
-from .graph import Graph
+from ..nn.weights import stored
+from .graph import LIFTED, Graph
 from .training import is_random
 
 aten = torch.ops.aten
@@ -44,7 +45,8 @@ class WeightCall:
 
 def bound_arguments(node: fx.Node) -> dict[str, Any]:
     """Return the arguments of an ATen call by their names, with defaults."""
-    schema: Any = node.target._schema  # type: ignore[union-attr]
+    target: Any = node.target
+    schema = target._schema
     named = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
     named |= dict(zip((a.name for a in schema.arguments), node.args, strict=False))
     return named | dict(node.kwargs)
@@ -236,7 +238,7 @@ class WeightCalls:
         return paths[0] if paths and len({*paths}) == 1 else ""
 
     def _is_constant(self, leaf: fx.Node) -> bool:
-        return str(leaf.target).startswith("_constant.")
+        return str(leaf.target).startswith(LIFTED)
 
     def _own_layer(self, path: str, kind: Any, settings: dict[str, Any], weight: fx.Node, bias: Any) -> Any:
         """Return the ANN's layer at a path if it computes what the call does; else None."""
@@ -327,8 +329,7 @@ def share(layer: Any, module: nn.Module) -> None:
             Computed.of(layer, key, computed)
         elif parametrize.is_parametrized(module, key):
             if key == "weight" and (rounding := quantiser(module)) is not None:
-                original = module.parametrizations[key].original  # type: ignore[index, union-attr]
-                layer.register_parameter(key, original)
+                layer.register_parameter(key, getattr(*stored(module, key)))
                 parametrize.register_parametrization(layer, key, rounding, unsafe=True)
             else:
                 layer._parameters.pop(key, None)

@@ -169,9 +169,11 @@ class FrozenNetwork(nn.Module):
     def forward(self, x: Any, *others: Any) -> Any:
         if self.arguments is not None:
             found = taken(self.arguments, (x, *others))
-            x, *others = (found[name] for name in self.kinds)  # type: ignore[assignment]
-        total = self._total((x, *others))
-        return self.advance((x, *others) if others else x, {}, Span(total, 0, total))[0]
+            inputs = tuple(found[name] for name in self.kinds)
+        else:
+            inputs = (x, *others)
+        total = self._total(inputs)
+        return self.advance(inputs if len(inputs) > 1 else inputs[0], {}, Span(total, 0, total))[0]
 
     def _total(self, inputs: Sequence[Any]) -> int:
         """Return T for these inputs."""

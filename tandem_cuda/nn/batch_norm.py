@@ -17,17 +17,6 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-class FrozenBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm that always uses its running statistics, as torchvision.ops.FrozenBatchNorm2d does.
-
-    It has the state of a module of that class, whose weight, bias and statistics are buffers.
-    """
-
-    momentum, affine, track_running_stats, num_batches_tracked = None, True, True, None
-    training = property(lambda self: False, lambda self, mode: None)
-    num_features = property(lambda self: len(self.running_mean))
-
-
 def checked_norm(name: str, norm: Any) -> Any:
     """Return the batch norm; raise a ValueError, naming the layer, if the spiking twin cannot fold it."""
     if norm is None or norm.running_mean is None:

@@ -165,8 +165,8 @@ def _interpolated(call: Call) -> Any:
     mode = "bilinear" if call.node.target is aten.upsample_bilinear2d.vec else "bicubic"
     factors = call["scale_factors"]
     factor = None if factors is None else (float(factors[0]), float(factors[1]))
-    size = None if factors is not None else call.shape_after[1:]
-    return call.interpolate(Resize(size, factor, mode, bool(call["align_corners"])))  # type: ignore[arg-type]
+    size: Any = None if factors is not None else call.shape_after[1:]
+    return call.interpolate(Resize(size, factor, mode, bool(call["align_corners"])))
 
 
 @rules_for(aten.pixel_shuffle.default)
