@@ -24,6 +24,7 @@ from ..nn.quantiser import WeightQuantiser
 from .batches import copied
 from .functional import Unwritable, functional, inlined
 from .inputs import Inputs
+from .nodes import is_setting
 from .training import Differs, Training, as_in_eval, compared, is_random
 
 aten = torch.ops.aten
@@ -377,7 +378,8 @@ def _unchanged(ann: nn.Module) -> Iterator[set[tuple[str, str]]]:
         yield changed
     finally:
         for name, values, before in kept:
-            changed |= {(name, key) for key in {*values, *before} if values.get(key) is not before.get(key, (None,))[0]}
+            was = {key: x for key, (x, _) in before.items()}
+            changed |= {(name, key) for key in {*values, *was} if not _same(values.get(key), was.get(key))}
             for key in [key for key in values if key not in before]:
                 del values[key]
             for key, (x, copy) in before.items():
@@ -387,6 +389,11 @@ def _unchanged(ann: nn.Module) -> Iterator[set[tuple[str, str]]]:
                 elif type(x) is dict:
                     x.clear()
                     x.update(copy)
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two attributes are one object, or equal settings: torch.export makes new tuples of the old ones."""
+    return one is other or (is_setting(one) and is_setting(other) and bool(one == other))
 
 
 def _plain(module: nn.Module) -> dict[str, tuple[Any, Any]]:

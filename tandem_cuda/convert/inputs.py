@@ -5,11 +5,20 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import TreeSpec, keystr, tree_flatten, tree_leaves_with_path, tree_map_only, tree_unflatten
+from torch.utils._pytree import (
+    TreeSpec,
+    keystr,
+    tree_flatten,
+    tree_leaves,
+    tree_leaves_with_path,
+    tree_map,
+    tree_map_only,
+)
 
 from ..spike_train import SpikeTrain
 
@@ -55,14 +64,19 @@ class Inputs:
     """The arguments that must be passed by name."""
     order: list[str]
     """All arguments that can be passed by position, in the order of forward."""
-    spec: TreeSpec
-    """The structure of the arguments."""
-    constants: tuple[Any, ...]
-    """The leaves of the arguments; None in place of tensors."""
-    is_tensor: tuple[bool, ...]
-    shapes: tuple[torch.Size, ...] = ()
+    arguments: tuple[Any, ...]
+    """The arguments of the example, with Ellipsis in place of tensors."""
+    shapes: tuple[torch.Size, ...]
     """The sizes of the tensors, of one sample."""
-    dtypes: tuple[torch.dtype, ...] = ()
+    dtypes: tuple[torch.dtype, ...]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: x for key, x in vars(self).items() if key != "_flat"}
+
+    @cached_property
+    def _flat(self) -> tuple[list[Any], TreeSpec]:
+        """The leaves of the arguments, with Ellipsis in place of tensors, and their structure."""
+        return tree_flatten(self.arguments)
 
     @classmethod
     def of(cls, ann: nn.Module, example: Sequence[Any]) -> Inputs:
@@ -86,10 +100,7 @@ class Inputs:
             if p.kind not in (p.KEYWORD_ONLY, p.VAR_KEYWORD)
             for name in (many if p.kind is p.VAR_POSITIONAL else [p.name])
         ]
-        leaves, spec = tree_flatten(tuple(example))
-        tensors = tuple(isinstance(x, Tensor) for x in leaves)
-        constants = tuple(None if isinstance(x, Tensor) else x for x in leaves)
-        found = [x for x in leaves if isinstance(x, Tensor)]
+        found = [x for x in tree_leaves(tuple(example)) if isinstance(x, Tensor)]
         if not found:
             raise ValueError("convert: example must hold at least one Tensor, got none")
         if any(not x.dim() or not len(x) for x in found):
@@ -98,17 +109,15 @@ class Inputs:
                 f"{', '.join(str(list(x.shape)) for x in found)}"
             )
         return cls(
-            names, defaults, keywords, order, spec, constants, tensors,
+            names, defaults, keywords, order, tree_map_only(Tensor, lambda x: ..., tuple(example)),
             tuple(x.shape[1:] for x in found), tuple(x.dtype for x in found),
         )  # fmt: skip
 
     @property
     def leaf_names(self) -> list[str]:
         """The names of the tensors: the argument's, or "batch['image']" of a tensor in it."""
-        keys = [path for path, _ in tree_leaves_with_path(tree_unflatten(list(range(len(self.constants))), self.spec))]
-        arguments: list[Any] = [path[0] for path in keys]
-        names = [self.names[one.idx] + keystr(path[1:]) for one, path in zip(arguments, keys, strict=True)]
-        return [name for name, is_tensor in zip(names, self.is_tensor, strict=True) if is_tensor]
+        found: list[tuple[Any, Any]] = tree_leaves_with_path(self.arguments)
+        return [self.names[path[0].idx] + keystr(path[1:]) for path, x in found if x is ...]
 
     def leaves(self, arguments: Sequence[Any]) -> list[Any]:
         """Return the tensors, or spike trains, in the arguments of a call.
@@ -120,25 +129,24 @@ class Inputs:
         if self._is_plain and not any(isinstance(x, (tuple, list, dict)) for x in arguments):
             return list(arguments)
         try:
-            leaves = self.spec.flatten_up_to(tuple(arguments))
+            leaves = self._flat[1].flatten_up_to(tuple(arguments))
         except ValueError as error:
             raise TypeError(f"TandemNetwork: inputs must have the structure of the example: {error}") from None
-        for x, constant, is_tensor in zip(leaves, self.constants, self.is_tensor, strict=True):
-            if not is_tensor and x is not constant and (isinstance(x, Tensor) or x != constant):
+        pairs = list(zip(leaves, self._flat[0], strict=True))
+        for x, constant in pairs:
+            if constant is not ... and x is not constant and (isinstance(x, Tensor) or x != constant):
                 raise ValueError(f"TandemNetwork: inputs must have {constant!r} as in the example, got {x!r}")
-        return [x for x, is_tensor in zip(leaves, self.is_tensor, strict=True) if is_tensor]
+        return [x for x, constant in pairs if constant is ...]
 
     @property
     def _is_plain(self) -> bool:
         """Whether each argument is a tensor."""
-        return all(self.is_tensor) and len(self.is_tensor) == len(self.names)
+        return all(x is ... for x in self.arguments)
 
     @property
     def structure(self) -> Any:
         """The arguments, with Ellipsis for tensors; None if each argument is a tensor."""
-        if self._is_plain:
-            return None
-        return tree_unflatten([... if x else y for x, y in zip(self.is_tensor, self.constants, strict=True)], self.spec)
+        return None if self._is_plain else self.arguments
 
     def check_sizes(self, leaves: Sequence[Any]) -> None:
         """Raise a TypeError or ValueError unless the tensors of a call have the sizes of the example's."""
@@ -195,9 +203,11 @@ class Inputs:
         """Return arguments of zeros, of one sample."""
         like = next(ann.parameters(), torch.empty(0))
         sizes = iter(zip(self.shapes, self.dtypes, strict=True))
-        leaves = list(self.constants)
-        for i, is_tensor in enumerate(self.is_tensor):
-            if is_tensor:
-                shape, dtype = next(sizes)
-                leaves[i] = like.new_zeros((1, *shape), dtype=None if dtype.is_floating_point else dtype)
-        return tuple(tree_unflatten(leaves, self.spec))
+
+        def made(x: Any) -> Any:
+            if x is not ...:
+                return x
+            shape, dtype = next(sizes)
+            return like.new_zeros((1, *shape), dtype=None if dtype.is_floating_point else dtype)
+
+        return tree_map(made, self.arguments)
