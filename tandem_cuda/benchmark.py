@@ -74,7 +74,7 @@ def network_sides(
     for module in ann.modules():
         if isinstance(module, NORMS):
             nn.init.constant_(module.bias, BETA)
-    settling = convert(ann, time_steps=max(TIME_STEPS)).train()
+    settling = convert(ann, max(TIME_STEPS), example=x).train()
     with torch.no_grad():
         for _ in ann:  # statistics settle layer by layer, from the input on
             settling(x)
@@ -85,7 +85,7 @@ def network_sides(
     for time_steps in TIME_STEPS:
         for weights in ("float32", "int8"):
             twin = copy.deepcopy(ann)  # quantisation changes both networks
-            snn = convert(twin, time_steps=time_steps, weights=None if weights == "float32" else weights).eval()
+            snn = convert(twin, time_steps, weights=None if weights == "float32" else weights, example=x).eval()
             frozen = freeze(snn)
             with torch.no_grad():
                 if not torch.equal(frozen(x), snn(x)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import io
 import logging
 import random
 import re
@@ -235,7 +236,8 @@ def _exported(ann: nn.Module, inputs: Inputs, samples: tuple[Any, ...]) -> Any:
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        return torch.export.export(ann, args, kwargs, dynamic_shapes=shapes, strict=False)
+        with contextlib.redirect_stderr(io.StringIO()):  # torch.export prints the graph so far before it raises
+            return torch.export.export(ann, args, kwargs, dynamic_shapes=shapes, strict=False)
     except Exception as error:  # forward may raise anything
         raise ValueError(_reason(ann, error)) from None
     finally:
@@ -404,15 +406,14 @@ def _plain(module: nn.Module) -> dict[str, tuple[Any, Any]]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Silence what torch.export says while it looks for a graph, and let quantised weights pass as they are."""
-    loggers = [
-        logging.getLogger(name) for name in ("torch.fx.experimental.symbolic_shapes", "torch._export", "torch.export")
-    ]
+    names = "torch.fx.experimental.symbolic_shapes", "torch._export", "torch.export", "torch._subclasses.fake_tensor"
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings(), WeightQuantiser.transparent():
         warnings.simplefilter("ignore")
         try:
             for logger in loggers:
-                logger.setLevel(logging.ERROR)
+                logger.setLevel(logging.CRITICAL)
             yield
         finally:
             for logger, level in zip(loggers, levels, strict=True):
