@@ -29,7 +29,7 @@ _MOVES = {
     aten.zeros.default, aten.zeros_like.default, aten.ones.default, aten.full.default, aten.arange.default,
     aten.index_select.default, aten.gather.default, aten.constant_pad_nd.default, aten.expand.default,
 }  # fmt: skip
-"""Calls that move or drop values, or make constants: they compute nothing that a report should name."""
+"""Calls that move or drop values, or make constants: of real values, they compute nothing that a report should name."""
 
 
 _SIZES = (aten.sym_size.int, operator.getitem, operator.mul, operator.add, operator.floordiv)
@@ -171,9 +171,8 @@ class Conversion:
         is_weight = node in self.calls.found
         analogue = is_weight or any(not isinstance(x, Real) or x.analogue for x in inputs)
         analogue = analogue and node not in self.calls.of_parameters
-        # A move of real values costs nothing; one that spikes cannot follow ends in neurons again.
-        moves = node.target in _MOVES and not any(isinstance(x, (Train, Pooled, Grouped)) for x in inputs)
-        moves = moves or node.target in _SIZES
+        # A move of real values computes nothing; one that spikes cannot follow makes them real.
+        moves = node.target in _SIZES or (node.target in _MOVES and all(isinstance(x, Real) for x in inputs))
         if analogue and not is_weight and self.spiking is None and node in self.before and not moves:
             stack = [*(node.meta.get("nn_module_stack") or {}).values()]
             place = str(stack[-1][0]) if stack else ""
