@@ -22,7 +22,7 @@ SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc)
 CPP_FILES = $(shell find csrc tests examples -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .NOTPARALLEL:
-.PHONY: help build test test-slow test-changed test-oldest nightly same fuzz sanitize seeded-bugs demo docs bench \
+.PHONY: help build test test-slow test-changed test-oldest test-processors nightly same fuzz sanitize seeded-bugs demo docs bench \
   results gpu gpu-dry-run lint lint-changed ruff mypy clang-format clang-tidy format sdist wheel verify-wheel wheels check-tag clean
 
 help:
@@ -31,6 +31,7 @@ help:
 	@echo "make test-slow  the slow tests"
 	@echo "make test-changed  the nightly tests of files that have changed since make nightly last passed, or since CI_BASE"
 	@echo "make test-oldest  every quick test of the same library under torch $(OLDEST_TORCH), with a few of its parameter sets"
+	@echo "make test-processors  the quick tests with the instruction sets of other processors"
 	@echo "make nightly    the nightly tests: sanitizers, other processors and devices, the sdist, long examples, large tensors"
 	@echo "make same       compare all that the library computes with what it did in the commit AGAINST=REV, to the bit"
 	@echo "make fuzz       look for failures in random cases and mutated files for MINUTES=$(MINUTES), on all cores"
@@ -84,6 +85,10 @@ test-oldest: $(VENV)-oldest/.installed
 	$(VENV)-oldest/bin/python -c "import torch; v = torch.__version__; assert v.split('+')[0] == '$(OLDEST_TORCH)', v"
 	$(VENV)-oldest/bin/pytest $(IN_PROCESSES) $(OLDEST_ARGS) -m "not slow and not nightly and not gpu" \
 	  $(patsubst %,--ignore=tests/test_%.py,$(OF_KERNELS) $(OF_THE_PROJECT)) $(PYTEST_ARGS)
+
+# PROCESSORS_ARGS=--tenth runs a tenth of them.
+test-processors: $(VENV)/.installed-test
+	$(PY) -m tests.processors $(PROCESSORS_ARGS) --pytest-args="$(IN_PROCESSES) $(PYTEST_ARGS)"
 
 # SAME_ARGS="--kinds layers" compares less. tests/same/differences.toml lists what may differ, and why.
 same: $(VENV)/.installed-test

@@ -117,20 +117,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--at-most", type=int, metavar="N", help="run each test with N of its parameter sets at most, of each operator"
     )
+    parser.addoption("--part", metavar="K/N", help="run the K-th of N parts of the tests, drawn by their names")
 
 
 @pytest.hookimpl(trylast=True)  # of what -m and -k leave
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Run the tests of ``host`` last: its programs take a minute to compile. Leave out what ``--at-most`` does."""
+    """Run the tests of ``host`` last: its programs take a minute to compile. Leave out what the options leave out."""
     items.sort(key=lambda item: "host" in getattr(item, "fixturenames", ()))
     if most := config.getoption("at_most"):
         of_test = defaultdict(list)
         for item in items:
             case = item.callspec.params.get("case") if hasattr(item, "callspec") else None
             of_test[item.nodeid.partition("[")[0], getattr(case, "operator", None)].append(item)
-        chosen = {id(item) for group in of_test.values() for item in sorted(group, key=_drawn)[:most]}
-        config.hook.pytest_deselected(items=[item for item in items if id(item) not in chosen])
-        items[:] = [item for item in items if id(item) in chosen]
+        _keep({id(item) for group in of_test.values() for item in sorted(group, key=_drawn)[:most]}, config, items)
+    if part := config.getoption("part"):
+        k, n = map(int, part.split("/"))
+        _keep({id(item) for item in items if _drawn(item) % n == k}, config, items)
+
+
+def _keep(chosen: set[int], config: pytest.Config, items: list[pytest.Item]) -> None:
+    config.hook.pytest_deselected(items=[item for item in items if id(item) not in chosen])
+    items[:] = [item for item in items if id(item) in chosen]
 
 
 def _drawn(item: pytest.Item) -> int:

@@ -86,8 +86,7 @@ GROUPS = {
         " csrc/cpu/simd.inl.h tests/instructions/*",
     ),
     "settings of files": Group(
-        "tests/test_freeze_plain.py tests/test_frozen_files.py tests/test_saved_networks.py"
-        " tests/test_exchange_mutants.py",
+        "tests/test_frozen_files.py tests/test_saved_networks.py tests/test_exchange_mutants.py",
         "tandem_cuda/freeze/** tandem_cuda/exchange/** tandem_cuda/nn/frozen.py tandem_cuda/nn/schema.py"
         " tandem_cuda/nn/spiking.py tandem_cuda/nn/spiking_twin.py",
     ),
@@ -96,6 +95,7 @@ GROUPS = {
         " tests/test_early_exit_example.py tests/test_convert_pretrained.py",
         "examples/**",
     ),
+    "other processors": Group("tests/test_processors.py", None),
     "networks of other libraries": Group("tests/test_coverage.py", None),
     "largest shapes": Group("tests/test_large.py", None),
     "seeded bugs": Group("tests/test_seeded_bugs.py", None),  # the faults of C++ build the library twenty times

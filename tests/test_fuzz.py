@@ -241,19 +241,21 @@ print("end", flush=True)
 def test_run_names_failures_and_crashes_and_goes_on(capsys):
     run = Run(["neurons"], 1, 1, 7, command=[sys.executable, "-c", WORKER]).run()
     assert run.failures == [
-        (reproduction("neurons", 8), "the process ends with SIGABRT: x.h:3: runtime error: planted"),
-        (reproduction("neurons", 10), "Mismatch: bits: planted"),
+        (reproduction("neurons", 8, run.processor(0)), "the process ends with SIGABRT: x.h:3: runtime error: planted"),
+        (reproduction("neurons", 10, run.processor(0)), "Mismatch: bits: planted"),
     ]
     assert run.cases["neurons"] == 5
     assert run.summary().splitlines()[1].split() == ["neurons", "5", "cases", "2", "failures"]
-    assert "FAILED python -m tests.fuzz neurons --seed 8  # the process ends" in capsys.readouterr().out
+    assert "python -m tests.fuzz neurons --seed 8  # the process ends" in capsys.readouterr().out
 
 
 def test_a_hung_worker_is_ended(monkeypatch):
     monkeypatch.setattr(runner, "SILENT_SECONDS", 0.3)
     hangs = "import time; print('begin neurons 7', flush=True); time.sleep(60)"
     run = Run(["neurons"], 1e-9, 1, 7, command=[sys.executable, "-c", hangs]).run()
-    assert [(line, what.split(":")[0]) for line, what in run.failures] == [(reproduction("neurons", 7), "hangs")]
+    assert [(line, what.split(":")[0]) for line, what in run.failures] == [
+        (reproduction("neurons", 7, run.processor(0)), "hangs")
+    ]
 
 
 def test_a_case_that_takes_too_long_is_ended(monkeypatch):

@@ -232,14 +232,13 @@ def test_any_other_description_is_refused(tmp_path, make, values):
             artefact.write(path, changed, tensors)
             with contextlib.suppress(ValueError):  # no other error
                 FrozenNetwork.load(path)
-                accepted.add(
-                    (at[-1] if isinstance(at[-1], str) else at[-2], "left out" if odd is paths_in else str(odd))
-                )
+                name = next(key for key in reversed(at) if isinstance(key, str))
+                accepted.add((name, "left out" if odd is paths_in else str(odd)))
     # What other networks have too.
     assert {name for name, _ in accepted} <= {
         "time_steps", "scale", "threshold", "amplitude", "initial", "refractory", "two_phase", "stride", "padding",
         "dilation", "output_padding", "kernel_size", "output_size", "ceil_mode", "count_include_pad",
-        "divisor_override", "start_dim", "end_dim", "name", "inputs",
+        "divisor_override", "start_dim", "end_dim", "name", "inputs", "args",
     }  # fmt: skip
     assert ("time_steps", "7") in accepted
     whole = {odd for name, odd in accepted if name in ("stride", "padding", "dilation")}

@@ -89,6 +89,7 @@ def compared(ours: fx.Graph, theirs: fx.Graph, spec: TreeSpec, spec_in_training:
     places: dict[str, None] = {}  # where values meet noise
     met: set[fx.Node] = set()  # values that have met noise
     scaled: set[fx.Node] = set()  # values that are divided by the share of samples that stay, before they meet noise
+    spread: set[fx.Node] = set()  # noise times what training alone computes, as a standard deviation
     for node in theirs.nodes:
         if node.op == "output":
             break
@@ -105,12 +106,18 @@ def compared(ours: fx.Graph, theirs: fx.Graph, spec: TreeSpec, spec_in_training:
             found[node] = ours_of[number[node]]
         elif _makes_noise(node, noise):
             noise.add(node)
-        elif (source := _meets(node, noise, found, scaled)) is not None or (source := _share_of(node, met)) is not None:
+        elif (
+            (source := _meets(node, noise, found, scaled)) is not None
+            or (source := _share_of(node, met)) is not None
+            or (source := _mean_of(node, spread, found)) is not None
+        ):
             number[node], found[node] = number[source], found[source]
             met.add(node)
             places[_place(node)] = None
         else:
             missing.append(node)
+            if not noise.isdisjoint(_tensors(node)):
+                spread.add(node)
     dropped = [
         node
         for node in missing
@@ -184,6 +191,14 @@ def _share_of(node: fx.Node, met: set[fx.Node]) -> fx.Node | None:
         return None
     x, share = node.args[:2]
     return x if isinstance(x, fx.Node) and x in met and isinstance(share, float) and 0 < share < 1 else None
+
+
+def _mean_of(node: fx.Node, spread: set[fx.Node], found: dict[fx.Node, fx.Node]) -> fx.Node | None:
+    """Return the value to which a call adds noise of its own spread; else None."""
+    if node.target not in (aten.add.Tensor, aten.sub.Tensor):
+        return None
+    known = [x for x in _tensors(node) if x in found]
+    return known[0] if len(known) == 1 and len(_tensors(node)) == 2 and not spread.isdisjoint(node.args) else None
 
 
 def _tensors(node: fx.Node) -> list[fx.Node]:

@@ -165,7 +165,9 @@ class Twins:
         return bool(self._own) and self._kinds != self._kinds_of_ann()
 
     def _kinds_of_ann(self) -> list[tuple[torch.dtype, torch.device]]:
-        return [(x.dtype, x.device) for x in (owner._parameters[key] for _, owner, key in self._own) if x is not None]
+        # Pruning makes a plain tensor of a parameter.
+        found = (owner._parameters.get(key, vars(owner).get(key)) for _, owner, key in self._own)
+        return [(x.dtype, x.device) for x in found if x is not None]
 
     @torch.inference_mode(False)  # inference tensors would be of no use in training
     @torch.no_grad()

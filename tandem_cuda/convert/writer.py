@@ -111,12 +111,15 @@ class Writer:
         if node.op == "get_attr":
             name = self.named("tensors." + str(node.target).replace(".", "_"), self.source.tensor(str(node.target)))
             return self.graph.get_attr(name)
-        if (call := self.calls.found.get(node)) is not None and self._calls_module(call.layer):
+        given: dict[fx.Node, fx.Node] = {}
+        if (call := self.calls.found.get(node)) is not None:
             read = self.read.get(node)
             x = self.decoded(read) if read is not None and read.windows == 1 else self.real(call.input)
             if isinstance(call.layer, nn.Linear):
                 x = self._innermost(x, read)
-            return self.graph.call_module(self._own_module(call.name, call.layer), (x,))
+            if "computed" not in call.layer._modules:  # torch's layer computes what the call does
+                return self.graph.call_module(self._own_module(call.name, call.layer), (x,))
+            given[call.input] = x
         if node.target is aten.batch_norm.default and (norm := self.norm(node)) is not None:
             if node in self.normed:
                 return self.decoded(self.spikes(node))
@@ -125,15 +128,11 @@ class Writer:
             return self.graph.call_module(self._own_module(self.name(node), norm), (x,))
         if (dropout := dropout_of(node)) is not None:
             return self.graph.call_module(self.named(node.name, dropout), (self.real(node.all_input_nodes[0]),))
-        copied = self.graph.node_copy(node, self.real)
+        copied = self.graph.node_copy(node, lambda x: given[x] if x in given else self.real(x))
         if copied.target is aten.view.default:  # the SNN's values may lie otherwise in memory
             copied.target = aten.reshape.default
         copied.meta = {}
         return copied
-
-    def _calls_module(self, layer: Any) -> bool:
-        """Whether torch's layer computes what the call does: a layer made for a call has plain tensors."""
-        return "computed" not in layer._modules
 
     def _own_module(self, name: str, module: nn.Module) -> str:
         """Return the name of a module that both twins share, or that computes with the ANN's parameters."""

@@ -86,6 +86,52 @@ def _check_values(op: Any, args: list[Any], kwargs: dict[str, Any]) -> None:
         raise ValueError(f"{op} must not be random")
 
 
+def _check_types(op: Any, args: list[Any], kwargs: dict[str, Any]) -> None:
+    """Raise a ValueError unless an operator takes arguments of these types. What is not given has a default."""
+    if not isinstance(op, OpOverload):
+        return
+    parameters = {x.name: x for x in op._schema.arguments}
+    positions = [x.name for x in op._schema.arguments if not x.kwarg_only]
+    given = dict(zip(positions, args, strict=False)) | kwargs
+    required = {name for name, x in parameters.items() if not x.has_default_value()}
+    if len(args) > len(positions) or kwargs.keys() & {*positions[: len(args)]} or not required <= given.keys():
+        raise ValueError(f"{op} must be called with its arguments, each given once, got {args!r}, {kwargs!r}")
+    for name, x in given.items():
+        wanted = str(parameters[name].type) if name in parameters else "nothing"
+        if not _is_of(x, wanted) and not (type(x) is int and getattr(parameters[name], "N", None) is not None):
+            raise ValueError(f"{op}: {name} must be {wanted}, got {x!r}")
+
+
+def _is_of(x: Any, wanted: str) -> bool:
+    """Whether an argument in JSON is of a type, as a schema writes it."""
+    outer, _, inner = wanted.removesuffix("]").partition("[")
+    if outer == "Optional":
+        return x is None or _is_of(x, inner)
+    if outer == "List":
+        return isinstance(x, list) and all(_is_of(part, inner) for part in x)
+    if type(x) is dict:
+        return wanted in _TYPES_OF_FORMS.get(next(iter(x), ""), ())
+    if wanted in ("int", "number", "Tensor") and type(x) is int:
+        return -(2**63) <= x < 2**63
+    return type(x) in _JSON_TYPES.get(wanted, ())
+
+
+_TYPES_OF_FORMS = {
+    "input": ("Tensor", "int", "float", "number", "bool"),
+    "own": ("int", "Device"),
+    "number": ("float", "number", "Tensor"),
+    **dict.fromkeys(("dtype", "memory_format", "layout"), ("int",)),
+}
+_JSON_TYPES = {
+    "float": (float, int),
+    "number": (float, bool),
+    "Tensor": (float, bool),
+    "bool": (bool,),
+    "str": (str,),
+    "Device": (str,),
+}
+
+
 def _by_name(*values: Any) -> dict[str, Any]:
     return {str(value).removeprefix("torch."): value for value in values}
 
@@ -178,8 +224,9 @@ class FrozenAten(FrozenLayer):
         self._function = operator_of(operator, overload)
         if not isinstance(args, list) or not isinstance(kwargs, dict):
             raise ValueError(f"args and kwargs must be a list and an object, got {args!r}, {kwargs!r}")
-        _check_values(self._function, args, kwargs)
         forms = [*_forms_in([*args, *kwargs.values()])]
+        _check_types(self._function, args, kwargs)
+        _check_values(self._function, args, kwargs)
         used = {place for form, place in forms if form == "input"}
         self.uses = len(used)
         if used != {*range(self.uses)}:

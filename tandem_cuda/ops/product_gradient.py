@@ -320,5 +320,5 @@ def register_products() -> None:
     """Register the gradients and the autocast rule of the products."""
     register_gradient("spiking_product", _spiking_backward, _setup_spiking)
     register_gradient("count_product", _count_backward, _setup_count)
-    for name in ("spiking_product", "count_product"):
+    for name in ("spiking_product", "count_product", "radix_product"):
         autocast.lower_gradients(name)

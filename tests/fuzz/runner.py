@@ -15,6 +15,9 @@ import traceback
 from collections import Counter
 from pathlib import Path
 
+# Beside this package, whether it is imported as fuzz or as tests.fuzz.
+processors = importlib.import_module(f"{__package__.removesuffix('fuzz')}processors")
+
 # The function of each kind, which draws a case and checks it.
 KINDS = {
     "trains": "operators",
@@ -50,9 +53,10 @@ def seed_of_the_day():
     return int(datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%d")) * 10**9
 
 
-def reproduction(kind, seed):
+def reproduction(kind, seed, processor=()):
     """The command that runs one case; of an instrumented library one that builds and loads it."""
-    return f"python -m tests.fuzz{'.sanitize' if sanitized() else ''} {kind} --seed {seed}"
+    variables = "".join(f"{name}={value} " for name, value in dict(processor).items())
+    return f"{variables}python -m tests.fuzz{'.sanitize' if sanitized() else ''} {kind} --seed {seed}"
 
 
 def run_case(kind, seed):
@@ -175,7 +179,8 @@ class Run:
     def _one_process(self, index, first, seconds):
         """None, or of the case that killed it (seed, time of the first case)."""
         command = [*self.command, "--worker", str(first), str(self.workers), str(seconds)]
-        environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
+        processor = self.processor(index)
+        environment = {"OMP_WAIT_POLICY": "passive", **os.environ, **processor}
         with tempfile.TemporaryFile("w+", errors="replace") as errors:
             process = subprocess.Popen(
                 [*command, *self.kinds],
@@ -198,7 +203,7 @@ class Run:
                     kind, seed = rest[0], int(rest[1])
                     self.cases[kind] += 1
                 elif word == "fail":
-                    self._failed(rest[0], int(rest[1]), rest[2])
+                    self._failed(rest[0], int(rest[1]), processor, rest[2])
                 elif word == "end":
                     ended = True
             process.wait()
@@ -210,12 +215,19 @@ class Run:
             tail = errors.read()[-6000:]
             what = "hangs" if watch.fired else f"the process ends with {_status(process.returncode)}"
             sys.stderr.write(tail + "\n")
-            self._failed(kind or self.kinds[0], seed, f"{what}: {_telling(tail)}")
+            self._failed(kind or self.kinds[0], seed, processor, f"{what}: {_telling(tail)}")
             return seed, began if kind else -math.inf  # no use in starting another where none begins
 
-    def _failed(self, kind, seed, what):
-        self.failures.append((reproduction(kind, seed), what))
-        print(f"FAILED {reproduction(kind, seed)}  # {what}", flush=True)
+    def processor(self, index):
+        """The environment in which a worker takes this processor for another one."""
+        if sanitized():
+            return {}
+        return processors.environment(processors.SETTINGS[(self.seed // 10**9 + index) % len(processors.SETTINGS)])
+
+    def _failed(self, kind, seed, processor, what):
+        line = reproduction(kind, seed, processor)
+        self.failures.append((line, what))
+        print(f"FAILED {line}  # {what}", flush=True)
 
     def summary(self):
         """Cases of each kind, and every failure's reproduction."""

@@ -71,13 +71,18 @@ def trained(snn, x):
         torch.manual_seed(step)
         optimiser.zero_grad()
         out = snn(x)
-        F.cross_entropy(out, labels).backward()
+        F.cross_entropy(logits(out), labels).backward()
         found[f"output of step {step}"] = digest(out)
         found[f"gradients of step {step}"] = digest(gradients_of(snn))
         optimiser.step()
     snn.eval()
     found["state"] = digest(state_of(snn))
     return found
+
+
+def logits(out):
+    """Of a dict of outputs, the sum."""
+    return sum(out.values()) if isinstance(out, dict) else out
 
 
 def evaluated(draw, ann, snn, x):

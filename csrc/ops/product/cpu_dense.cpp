@@ -21,22 +21,26 @@ using torch::stable::detail::to;
 constexpr int64_t kPassBytes = int64_t{32} << 20;
 
 template <size_t n>
-Tensor call(const char* op, const char* name, std::array<StableIValue, n> stack) {
+Tensor call(const char* op, const char* name, ScalarType type, std::array<StableIValue, n> stack) {
   const bool ok = torch_call_dispatcher(name, "", stack.data(), TORCH_ABI_VERSION) == AOTI_TORCH_SUCCESS;
   TANDEM_CHECK(ok, op, name, " failed in engine 'dense'; torch wrote the reason to the standard error");
-  return to<Tensor>(stack[0]);
+  Tensor out = to<Tensor>(stack[0]);
+  // Autocast, where an operator is not registered for it, would make torch's product a narrower one.
+  TANDEM_CHECK(out.scalar_type() == type, op, name, " must return ", name_of(type), " in engine 'dense', got ",
+               name_of(out.scalar_type()));
+  return out;
 }
 
 // weight * x for x [n, C, H, W] or [n, F], features last in memory; so is the result.
 Tensor dense_product(const char* op, const ProductPlan& plan, const Tensor& x) {
   const ConvGeometry& g = plan.geometry;
   if (plan.weight.dim() == 2) {
-    return call<3>(op, "aten::linear", {from(x), from(plan.weight), from(std::nullopt)});
+    return call<3>(op, "aten::linear", plan.type, {from(x), from(plan.weight), from(std::nullopt)});
   }
   // Of one channel into columns of one pixel, torch convolves wrongly where strides are those of channels last.
   const bool plain = g.in_channels == 1 && g.out_width == 1;
   const Tensor input = plain ? canonical(x) : x, weight = plain ? canonical(plan.weight) : plan.weight;
-  const Tensor out = call<9>(op, "aten::convolution",
+  const Tensor out = call<9>(op, "aten::convolution", plan.type,
                              {from(input), from(weight), from(std::nullopt), from(Sizes{g.stride_h, g.stride_w}),
                               from(Sizes{g.padding_h, g.padding_w}), from(Sizes{g.dilation_h, g.dilation_w}),
                               from(false), from(Sizes{0, 0}), from(g.groups)});
