@@ -6,6 +6,7 @@ import warnings
 
 import torch
 import torch.nn.functional as F
+from torch.utils._pytree import tree_leaves
 
 from fuzz import conversions
 from fuzz.draw import Draw
@@ -81,8 +82,8 @@ def trained(snn, x):
 
 
 def logits(out):
-    """Of a dict of outputs, the sum."""
-    return sum(out.values()) if isinstance(out, dict) else out
+    """Of several outputs, the sum."""
+    return sum(x for x in tree_leaves(out))
 
 
 def evaluated(draw, ann, snn, x):
