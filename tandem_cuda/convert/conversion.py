@@ -191,7 +191,7 @@ class Conversion:
         specs: list[Any] = [self.source.out_spec, self.source.training.out_spec]
         returned: Any = node.args[0]
         results = [
-            tree_unflatten([self.writer.real(x) if isinstance(x, fx.Node) else x for x in flat], spec)
+            _plain(tree_unflatten([self.writer.real(x) if isinstance(x, fx.Node) else x for x in flat], spec))
             for flat, spec in zip(returned, specs, strict=False)
         ]
         self.writer.graph.output(tuple(results))
@@ -236,7 +236,15 @@ class Conversion:
             constants=tuple(sorted(self.writer.constants)),
             spiking_macs=self._share(),
             notes=self.source.training.notes,
+            outputs=(self.source.out_spec, self.source.training.out_spec),
         )
+
+
+def _plain(x: Any) -> Any:
+    """Return a structure with tuples in place of named tuples, whose names generated code does not know."""
+    if isinstance(x, (tuple, list)):
+        return (list if isinstance(x, list) else tuple)(map(_plain, x))
+    return {key: _plain(part) for key, part in x.items()} if isinstance(x, dict) else x
 
 
 def converted(source: Graph, options: Options) -> Conversion:

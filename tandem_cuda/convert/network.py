@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from ..neuron.radix_if import check_radix_steps
 from ..nn import TandemAdd, TandemConvTranspose2d, TandemNeurons
@@ -260,9 +261,12 @@ class TandemNetwork(nn.Module):
                         f"TandemNetwork: input must have T = {self.time_steps}, which calibrated thresholds are for "
                         f"(set_time_steps changes it), got T = {x.time_steps}"
                     )
-        if self.training and self._in_training:
-            return type(self._in_training[0]).forward(self.snn, *leaves)  # with snn's own modules, wherever they are
-        return self.snn(*leaves)
+        spec, spec_in_training = self._record.outputs
+        if self.training and self._in_training:  # with snn's own modules, wherever they are
+            return tree_unflatten(
+                tree_leaves(type(self._in_training[0]).forward(self.snn, *leaves)), spec_in_training or spec
+            )
+        return tree_unflatten(tree_leaves(self.snn(*leaves)), spec)
 
     def tie_names(self) -> None:
         """Find anew which tensors both twins hold, and under which names."""

@@ -91,5 +91,7 @@ class Record:
     replaced: tuple[str, ...] = ()
     """The activations that ``replace`` has replaced: "silu in features.0"."""
     sample: Sample = field(default_factory=Sample)
+    outputs: tuple[Any, Any] = (None, None)
+    """The structures of forward's outputs in eval mode, and in training where it is another one."""
     rewrite: Callable[[Any], Any] | None = None
     """What rewrites the exported graph of the ANN before it is converted."""
