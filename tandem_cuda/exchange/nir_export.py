@@ -269,6 +269,9 @@ class _Export:
             if groups > 1 or not torch.equal(weight.repeat(1, x.windows, *[1] * (whole.dim() - 2)), whole):
                 self._refuse("its weights must be the same for all positions of a window")
         weight, factors = weight.detach().cpu() * x.gain, torch.ones(1, 1)
+        if x.scale is not None and x.scale.shape[0] != x.shape[0]:  # two spike trains for each value
+            self._refuse("spikes for values of both signs must have the same weight in all channels")
+            return x.nodes
         if x.scale is not None:
             factors = x.scale.expand(x.shape).reshape(x.shape[0], -1)
             if bool((factors != factors[:, :1]).any()):

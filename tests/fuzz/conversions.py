@@ -304,7 +304,8 @@ def set_differently(draw, ann, snn, x):
     others = ("p", 0.5), ("max_val", 0.7), ("eps", 0.1), ("momentum", 0.3), ("inplace", True)
     own = ("factor", 0.25), ("offset", 0.2), ("how", "sum"), ("unused", 3)
     name, value = draw.one((*pools, *others, *own))
-    having = [module for module in ann.modules() if name in vars(module)] or [ann]
+    plain = (module for module in ann.modules() if name != "kernel_size" or not hasattr(module, "weight"))
+    having = [module for module in plain if name in vars(module)] or [ann]
     setattr(draw.one(having), name, value)
     return x
 
