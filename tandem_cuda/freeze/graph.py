@@ -137,10 +137,10 @@ def needed(nodes: Sequence[Node], outputs: Sequence[str], *, later: bool = False
 def check_finite(node: Node) -> None:
     """Raise a ValueError if a tensor of the layer is not finite."""
     for name, tensor in node.layer.tensors().items():
-        wrong = tensor.isnan() if node.layer.is_constant else ~tensor.isfinite()
-        if not tensor.is_meta and wrong.any():
+        right = ~tensor.isnan() if node.layer.is_constant else tensor.isfinite()
+        if not tensor.is_meta and not right.all():
             raise ValueError(
-                f"FrozenNetwork: {node.layer.kind} {node.name!r}: {name} must be finite, got {tensor[wrong][0].item()}"
+                f"FrozenNetwork: {node.layer.kind} {node.name!r}: {name} must be finite, got {tensor[~right][0].item()}"
             )
 
 
