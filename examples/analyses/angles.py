@@ -58,7 +58,8 @@ def of_random_layers(run: Run, x: Any, deviation: float) -> list[dict[str, Any]]
     features, steps = math.prod(x.shape[1:]), run.time_steps
     for width in WIDTHS:
         torch.manual_seed(width)
-        net = convert(random_network(features, width, deviation), steps, mode=run.module.encoding, example=x[:1].cpu())
+        ann, example = random_network(features, width, deviation), torch.zeros(1, *x.shape[1:])
+        net = convert(ann, steps, mode=run.module.encoding, example=example)
         net.to(run.device).train()
         with torch.no_grad():
             net(x)  # batch norm's statistics
