@@ -1,6 +1,6 @@
 """Convert networks drawn from torchvision and timm, and write docs/coverage.md's table.
 
-    python examples/model_coverage.py                          # the draw of the page: about an hour
+    python examples/model_coverage.py                          # the draw of the page: a few hours
     python examples/model_coverage.py --count 12               # fewer networks on the page
     python examples/model_coverage.py --seed 7                 # another draw; leaves the page as it is
     python examples/model_coverage.py --only resnet18 vgg11    # some networks by name; leaves the page as it is
@@ -338,10 +338,9 @@ def run(args: argparse.Namespace) -> None:
         seconds = time.perf_counter() - start
         print(f"{i}/{len(chosen)} {network.title} ({seconds:.0f} s): {words} {rows[-1][6]}", flush=True)
         gc.collect()
+        if args.only is None and args.seed == SEED:
+            write_page(PAGE, rows, args.seed)  # whose first rows stand if the rest is interrupted
     print("\n".join(summary(rows)))
-    if args.only is None and args.seed == SEED:
-        write_page(PAGE, rows, args.seed)
-        print(f"table: {PAGE}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

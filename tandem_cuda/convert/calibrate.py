@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -127,8 +128,11 @@ class Measure(Protocol):
         """Add the activations of a batch, [C, M], which has ``share`` of all samples."""
 
 
-def observe(graph: Graph, batches: Sequence[Batch], *measures: Measure) -> None:
+def observe(graph: Graph, batches: Sequence[Batch], *measures: Measure) -> Any:
     """Run the ANN on each batch once, and show its activations to all measures.
+
+    Returns:
+        The outputs for the first batch; None without batches.
 
     Raises:
         ValueError: an activation is not finite.
@@ -146,14 +150,20 @@ def observe(graph: Graph, batches: Sequence[Batch], *measures: Measure) -> None:
             raise ValueError(
                 f"convert: activations of the ANN must be finite, got NaN or infinity after {seen[node][0][0].name}"
             )
+        shown: dict[Any, Tensor] = {}  # measures of the same values share them
         for layer, measure in seen[node]:
-            measure.add(layer, layer.by_channel(layer.activation(value)), share)
+            form = layer.signed, layer.bound, layer.channels, layer.dim
+            if form not in shown:
+                shown[form] = layer.by_channel(layer.activation(value))
+            measure.add(layer, shown[form], share)
 
-    samples = sum(map(samples_of, batches))
+    samples, first = sum(map(samples_of, batches)), None
     with evaluating(graph.ann), torch.no_grad():
         for batch in progress(batches, "convert: calibrating"):
             share = samples_of(batch) / max(samples, 1)
-            graph.run(copied(batch), show)
+            outputs = graph.run(copied(batch), show)
+            first = outputs if batch is batches[0] else first
+    return first
 
 
 def checked_levels(names: Mapping[str, int | None], pools: list[str], levels: Mapping[str, Any]) -> dict[str, Level]:
@@ -226,7 +236,7 @@ class LeastErrors:
 
     def add(self, layer: SpikingLayer, values: Tensor, share: float) -> None:
         """Add the activations of a batch, [C, M]."""
-        values = values.abs()
+        values = values.abs() if layer.signed else values
         self.largest[layer.name] = torch.maximum(self.largest[layer.name], values.amax(1).double().cpu())
         samples = self.samples[layer.name]
         samples.append(_sample(values, share, seed=len(samples)))
@@ -278,15 +288,19 @@ def _sample(values: Tensor, share: float, seed: int) -> Tensor:
 
 
 def _positive(layers: Sequence[SpikingLayer], measured: Mapping[str, Tensor]) -> dict[str, Level]:
-    """Return levels that are positive. Channels that the data never activate get the largest level of the layer."""
+    """Return levels that are positive.
+
+    Channels that the data never activate get the largest level of the layer, and layers without any such level get 1.
+    """
     levels: dict[str, Level] = {}
     for layer in layers:
         level = measured[layer.name]
         if not level.max() > 0:
-            raise ValueError(
-                "convert: calibrate must activate every layer, got data that never makes the output of "
-                f"{layer.name} positive"
+            warnings.warn(
+                f"convert: calibrate never activates {layer.name}, whose level is now 1: calibrate on data that do, if "
+                "others will activate it",
+                stacklevel=2,
             )
-        level = torch.where(level > 0, level, level.max())
+        level = torch.where(level > 0, level, level.max() if level.max() > 0 else 1.0)
         levels[layer.name] = float(level) if layer.channels is None else level
     return levels

@@ -15,8 +15,9 @@ from ..nn import TandemNeurons
 from ..nn.quantiser import WeightQuantiser
 from ..nn.tandem import TandemLayer
 from ..ops import checks
-from .batches import Batch
+from .batches import Batch, samples_of
 from .calibrate import Calibration, LeastErrors, Percentiles, checked_levels, observe
+from .comparison import Likeness, OutputComparison
 from .conversion import Conversion
 from .corrections import Means, find_corrections, weight_layer
 from .values import SpikingLayer
@@ -121,6 +122,7 @@ class Calibrator:
         self.graph, self.writer = conversion.source, conversion.writer
         self.options, self.snn, self.settings = conversion.writer.options, snn, settings
         self.means: Means | None = None
+        self.outputs_of_ann: Any = None
 
     def calibration(self, batches: Sequence[Batch]) -> Calibration:
         """Measure the level of each spiking layer, and of average poolings with neurons.
@@ -138,7 +140,7 @@ class Calibrator:
             measure = LeastErrors(layers, self.options.time_steps, self.options.neuron)
         corrects = self.settings.correct_bias is not False and self.options.mode != "spikes"
         self.means = self._means() if corrects else None
-        observe(self.graph, batches, measure, *() if self.means is None else [self.means])
+        self.outputs_of_ann = observe(self.graph, batches, measure, *() if self.means is None else [self.means])
         return self.fitting(Calibration(self.options.time_steps, measure.levels()))
 
     def fitting(self, earlier: Calibration) -> Calibration:
@@ -163,12 +165,20 @@ class Calibrator:
         corrections = {name: x for name, x in earlier.corrections.items() if name in channels}
         return replace(earlier, levels=levels, corrections=corrections, neuron=self.options.neuron)
 
-    def corrections(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
-        """Correct the biases of the spiking twin, which has its levels, and return the corrections."""
+    def corrections(self, batches: Sequence[Batch]) -> tuple[dict[str, Tensor], Likeness]:
+        """Correct the biases of the spiking twin, which has its levels.
+
+        Returns:
+            The corrections, and how near the outputs for the first batch are then.
+        """
         if self.means is None or self._rounds():  # the levels may change how the ANN's weights are rounded
             self.means = self._means()
-            observe(self.graph, batches, self.means)
-        return find_corrections(self.means, [self.graph.inputs.leaves(x) for x in batches], self.snn)
+            self.outputs_of_ann = observe(self.graph, batches, self.means)
+        found, outputs = find_corrections(self.means, [self.graph.inputs.leaves(x) for x in batches], self.snn)
+        answers = OutputComparison()
+        answers.samples = samples_of(batches[0])
+        answers.add(outputs, self.outputs_of_ann)
+        return found, answers.likeness()
 
     def _means(self) -> Means:
         corrected = [layer for layer in self.writer.layers if self._holder(layer) is not None]

@@ -107,7 +107,8 @@ def from_quantised(
             rounding = GivenIntegers(scales[id(layer._buffers["weight"])])
             parametrize.register_parametrization(layer, "weight", rounding, unsafe=True)
             layer.parametrizations["weight"]._non_persistent_buffers_set.add("original")  # as the weight was
-        network = calibrated_network(conversion, snn, CalibrationSettings({}, None, False, False), []).eval()
+        network, _ = calibrated_network(conversion, snn, CalibrationSettings({}, None, False, False), [])
+    network.eval()
     network._record.rewrite, network._watch.description = unsigned, description
     return network
 

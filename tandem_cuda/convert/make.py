@@ -25,7 +25,7 @@ from ..ops.product import ENGINES
 from .batches import Batch, calibration_batches, example_of, names_inputs
 from .calibrate import Calibration, Level
 from .calibrator import CalibrationSettings, Calibrator
-from .comparison import likeness
+from .comparison import Likeness, likeness
 from .conversion import Conversion, converted
 from .graph import Graph, check_one_sample, exported
 from .means import replacing
@@ -99,7 +99,7 @@ def convert(
     before a spiking layer it is folded into that layer's weights (:class:`SpikeWindows`). Folding requires windows of
     one size that does not depend on the image; otherwise the pooling layer has neurons with a level of their own. In
     deep networks, rounding to whole spikes accumulates errors; further training, with gradients through the ANN as
-    always, reduces them. ``convert`` compares the network with its ANN on up to 64 samples of the first batch
+    always, reduces them. ``convert`` compares the network with its ANN on the first batch
     (:meth:`TandemNetwork.report`), and warns if it gives the ANN's class for less than 90 % of them.
 
     With ``spiking_layers=k`` the result is a hybrid: the first k spiking layers, then ``Decode``, then the rest of the
@@ -234,11 +234,12 @@ def network_of(
         conversion, snn = _written(graph, options, weights)
         check_quantisable("convert", "ann", weight_layers(snn) if weights else [])
         with quantised_layers(weight_layers(ann, snn), _BITS[weights]) if weights else nullcontext():
-            network = calibrated_network(conversion, snn, settings, batches)
+            network, found = calibrated_network(conversion, snn, settings, batches)
             network._record.replaced = names
             if batches and mode != "spikes":
                 has_levels = any(layer.level is not None for layer in conversion.writer.layers)
-                _warn_if_unlike(network, graph, [] if has_levels else changed, neuron)
+                found = found or likeness(network, network._record, graph)
+                _warn_if_unlike(network, found, [] if has_levels else changed, neuron)
             warn_of(names, effect)
             if network._record.analogue:
                 warnings.warn(
@@ -278,21 +279,25 @@ def _written(graph: Graph, options: Options, weights: str | None) -> tuple[Conve
 
 def calibrated_network(
     conversion: Conversion, snn: fx.GraphModule, settings: CalibrationSettings, batches: list[Batch]
-) -> TandemNetwork:
-    """Return the network, with thresholds and corrected biases as the settings say."""
+) -> tuple[TandemNetwork, Likeness | None]:
+    """Return the network, with thresholds and corrected biases as the settings say, and how near it is to its ANN.
+
+    That is known where biases are corrected, from the same runs.
+    """
     options = conversion.options
     calibrator, earlier = Calibrator(conversion, snn, settings), settings.earlier(options.time_steps)
     if earlier is not None:
         calibration: Calibration | None = calibrator.fitting(earlier)
     else:
         calibration = calibrator.calibration(batches) if options.calibrated else None
-    network = TandemNetwork(snn, conversion.ann, calibration, conversion)
+    network, found = TandemNetwork(snn, conversion.ann, calibration, conversion), None
     if calibration is not None and batches and options.mode != "spikes":  # counts do not tell when the spikes come
         network._record.sample = Sample(batches[0])
         if settings.correct_bias is not False:
-            network.calibration = replaced_fields(calibration, corrections=calibrator.corrections(batches))
+            corrections, found = calibrator.corrections(batches)
+            network.calibration = replaced_fields(calibration, corrections=corrections)
     network.split()
-    return network
+    return network, found
 
 
 def _repeated_integers(snn: nn.Module, weights: str | None) -> tuple[str, ...]:
@@ -304,12 +309,11 @@ def _repeated_integers(snn: nn.Module, weights: str | None) -> tuple[str, ...]:
     return tuple(name for x, name in first.items() if calls[x] > 1)
 
 
-def _warn_if_unlike(network: TandemNetwork, graph: Graph, changed: Sequence[str], neuron: Neuron) -> None:
+def _warn_if_unlike(network: TandemNetwork, found: Likeness, changed: Sequence[str], neuron: Neuron) -> None:
     """Warn if a calibrated network does not compute what its ANN does, and say what to change.
 
     ``changed``: the arguments that make the network less accurate than the defaults.
     """
-    found = likeness(network, network._record, graph)
     if not found.is_unlike:
         return
     remedies = [f"leave out {' and '.join(changed)}, since the defaults are better"] if changed else []

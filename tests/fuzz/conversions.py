@@ -411,7 +411,7 @@ def check_saved(draw, ann, snn, x, how):
 
 
 REFUSED = (
-    "calibrate must activate every layer", "pass per_channel=False",
+    "pass per_channel=False",
     "ann must have no other parametrisations of weights"
 )  # fmt: skip
 
