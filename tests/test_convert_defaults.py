@@ -254,7 +254,7 @@ def test_the_plain_call_where_radix_spikes_are_impossible(T, how):
 )
 def test_a_conversion_that_went_badly_warns(how, said):
     ann, x = deep()
-    with pytest.warns(UserWarning, match=r"for \d+.\d% of 256 samples, .*shows the error of each layer") as warned:
+    with pytest.warns(UserWarning, match=r"for \d+.\d% of \d+ samples, .*shows the error of each layer") as warned:
         snn = convert(ann, 2, calibrate=x, **how)
     text = str(warned[0].message)
     assert said in text
