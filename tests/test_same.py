@@ -82,8 +82,10 @@ def test_a_case_repeats(kind):
 
 def test_networks_are_almost_all_converted():
     """A case that is refused compares one message."""
-    refused = [name for name in networks.names()[:40] if "conversion" in networks.run(name)]
-    assert len(refused) < 6
+    refusals = [x["conversion"] for x in map(networks.run, networks.names()[:40]) if "conversion" in x]
+    drawn = [x for x in refusals if "no other parametrisations" in x]  # integers of weights that are computed
+    assert len(drawn) < 10
+    assert len(refusals) - len(drawn) < 3
 
 
 @pytest.mark.slow
