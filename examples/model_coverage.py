@@ -301,8 +301,8 @@ def write_page(path: Path, rows: Sequence[Sequence[str]], seed: int) -> None:
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "torchvision", "timm"))
     sentences = [f"- {sentence}" for sentence in summary(rows)]
     parts = [
-        f"Seed {seed}, {len(rows)} families; T = {TIME_STEPS}, {BATCH} images; {versions}; {torch.get_num_threads()} "
-        "threads.",
+        f"Seed {seed}, {len(rows)} of {len(families())} families; T = {TIME_STEPS}, {BATCH} images; {versions}; "
+        f"{torch.get_num_threads()} threads.",
         "\n".join(sentences),
         "\n".join(table(HEADER, rows)),
     ]

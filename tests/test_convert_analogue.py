@@ -6,10 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import prune
 
 from anns import Net
 from exact import generator, same
-from tandem_cuda import IF, RadixIF, TandemNeurons, convert
+from tandem_cuda import IF, RadixIF, TandemNeurons, convert, freeze
 
 pytestmark = pytest.mark.filterwarnings("ignore:convert. .* computed on real values:UserWarning")
 IMAGES = torch.randn(12, 3, 8, 8, generator=generator(0))
@@ -243,3 +244,57 @@ def test_images_of_one_sample_and_without_calibration():
     assert snn(x).shape == (12, 5)
     calibrated = convert(ann, 8, calibrate=x)
     same(torch.cat([calibrated(x[i : i + 1]) for i in range(3)]), calibrated(x[:3]))
+
+
+class Halves(nn.Module):
+    """One half of a batch norm's output is read by spikes, the other one on real values."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 8, 1), nn.Conv2d(4, 4, 1)
+        self.norm, self.head = nn.BatchNorm2d(8), nn.Linear(4, 3)
+
+    def forward(self, x):
+        first, second = self.norm(self.b(F.relu(self.a(x)))).chunk(2, 1)
+        return self.head(F.relu(self.c(first) * second.softmax(1)).mean((2, 3)))
+
+
+def test_parts_of_a_batch_norm():
+    """Its statistics move once a step, as in the ANN."""
+    torch.manual_seed(0)
+    ann, x = Halves().eval(), torch.rand(16, 3, 6, 6)
+    snn = convert(ann, 8, calibrate=x)
+    with torch.no_grad():
+        want = ann(x)
+        assert (snn(x) - want).norm() < 0.05 * want.norm()
+    snn.train()(x)
+    assert ann.norm.num_batches_tracked == 1
+    with torch.no_grad():
+        assert torch.equal(freeze(snn.eval())(x), snn(x))
+
+
+def test_a_layer_that_the_data_never_activate():
+    torch.manual_seed(0)
+    ann, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), torch.rand(16, 4)
+    nn.init.constant_(ann[2].bias, -9.0)
+    with pytest.warns(UserWarning, match="the calibration data never make the output of 2 positive") as warned:
+        snn = convert(ann, 8, calibrate=x)
+    assert [str(x.message).startswith("convert: the calibration") for x in warned].count(True) == 1
+    assert all(x.filename == __file__ for x in warned)
+    assert set(snn.levels["2"].tolist()) == {1.0}
+
+
+def test_a_pruned_last_layer_reads_spikes():
+    """Its weight is computed from parameters; what it reads is the same as without pruning."""
+    torch.manual_seed(0)
+    ann, x = nn.Sequential(nn.Linear(4, 6), nn.SiLU(), nn.Linear(6, 3)).eval(), torch.rand(16, 4)
+    pruned = copy.deepcopy(ann)
+    prune.l1_unstructured(pruned[2], "weight", 0.5)
+    with torch.no_grad():
+        ann[2].weight.copy_(pruned[2].weight)
+        want, got = (convert(net, 8, calibrate=x)(x) for net in (ann, pruned))
+    assert torch.equal(got, want)
+    snn = convert(ann, 8, calibrate=x)
+    prune.l1_unstructured(ann[0], "weight", 0.5)
+    with torch.no_grad():
+        assert torch.equal(snn(x), convert(ann, 8, calibrate=snn.calibration, example=x)(x))

@@ -243,7 +243,6 @@ class LeastErrors:
 
     def levels(self) -> dict[str, Level]:
         """Return the level of each layer."""
-        _positive(self.layers, self.largest)
         found = {}
         for name, samples in self.samples.items():
             largest = self.largest[name].to(samples[0]).unsqueeze(1)
@@ -297,9 +296,9 @@ def _positive(layers: Sequence[SpikingLayer], measured: Mapping[str, Tensor]) ->
         level = measured[layer.name]
         if not level.max() > 0:
             warnings.warn(
-                f"convert: calibrate never activates {layer.name}, whose level is now 1: calibrate on data that do, if "
-                "others will activate it",
-                stacklevel=2,
+                f"convert: the calibration data never make the output of {layer.name} positive, so its level is 1. If "
+                "other data will, calibrate on them",
+                stacklevel=7,  # the caller of convert
             )
         level = torch.where(level > 0, level, level.max() if level.max() > 0 else 1.0)
         levels[layer.name] = float(level) if layer.channels is None else level

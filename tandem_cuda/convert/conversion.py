@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Any
 
@@ -19,7 +20,7 @@ from .record import AnalogueCall, Record
 from .rules import RULES
 from .values import SPIKES, Branch, Current, Grouped, Pieces, Pooled, Real, Train
 from .weights import macs
-from .writer import Writer
+from .writer import NeededWhole, Writer
 
 aten = torch.ops.aten
 _MOVES = {
@@ -42,11 +43,18 @@ class Conversion:
         source: the graph of the ANN.
         options: what ``convert`` was asked for.
         spiking: the nodes up to and including the activations of the layers that are to spike; None for all that can.
+        encoded: the batch norms whose whole output becomes spikes, before it is split.
     """
 
-    def __init__(self, source: Graph, options: Options, spiking: set[fx.Node] | None = None) -> None:
+    def __init__(
+        self,
+        source: Graph,
+        options: Options,
+        spiking: set[fx.Node] | None = None,
+        encoded: Collection[fx.Node] = (),
+    ) -> None:
         self.source, self.ann, self.options, self.spiking = source, source.ann, options, spiking
-        self.nodes = list(source.graph.nodes)
+        self.nodes, self.encoded = list(source.graph.nodes), encoded
         self.writer = Writer(source, options)
         self.values, self.calls = self.writer.values, self.writer.calls
         self.analogue: list[AnalogueCall] = []
@@ -56,6 +64,8 @@ class Conversion:
         for node in self.nodes:
             if node not in inside:
                 self.values[node] = self._output(node) if node.op == "output" else self._converted(node)
+            if node in encoded:
+                self.writer.spikes(node)
 
     def _before(self) -> set[fx.Node]:
         """Return the nodes that lead to a weight layer."""
@@ -249,7 +259,7 @@ def _plain(x: Any) -> Any:
 
 def converted(source: Graph, options: Options) -> Conversion:
     """Convert all layers, or only the first ``options.spiking_layers``."""
-    whole, count = Conversion(source, options), options.spiking_layers
+    whole, count = _of_all_layers(source, options), options.spiking_layers
     total = len(whole.writer.layers)
     if count is None or count == total:
         return whole
@@ -260,4 +270,11 @@ def converted(source: Graph, options: Options) -> Conversion:
             f"convert: calibrate must be given with spiking_layers={count} of {total} (the ANN after them expects "
             "activations, not counts), got None"
         )
-    return Conversion(source, options, leading_to(layer.node for layer in whole.writer.layers[:count]))
+    return Conversion(source, options, leading_to(layer.node for layer in whole.writer.layers[:count]), whole.encoded)
+
+
+def _of_all_layers(source: Graph, options: Options, encoded: Collection[fx.Node] = ()) -> Conversion:
+    try:
+        return Conversion(source, options, encoded=encoded)
+    except NeededWhole as norm:
+        return _of_all_layers(source, options, {*encoded, norm.node})

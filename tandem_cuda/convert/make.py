@@ -99,8 +99,8 @@ def convert(
     before a spiking layer it is folded into that layer's weights (:class:`SpikeWindows`). Folding requires windows of
     one size that does not depend on the image; otherwise the pooling layer has neurons with a level of their own. In
     deep networks, rounding to whole spikes accumulates errors; further training, with gradients through the ANN as
-    always, reduces them. ``convert`` compares the network with its ANN on the first batch
-    (:meth:`TandemNetwork.report`), and warns if it gives the ANN's class for less than 90 % of them.
+    always, reduces them. ``convert`` compares the network with its ANN on the first batch,
+    or on 64 of its samples without corrected biases, and warns if it gives the ANN's class for less than 90 % of them.
 
     With ``spiking_layers=k`` the result is a hybrid: the first k spiking layers, then ``Decode``, then the rest of the
     ANN unchanged (Wu et al. 2022). All stages share the ANN's parameters, so the next stage is a conversion with k + 1.

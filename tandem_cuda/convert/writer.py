@@ -25,6 +25,14 @@ from .weights import WeightCalls
 aten = torch.ops.aten
 
 
+class NeededWhole(Exception):
+    """Neurons that read one part of a batch norm's output have computed it, and another call reads its real output."""
+
+    def __init__(self, node: fx.Node) -> None:
+        super().__init__(node.name)
+        self.node = node
+
+
 class Writer:
     """The SNN's graph under construction.
 
@@ -122,6 +130,8 @@ class Writer:
             given[call.input] = x
         if node.target is aten.batch_norm.default and (norm := self.norm(node)) is not None:
             if node in self.normed:
+                if isinstance(self.values[node], Current):
+                    raise NeededWhole(node)
                 return self.decoded(self.spikes(node))
             self.normed.add(node)
             x = self.real(node.all_input_nodes[0])
