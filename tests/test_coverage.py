@@ -95,7 +95,8 @@ def test_networks_without_a_size():
         model_coverage.images(nn.Linear(5, 3))
 
 
-def test_page(tmp_path):
+def test_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(model_coverage, "families", lambda: dict.fromkeys(range(9)))
     page = tmp_path / "page.md"
     page.write_text(f"before\n{model_coverage.BEGIN}\nold\n{model_coverage.END}\nafter\n")
     rows = [
@@ -108,7 +109,7 @@ def test_page(tmp_path):
     assert [*model_coverage.known(text)] == rows
     assert rows[0] == ["timm one", "yes", "0.123", "100%", "1.2", "no", "a | b"]
     assert rows[2] == ["torchvision three", "no", "", "", "0.1", "-", "convert: no"]
-    assert text.startswith(f"before\n{model_coverage.BEGIN}\n\nSeed 5, 3 families; ")
+    assert text.startswith(f"before\n{model_coverage.BEGIN}\n\nSeed 5, 3 of 9 families; ")
     assert text.endswith(f"{model_coverage.END}\nafter\n")
     for sentence in (
         "Convert by the plain call: 2 of 3 (67%).",
