@@ -97,9 +97,12 @@ def _check_types(op: Any, args: list[Any], kwargs: dict[str, Any]) -> None:
     if len(args) > len(positions) or kwargs.keys() & {*positions[: len(args)]} or not required <= given.keys():
         raise ValueError(f"{op} must be called with its arguments, each given once, got {args!r}, {kwargs!r}")
     for name, x in given.items():
-        wanted = str(parameters[name].type) if name in parameters else "nothing"
-        if not _is_of(x, wanted) and not (type(x) is int and getattr(parameters[name], "N", None) is not None):
-            raise ValueError(f"{op}: {name} must be {wanted}, got {x!r}")
+        parameter = parameters.get(name)
+        if parameter is None:
+            raise ValueError(f"{op} must be called with its arguments, got {name}={x!r}")
+        # A list of a fixed length may be one number.
+        if not _is_of(x, str(parameter.type)) and not (type(x) is int and parameter.N is not None):
+            raise ValueError(f"{op}: {name} must be {parameter.type}, got {x!r}")
 
 
 def _is_of(x: Any, wanted: str) -> bool:
