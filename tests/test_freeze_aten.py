@@ -56,6 +56,7 @@ HEADS = {
     "resized": lambda n, x: F.interpolate(image(x), scale_factor=2, mode="bilinear"),
     "a constant": lambda n, x: torch.lerp(x, n.row, 0.25) * n.row + 1,
     "constants alone": lambda n, x: x * n.row.exp().sum() + n.matrix.mean(0),
+    "a part of a constant": lambda n, x: (x[:, None, :4] * n.matrix.chunk(2, 1)[1]).sum(2),
     "a computed weight": lambda n, x: n.normed(x),
     "an index": lambda n, x: x[:, n.index] + x.index_select(1, n.index),
     "a mask": lambda n, x: torch.where(n.mask, x, -x).masked_fill(x < 0, -torch.inf),

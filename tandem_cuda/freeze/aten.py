@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload, OpOverloadPacket
+from torch.utils._pytree import tree_leaves
 
 from ..nn.frozen import LOADERS, FrozenLayer, Span, State
 from ..nn.schema import Settings, Tensors, check_settings, frozen_tensor
@@ -367,14 +368,13 @@ def frozen_call(node: fx.Node, constants: Mapping[fx.Node, Any], own: torch.dtyp
 
     Args:
         node: the call.
-        constants: the values of nodes that depend on no input. Those that are no tensors become part of the call.
+        constants: the values of nodes that depend on no input. Numbers and sizes become part of the call.
         own: the dtype of the network.
     """
     if node.op != "call_function" or not (isinstance(node.target, OpOverload) or node.target in _NAMES_OF_SIZES):
         raise ValueError(_ADVICE)
-    numbers = {
-        x: constants[x] for x in node.all_input_nodes if not isinstance(constants.get(x, torch.empty(0)), Tensor)
-    }
+    known = {x: constants[x] for x in node.all_input_nodes if x in constants}
+    numbers = {x: value for x, value in known.items() if not any(isinstance(y, Tensor) for y in tree_leaves(value))}
     inputs = [x for x in node.all_input_nodes if x not in numbers]
     forms = {x: encoded(value, {}, own) for x, value in numbers.items()} | {
         x: {"input": i} for i, x in enumerate(inputs)

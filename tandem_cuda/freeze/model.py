@@ -237,9 +237,9 @@ class _GraphCalls:
         """Return the name of a node's value, and let a constant have one."""
         if node not in self.names:
             value = self.constants[node]
-            if node.op == "get_attr" or value.is_contiguous():
+            if isinstance(value, Tensor) and (node.op == "get_attr" or value.is_contiguous()):
                 self._add(node, FrozenConstant(value), ())
-            else:  # a file has no strides, on which the rounding of products depends
+            else:  # tensors in a list; or a file has no strides, on which the rounding of products depends
                 self._add(node, *frozen_call(node, self.constants, self.dtype))
         return self.names[node]
 
