@@ -137,7 +137,7 @@ def test_a_partly_quantised_ann(monkeypatch):
         h = n.b(F.relu(n.a(x)))
         return n.c(F.relu(h + n.d(h)))
 
-    calibrator = importlib.import_module("tandem_cuda.convert.calibrator").Calibrator
+    calibrator = importlib.import_module("tandem_cuda.convert.calibrate").Calibrator
     found = []
     for patched in (False, True):
         if patched:

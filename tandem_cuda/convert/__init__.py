@@ -6,11 +6,11 @@ from .call import Call
 from .from_quantised import from_quantised
 from .make import convert
 from .network import TandemNetwork
-from .options import Analogue
 from .qcfs import from_qcfs
 from .record import AnalogueCall
 from .report import ConversionReport, ConvertedLayer
 from .rules import activations, joins, moves, pools, register  # noqa: F401  # rules register when they are imported
+from .values import Analogue
 
 __all__ = [
     "Analogue",

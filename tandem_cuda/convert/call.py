@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .options import Analogue
-from .values import SPIKES, Branch, Current, Grouped, Pieces, Pooled, Real, Resize, Slope, Train
+from .values import SPIKES, Analogue, Branch, Current, Grouped, Pieces, Pooled, Real, Resize, Slope, Train
 from .weights import bound_arguments
 from .writer import Writer
 

@@ -15,8 +15,8 @@ from ..nn.modes import evaluating
 from ..nn.operations import Operations, ann_macs, synapses_by_input
 from ..nn.tandem import TandemLayer
 from ..spike_train import SpikeTrain, signs
-from .batches import copied
 from .graph import Graph, exported
+from .inputs import copied
 from .record import Origin, Record
 from .values import SpikeSource
 

@@ -15,10 +15,9 @@ from .call import Call
 from .functional import VIEWS
 from .graph import Graph
 from .nodes import leading_to
-from .options import Analogue, Options
 from .record import AnalogueCall, Record
 from .rules import RULES
-from .values import SPIKES, Branch, Current, Grouped, Pieces, Pooled, Real, Train
+from .values import SPIKES, Analogue, Branch, Current, Grouped, Options, Pieces, Pooled, Real, Train
 from .weights import macs
 from .writer import NeededWhole, Writer
 

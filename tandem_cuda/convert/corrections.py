@@ -16,7 +16,7 @@ from ..nn.modes import evaluating
 from ..nn.tandem import TandemLayer
 from ..nn.wiring import paired
 from ..spike_train import SpikeTrain
-from .batches import copied
+from .inputs import copied
 from .values import SpikingLayer
 
 _PASSES = 4

@@ -13,15 +13,14 @@ from ..neuron import RadixIF
 from ..nn.quantiser import WeightQuantiser
 from ..nn.tandem import TandemLayer
 from ..ops import checks
-from .batches import example_of
-from .calibrator import CalibrationSettings
+from .calibrate import CalibrationSettings
 from .conversion import Conversion
 from .graph import exported
+from .inputs import example_of
 from .make import calibrated_network
 from .network import TandemNetwork
-from .options import Options
-from .quantised_ann import is_exported, quantised_otherwise
-from .rules.quantised import refuse, unsigned
+from .rules.quantised import is_exported, quantised_otherwise, refuse, unsigned
+from .values import Options
 
 
 def from_quantised(

@@ -22,9 +22,8 @@ from torch.utils._pytree import TreeSpec, tree_leaves, tree_map_only, tree_unfla
 
 from ..nn.modes import evaluating
 from ..nn.quantiser import WeightQuantiser
-from .batches import copied
 from .functional import Unwritable, functional, inlined
-from .inputs import Inputs
+from .inputs import Inputs, copied
 from .nodes import is_setting
 from .training import Differs, Training, as_in_eval, compared, is_random
 

@@ -20,8 +20,7 @@ from ..nn import (
 from ..nn.batch_norm import NORMS
 from ..nn.tandem import drop_ins
 from ..nn.wiring import Wiring
-from .options import Options
-from .values import Branch, Slope
+from .values import Branch, Options, Slope
 from .weights import WeightCalls, bound_arguments, share
 
 aten = torch.ops.aten

@@ -22,20 +22,18 @@ from ..nn.tandem import TandemLayer
 from ..nn.weights import stored
 from ..ops import checks
 from ..ops.product import ENGINES
-from .batches import Batch, calibration_batches, example_of, names_inputs
-from .calibrate import Calibration, Level
-from .calibrator import CalibrationSettings, Calibrator
+from .calibrate import Calibration, CalibrationSettings, Calibrator, Level
 from .comparison import Likeness, likeness
 from .conversion import Conversion, converted
 from .graph import Graph, check_one_sample, exported
-from .means import replacing
+from .inputs import Batch, calibration_batches, example_of, names_inputs
 from .network import TandemNetwork
 from .nodes import some
-from .options import Options
-from .quantised_ann import refuse_quantised
 from .record import Sample
-from .replace import called, check_replacements, warn_of
+from .replace import called, check_replacements, replacing, warn_of
 from .report import analogue_in_words
+from .rules.quantised import refuse_quantised
+from .values import Options
 
 _BITS = {"int8": 8, "int16": 16}
 """The bits of each value that ``weights`` can have."""

@@ -21,9 +21,8 @@ from .conversion import Conversion
 from .corrections import set_correction, weight_layer
 from .nodes import owner_of, same_modules, unite
 from .report import ConversionReport, report_on
-from .twins import Twins
+from .twins import Twins, Watch
 from .values import SpikeSource
-from .watch import Watch
 
 
 class TandemNetwork(nn.Module):

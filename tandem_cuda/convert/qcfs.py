@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from ..neuron import Neuron, check_neuron
 from ..nn.modes import evaluating
-from .calibrate import Calibration, Level
-from .calibrator import COUNTING
+from .calibrate import COUNTING, Calibration, Level
 from .make import network_of
 from .network import TandemNetwork
 from .nodes import some

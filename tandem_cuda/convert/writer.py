@@ -16,10 +16,8 @@ from ..nn.learned_threshold import new_log_threshold
 from .graph import Graph
 from .layers import described, dropout_of, layer_of, norm_of, spiking_pool
 from .nodes import common_path, steps_between, word_of
-from .options import Analogue, Options
 from .record import Origin
-from .signs import Signs
-from .values import Branch, Current, Pooled, Real, Slope, SpikeSource, SpikingLayer, Train
+from .values import Analogue, Branch, Current, Options, Pooled, Real, Signs, Slope, SpikeSource, SpikingLayer, Train
 from .weights import WeightCalls
 
 aten = torch.ops.aten

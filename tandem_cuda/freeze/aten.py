@@ -91,7 +91,7 @@ def _check_types(op: Any, args: list[Any], kwargs: dict[str, Any]) -> None:
     """Raise a ValueError unless an operator takes arguments of these types. What is not given has a default."""
     if not isinstance(op, OpOverload):
         return
-    parameters = {x.name: x for x in op._schema.arguments}
+    parameters: dict[str, Any] = {x.name: x for x in op._schema.arguments}
     positions = [x.name for x in op._schema.arguments if not x.kwarg_only]
     given = dict(zip(positions, args, strict=False)) | kwargs
     required = {name for name, x in parameters.items() if not x.has_default_value()}

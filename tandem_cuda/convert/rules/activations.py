@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from ..call import Call
-from ..options import Analogue
-from ..values import Current
+from ..values import Analogue, Current
 from . import rules_for
 
 aten = torch.ops.aten

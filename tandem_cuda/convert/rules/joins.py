@@ -9,8 +9,7 @@ from torch import fx, nn
 
 from ...nn.computed import Computed
 from ..call import Call
-from ..options import Analogue
-from ..values import Current
+from ..values import Analogue, Current
 from . import rules_for
 
 aten = torch.ops.aten

@@ -10,8 +10,7 @@ import torch
 
 from ...nn import TandemDropout, TandemDropout2d, TandemDropout3d
 from ..call import Call
-from ..options import Analogue
-from ..values import Resize
+from ..values import Analogue, Resize
 from . import rules_for
 
 aten = torch.ops.aten

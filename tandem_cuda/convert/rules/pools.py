@@ -10,7 +10,7 @@ from torch import nn
 
 from ...nn import SpikingGlobalMaxPool2d, SpikingMaxPool2d, SpikingMaxPool3d
 from ..call import Call
-from ..options import Analogue
+from ..values import Analogue
 from . import register, rules_for
 
 aten = torch.ops.aten
