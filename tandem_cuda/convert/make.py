@@ -59,12 +59,13 @@ def convert(
 ) -> TandemNetwork:
     """Convert an ANN to a tandem SNN (Wu et al. 2021) that shares its parameters.
 
-    ``torch.export`` gives the graph of the ANN: the ATen calls of its forward in eval mode. Each weight layer with its
-    batch norm and ReLU becomes one tandem layer, which holds the ANN's own Parameters and batch-norm module: training
-    either network trains both. Weights that forward computes from parameters, as weight norm does, are computed once a
-    call, with their gradients. Everything before the first weight layer stays as it is; ``Encode`` follows it. The last
-    weight layer reads the output of ``Decode``, and everything after it stays as it is, too. In mode "spikes" there is
-    no ``Encode``: the SNN takes spike trains, the ANN takes their counts.
+    ``torch.export`` gives the graph of the ANN: the ATen calls of its forward in eval mode, whether functions, methods
+    or modules make them. Each weight layer with its batch norm and ReLU becomes one tandem layer, which holds the ANN's
+    own Parameters and batch-norm module: training either network trains both. Weights that forward computes from
+    parameters, as weight norm does, are computed once a call, with their gradients. Everything before the first weight
+    layer stays as it is; ``Encode`` follows it. The last weight layer reads the output of ``Decode``, and everything
+    after it stays as it is, too. In mode "spikes" there is no ``Encode``: the SNN takes spike trains, the ANN takes
+    their counts.
 
     | in the ANN | in the SNN |
     |---|---|
@@ -74,12 +75,10 @@ def convert(
     | max pooling, dropout, dropout2d, also before the ReLU | SpikingMaxPool2d, TandemDropout, TandemDropout2d |
     | flattening, slices, concatenations, padding, upsampling, shuffled channels | the same for spikes |
     | LeakyReLU, PReLU in place of ReLU | neurons for both signs, the slope is a factor of the negative ones |
-    | anything else between weight layers | computed on decoded values: *analogue*; then TandemNeurons |
+    | anything else, such as SiLU, layer norm, attention | computed on decoded values: *analogue*; then TandemNeurons |
 
-    Functions, methods, modules and wrappers are the same calls here. Analogue calls are, for example, SiLU, GELU,
-    softmax, layer norm, attention, gates and LSTM. A warning and ``print(snn.report())`` name them.
-    :func:`tandem_cuda.convert.register` adds rules for further calls. What is random in training alone, such as
-    stochastic depth, is left out, and the report names it.
+    A warning and ``print(snn.report())`` name analogue calls, and the report names what is random in training alone,
+    such as stochastic depth, which is left out. :func:`tandem_cuda.convert.register` adds rules for further calls.
 
     Without ``calibrate``, every layer uses ``neuron`` as given, as in the paper; train the network afterwards. With
     ``calibrate``, start from a trained ANN: each threshold becomes its level, a large activation of the ANN, divided by
@@ -87,24 +86,22 @@ def convert(
     networks for image classification", 2017, doi:10.3389/fnins.2017.00682; correction of biases: Li et al., "A Free
     Lunch From ANN: Towards Efficient, Accurate Spiking Neural Networks Calibration", 2021, arXiv:2106.06984; thresholds
     layer by layer for T steps, then tandem learning: Wu et al., "Progressive Tandem Learning for Pattern Recognition
-    with Deep Spiking Neural Networks", 2022, doi:10.1109/TPAMI.2021.3114196). A spike then has the weight of one
-    threshold, and in mode "constant" the input is divided by T. So threshold * count approximates the ANN's activation,
-    and weights, biases and batch norms are used unchanged. The defaults are the most accurate settings: neurons whose
-    spike of step t weighs 2^(T-t) (:class:`RadixIF`), a threshold for each channel, and corrected biases. Such neurons
-    take all T steps in one call. For streams and early exit pass ``neuron=IF(initial=0.5)``, for NIR ``neuron=IF()``.
+    with Deep Spiking Neural Networks", 2022, doi:10.1109/TPAMI.2021.3114196). So threshold * count approximates the
+    ANN's activation, and weights, biases and batch norms are used unchanged; in mode "constant" the input is divided by
+    T. The defaults are the most accurate settings: neurons whose spike of step t weighs 2^(T-t) (:class:`RadixIF`), a
+    threshold for each channel, and corrected biases. Such neurons take all T steps in one call. For streams and early
+    exit pass ``neuron=IF(initial=0.5)``, for NIR ``neuron=IF()``.
 
-    Average pooling adds no rounding error in a calibrated network: before the read-out it averages decoded counts, and
-    before a spiking layer it is folded into that layer's weights (:class:`SpikeWindows`). Folding requires windows of
-    one size that does not depend on the image; otherwise the pooling layer has neurons with a level of their own. In
-    deep networks, rounding to whole spikes accumulates errors; further training, with gradients through the ANN as
-    always, reduces them. ``convert`` compares the network with its ANN on the first batch,
-    or on 64 of its samples without corrected biases, and warns if it gives the ANN's class for less than 90 % of them.
+    Averages of spikes are decoded before the read-out, and folded into the weights of a spiking layer
+    (:class:`SpikeWindows`) if their windows have one size that does not depend on the image; other poolings have
+    neurons with a level of their own. In deep networks, rounding to whole spikes accumulates errors, which further
+    training reduces. ``convert`` compares the network with its ANN on the first batch, or on 64 of its samples without
+    corrected biases, and warns if it gives the ANN's class for less than 90 % of them.
 
-    With ``spiking_layers=k`` the result is a hybrid: the first k spiking layers, then ``Decode``, then the rest of the
-    ANN unchanged (Wu et al. 2022). All stages share the ANN's parameters, so the next stage is a conversion with k + 1.
-    Layers are counted in the order in which the ANN's forward runs their activations. A sum of branches with its ReLU
-    is one layer. A cut inside a residual block is therefore always before the sum: spiking branches are decoded, and
-    the ANN adds them. Pooling after the last spiking layer is the ANN's. Nothing after the cut needs to be convertible.
+    With ``spiking_layers=k`` the result is a hybrid: the first k spiking layers, in the order in which forward runs
+    their activations, then ``Decode``, then the rest of the ANN unchanged (Wu et al. 2022). The next stage is a
+    conversion with k + 1. A sum of branches with its ReLU is one layer, so a cut inside a residual block is before the
+    sum, and the ANN adds the branches. Pooling after the last spiking layer is the ANN's.
 
     Args:
         ann: the ANN. The SNN takes over its train or eval mode.
@@ -118,11 +115,11 @@ def convert(
         calibrate: inputs for the ANN: one batch; a Dataset; or an iterable of batches, such as a DataLoader. A batch is
             a Tensor; a tuple or list that begins with the inputs in the order of ``forward``, or whose first element
             holds them; or a dict with the names that they have in ``forward``. What else it holds, such as labels, is
-            ignored. (Several Tensors of the same size are batches of one input.) The ANN runs on them in eval mode
-            without gradient. Alternatively the result of an earlier calibration, ``TandemNetwork.calibration`` or
+            ignored. (Several Tensors of the same size are batches of one input.) The batches are held in memory until
+            ``convert`` returns. Alternatively the result of an earlier calibration, ``TandemNetwork.calibration`` or
             ``levels``, which is valid for any T: levels of layers that this network lacks are ignored, and pooling
             layers without a level use the level of the layer that they average over. With a Mapping of levels alone,
-            biases are not corrected. The batches are held in memory until ``convert`` returns.
+            biases are not corrected.
         percentile: take as level of a layer this percentile of its activations in each batch, in (0, 100], averaged
             over the batches. By default, the level is the one at which the activations, rounded to whole spikes and
             clipped at T, differ least from the ANN's (least squares). It depends on ``time_steps``.
@@ -136,10 +133,10 @@ def convert(
         engine: "auto", "event" or "dense": how spiking products are computed.
         learn_thresholds: whether every spiking layer and TandemAdd learns its threshold (``learn_threshold``), starting
             from the threshold of ``neuron`` or of calibration. Average poolings with neurons keep their thresholds.
-        replace: replace activations of the ANN itself, by their names in torch.nn.functional: {"silu": "relu"}.
-            Modules, functions and methods of this name are replaced alike. The ANN then computes something else and
-            wants fine-tuning; a warning says so. With data as ``calibrate``, biases and running means of the ANN are
-            corrected, so that its layers keep their means; with ``correct_bias=False`` they stay.
+        replace: replace activations of the ANN itself, by their names in torch.nn.functional: {"silu": "relu"}. The ANN
+            then computes something else and wants fine-tuning; a warning says so. With data as ``calibrate``, biases
+            and running means of the ANN are corrected, so that its layers keep their means; with
+            ``correct_bias=False`` they stay.
         analogue: whether calls without a spiking form are computed on real values. With False they are refused.
         weights: "int8" or "int16" to compute with integer weights of 8 or 16 bits in both twins, as
             :func:`tandem_cuda.quantise` does: the ANN is changed, too. Calibration measures the quantised ANN. By
@@ -156,8 +153,9 @@ def convert(
             integer ``weights``.
         ValueError: an argument is out of range; neither ``example`` nor data to calibrate on are given; inputs,
             activations or weights to be quantised are not finite; torch.export cannot export forward, or forward fixes
-            the batch size; forward does something else in training than in eval mode that is not random; it changes
-            parameters or buffers; or, with ``analogue=False``, calls have no spiking form. The message lists them.
+            the batch size; forward does something else in training than in eval mode that is not random, or for one
+            sample than for several; it changes parameters or buffers, or has a backward of its own; or, with
+            ``analogue=False``, calls have no spiking form. The message lists them.
 
     Examples:
         >>> ann = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
