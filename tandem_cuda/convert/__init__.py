@@ -3,11 +3,11 @@
 from . import rules as rules
 from .calibrate import Calibration
 from .call import Call
+from .comparison import AnalogueCall
 from .from_quantised import from_quantised
 from .make import convert
 from .network import TandemNetwork
 from .qcfs import from_qcfs
-from .record import AnalogueCall
 from .report import ConversionReport, ConvertedLayer
 from .rules import activations, joins, moves, pools, register  # noqa: F401  # rules register when they are imported
 from .values import Analogue

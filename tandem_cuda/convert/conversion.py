@@ -12,10 +12,10 @@ from torch import fx, nn
 from torch.utils._pytree import tree_unflatten
 
 from .call import Call
+from .comparison import AnalogueCall, Record
 from .functional import VIEWS
 from .graph import Graph
 from .nodes import leading_to
-from .record import AnalogueCall, Record
 from .rules import RULES
 from .values import SPIKES, Analogue, Branch, Current, Grouped, Options, Pieces, Pooled, Real, Train
 from .weights import macs

@@ -23,13 +23,12 @@ from ..nn.weights import stored
 from ..ops import checks
 from ..ops.product import ENGINES
 from .calibrate import Calibration, CalibrationSettings, Calibrator, Level
-from .comparison import Likeness, likeness
+from .comparison import Likeness, Sample, likeness
 from .conversion import Conversion, converted
 from .graph import Graph, check_one_sample, exported
 from .inputs import Batch, calibration_batches, example_of, names_inputs
 from .network import TandemNetwork
 from .nodes import some
-from .record import Sample
 from .replace import called, check_replacements, replacing, warn_of
 from .report import analogue_in_words
 from .rules.quantised import refuse_quantised

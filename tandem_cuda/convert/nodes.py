@@ -80,6 +80,11 @@ def word_of(target: Any) -> str:
     return target if isinstance(target, str) else getattr(target, "__name__", str(target))
 
 
+def word_of_class(module: nn.Module) -> str:
+    """Return the class of a module, ignoring parametrizations."""
+    return nn.utils.parametrize.type_before_parametrizations(module).__name__
+
+
 _Node = TypeVar("_Node")
 
 

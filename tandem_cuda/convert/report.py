@@ -17,10 +17,8 @@ from ..nn.average_pool import SpikingAverage
 from ..nn.operations import synapses_by_input
 from ..nn.tandem import TandemLayer
 from ..spike_train import SpikeTrain
-from .comparison import Converted, Likeness, Sums, arguments_of, run_both
-from .nodes import some
-from .record import AnalogueCall, Origin, Record
-from .writer import word_of_class
+from .comparison import AnalogueCall, Converted, Likeness, Origin, Record, Sums, arguments_of, run_both
+from .nodes import some, word_of_class
 
 _WITH_NEURONS = (TandemLayer, TandemAdd, TandemNeurons, SpikingAverage)
 _SATURATED = 0.05  # share of neurons from which on a layer is said to saturate

@@ -13,10 +13,10 @@ from torch import Tensor, fx, nn
 from ..neuron import IF, Neuron
 from ..nn import Decode, Encode, SpikeCat, SpikeRearrange, SpikeWindows, TandemAdd, TandemNeurons
 from ..nn.learned_threshold import new_log_threshold
+from .comparison import Origin
 from .graph import Graph
 from .layers import described, dropout_of, layer_of, norm_of, spiking_pool
-from .nodes import common_path, steps_between, word_of
-from .record import Origin
+from .nodes import common_path, steps_between, word_of, word_of_class
 from .values import Analogue, Branch, Current, Options, Pooled, Real, Signs, Slope, SpikeSource, SpikingLayer, Train
 from .weights import WeightCalls
 
@@ -458,8 +458,3 @@ class Writer:
             return None
         known = type(module).__module__.startswith("torch.nn.modules") or path in self.options.levels
         return module if known and path else None
-
-
-def word_of_class(module: nn.Module) -> str:
-    """Return the class of a module, ignoring parametrizations."""
-    return nn.utils.parametrize.type_before_parametrizations(module).__name__
