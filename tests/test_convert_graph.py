@@ -171,6 +171,16 @@ def test_writes_in_place(step):
         same(graph.run((IMAGES[:n],), lambda *_: None), ann(IMAGES[:n]))
 
 
+def test_names_do_not_depend_on_writes_in_place():
+    """They are the keys of a calibration: F.relu_ in place of F.relu keeps it valid."""
+    names = []
+    for relu in (F.relu, F.relu_):
+        net = between(lambda n, h, relu=relu: F.silu(relu(F.gelu(h))) * torch.sigmoid(F.relu(h)))
+        names.append([node.name for node in exported(net, (IMAGES,)).graph.nodes])
+    assert names[0] == names[1]
+    assert {"relu", "relu_1", "relu_2"} <= {*names[0]}
+
+
 @pytest.mark.parametrize("step", [through_a_slice, to_a_shared_value, by_augmented_operators])
 def test_networks_that_write_in_place(step):
     ann = between(step)

@@ -9,6 +9,7 @@ import logging
 import random
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,7 @@ from ..nn.modes import evaluating
 from ..nn.quantiser import WeightQuantiser
 from .functional import Unwritable, functional, inlined
 from .inputs import Inputs, copied
-from .nodes import is_setting
+from .nodes import is_setting, word_of
 from .training import Differs, Training, as_in_eval, compared, is_random
 
 aten = torch.ops.aten
@@ -332,8 +333,20 @@ def _of_program(ann: nn.Module, program: Any, inputs: Inputs, training: bool = F
     output.args = ((tuple(returned),),)
     for node in [n for n in graph.nodes if n.op == "get_attr" and not n.users]:
         graph.erase_node(node)
-    graph.lint()
-    return Graph(ann, graph, inputs, constants, program.call_spec.out_spec)
+    return Graph(ann, _numbered(graph), inputs, constants, program.call_spec.out_spec)
+
+
+def _numbered(graph: fx.Graph) -> fx.Graph:
+    """Return a graph whose calls of each operator are numbered: names do not depend on writes in place."""
+    numbered, copies, counts = fx.Graph(), dict[fx.Node, fx.Node](), Counter[str]()
+    for node in graph.nodes:
+        if node.op == "call_function":
+            word = word_of(node.target).strip("_")
+            node.name = f"{word}_{counts[word]}" if counts[word] else word
+            counts[word] += 1
+        copies[node] = numbered.node_copy(node, copies.__getitem__)
+    numbered.lint()
+    return numbered
 
 
 def _assumed(where: str, size: Any) -> Iterator[str]:
