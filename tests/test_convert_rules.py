@@ -121,7 +121,7 @@ def test_wrong_rules():
     def rule(call):
         raise ValueError("a mistake in it")
 
-    with pytest.raises(ValueError, match=r"register: aten.relu.default already has a rule, _relu$"):
+    with pytest.raises(ValueError, match=r"register: aten.relu.default already has a rule$"):
         register(aten.relu.default, rule)
     for target in (aten.relu, nn.ReLU, F.relu, "relu", None):
         with pytest.raises(TypeError, match="register: target must be an overload of an operator"):

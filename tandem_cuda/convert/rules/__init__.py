@@ -48,7 +48,7 @@ def register(target: Any, rule: Rule) -> None:
     if not callable(rule):
         raise TypeError(f"register: rule must be a function that takes a Call, got {type(rule).__name__}")
     if target in RULES:
-        raise ValueError(f"register: {target} already has a rule, {RULES[target].__qualname__}")
+        raise ValueError(f"register: {target} already has a rule")
     RULES[target] = rule
 
 

@@ -9,14 +9,9 @@ import torch
 
 from ..call import Call
 from ..values import Analogue, Current
-from . import rules_for
+from . import register, rules_for
 
 aten = torch.ops.aten
-
-
-@rules_for(aten.relu.default, aten.relu6.default)
-def _relu(call: Call) -> Any:
-    return call.fire(6.0 if call.node.target is aten.relu6.default else None)
 
 
 def _bounded(call: Call, low: Any, high: Any) -> Any:
@@ -31,24 +26,15 @@ def _bounded(call: Call, low: Any, high: Any) -> Any:
     return call.fire(float(high), both=low != 0)
 
 
-@rules_for(aten.hardtanh.default)
-def _hardtanh(call: Call) -> Any:
-    return _bounded(call, call["min_val"], call["max_val"])
-
-
-@rules_for(aten.clamp.default, aten.clip.default)
-def _clamp(call: Call) -> Any:
-    return _bounded(call, call["min"], call["max"])
-
-
-@rules_for(aten.clamp_min.default)
-def _clamp_min(call: Call) -> Any:
-    return _bounded(call, call["min"], None)
-
-
-@rules_for(aten.clamp_max.default)
-def _clamp_max(call: Call) -> Any:
-    return _bounded(call, None, call["max"])
+register(aten.relu.default, lambda call: call.fire())
+register(aten.relu6.default, lambda call: call.fire(6.0))
+register(aten.hardtanh.default, lambda call: _bounded(call, call["min_val"], call["max_val"]))
+register(aten.clamp.default, lambda call: _bounded(call, call["min"], call["max"]))
+register(aten.clip.default, lambda call: _bounded(call, call["min"], call["max"]))
+register(aten.clamp_min.default, lambda call: _bounded(call, call["min"], None))
+register(aten.clamp_max.default, lambda call: _bounded(call, None, call["max"]))
+register(aten.leaky_relu.default, lambda call: call.fire(slope=float(call["negative_slope"])))
+register(aten.hardsigmoid.default, lambda call: call.fire(1.0, of=call.affine(1 / 6, 0.5)))
 
 
 @rules_for(aten.threshold.default)
@@ -58,19 +44,9 @@ def _threshold(call: Call) -> Any:
     return call.fire()
 
 
-@rules_for(aten.leaky_relu.default)
-def _leaky_relu(call: Call) -> Any:
-    return call.fire(slope=float(call["negative_slope"]))
-
-
 @rules_for(aten.prelu.default)
 def _prelu(call: Call) -> Any:
     slope = call.parameter(call["weight"])
     if slope is None:
         raise Analogue("its slopes are no parameter of the ANN")
     return call.fire(slope=slope)
-
-
-@rules_for(aten.hardsigmoid.default)
-def _hard_sigmoid(call: Call) -> Any:
-    return call.fire(1.0, of=call.affine(1 / 6, 0.5))

@@ -10,22 +10,14 @@ from torch import fx, nn
 from ...nn.computed import Computed
 from ..call import Call
 from ..values import Analogue, Current
-from . import rules_for
+from . import register, rules_for
 
 aten = torch.ops.aten
 
 
-@rules_for(aten.add.Tensor, aten.add.Scalar)
-def _add(call: Call) -> Any:
-    return _sum(call, 1.0)
-
-
-@rules_for(aten.sub.Tensor, aten.sub.Scalar)
-def _subtract(call: Call) -> Any:
-    return _sum(call, -1.0)
-
-
-def _sum(call: Call, sign: float) -> Any:
+@rules_for(aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar)
+def _sum(call: Call) -> Any:
+    sign = 1.0 if call.node.target in (aten.add.Tensor, aten.add.Scalar) else -1.0
     one, other, alpha = call["self"], call["other"], call["alpha"]
     if not isinstance(alpha, (int, float)):
         raise Analogue("its alpha depends on the batch")
@@ -45,14 +37,9 @@ def _both(call: Call, one: Any, other: Any) -> bool:
     return all(isinstance(x, fx.Node) and x not in call.writer.calls.of_parameters for x in (one, other))
 
 
-@rules_for(aten.rsub.Scalar)
-def _subtract_from(call: Call) -> Any:
-    return call.affine(-float(call["alpha"]), float(call["other"]))
-
-
-@rules_for(aten.neg.default)
-def _negative(call: Call) -> Any:
-    return call.affine(-1.0)
+register(aten.rsub.Scalar, lambda call: call.affine(-float(call["alpha"]), float(call["other"])))
+register(aten.neg.default, lambda call: call.affine(-1.0))
+register(aten.cat.default, lambda call: call.cat())
 
 
 @rules_for(aten.mul.Tensor, aten.mul.Scalar)
@@ -100,11 +87,6 @@ def _divide(call: Call) -> Any:
     if divisor is None or not bool((torch.as_tensor(divisor) != 0).all()):
         raise Analogue("its divisor is no constant of the channels other than 0")
     return call.affine(1 / divisor)
-
-
-@rules_for(aten.cat.default)
-def _cat(call: Call) -> Any:
-    return call.cat()
 
 
 @rules_for(aten.batch_norm.default)

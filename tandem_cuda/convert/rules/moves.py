@@ -11,12 +11,12 @@ import torch
 from ...nn import TandemDropout, TandemDropout2d, TandemDropout3d
 from ..call import Call
 from ..values import Analogue, Resize
-from . import rules_for
+from . import register, rules_for
 
 aten = torch.ops.aten
 
 
-@rules_for(aten.contiguous.default, aten.clone.default, aten.alias.default, aten.lift_fresh_copy.default)
+@rules_for(aten.contiguous.default, aten.clone.default, aten.alias.default)
 def _same(call: Call) -> Any:
     return call.passed()
 
@@ -168,19 +168,9 @@ def _interpolated(call: Call) -> Any:
     return call.interpolate(Resize(size, factor, mode, bool(call["align_corners"])))
 
 
-@rules_for(aten.pixel_shuffle.default)
-def _pixel_shuffle(call: Call) -> Any:
-    return call.rearrange("pixel_shuffle", call.ints("upscale_factor"))
-
-
-@rules_for(aten.pixel_unshuffle.default)
-def _pixel_unshuffle(call: Call) -> Any:
-    return call.rearrange("pixel_unshuffle", call.ints("downscale_factor"))
-
-
-@rules_for(aten.channel_shuffle.default)
-def _channel_shuffle(call: Call) -> Any:
-    return call.rearrange("channel_shuffle", call.ints("groups"))
+register(aten.pixel_shuffle.default, lambda call: call.rearrange("pixel_shuffle", call.ints("upscale_factor")))
+register(aten.pixel_unshuffle.default, lambda call: call.rearrange("pixel_unshuffle", call.ints("downscale_factor")))
+register(aten.channel_shuffle.default, lambda call: call.rearrange("channel_shuffle", call.ints("groups")))
 
 
 @rules_for(aten.repeat_interleave.self_int)

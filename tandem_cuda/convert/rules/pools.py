@@ -77,19 +77,13 @@ def _avg_pool1d(call: Call) -> Any:
     return call.average(nn.AvgPool2d(kernel, stride, padding, call["ceil_mode"], call["count_include_pad"]))
 
 
-@rules_for(aten.adaptive_avg_pool1d.default)
-def _adaptive_avg_pool1d(call: Call) -> Any:
-    return call.average(nn.AdaptiveAvgPool2d((1, *_tuple(call.ints("output_size"), 1))))
+def _adaptive(n: int, kind: Any) -> Any:
+    return lambda call: call.average(kind((*[1] * (2 - n), *_tuple(call.ints("output_size"), n))))
 
 
-@rules_for(aten.adaptive_avg_pool2d.default)
-def _adaptive_avg_pool2d(call: Call) -> Any:
-    return call.average(nn.AdaptiveAvgPool2d(_tuple(call.ints("output_size"), 2)))
-
-
-@rules_for(aten.adaptive_avg_pool3d.default)
-def _adaptive_avg_pool3d(call: Call) -> Any:
-    return call.average(nn.AdaptiveAvgPool3d(_tuple(call.ints("output_size"), 3)))
+register(aten.adaptive_avg_pool1d.default, _adaptive(1, nn.AdaptiveAvgPool2d))
+register(aten.adaptive_avg_pool2d.default, _adaptive(2, nn.AdaptiveAvgPool2d))
+register(aten.adaptive_avg_pool3d.default, _adaptive(3, nn.AdaptiveAvgPool3d))
 
 
 def _pixels(call: Call) -> list[int]:
