@@ -167,26 +167,24 @@ class Call:
 
     def of_line(self, module: nn.Module) -> Any:
         """Apply a module for images to lines [N, C, L], as images of height 1."""
-        x = self.writer.spikes(self.source, features=False)
-        channels, length = x.shape
-        image = self.writer.rearranged(x, "unsqueeze", shape=(channels, 1, length))
-        pooled = self.writer.called(image, self.node, module)
-        sizes = (channels, 1, self.shape_after[1] if len(self.shape_after) > 1 else 1)
-        pooled = replace(pooled, shape=sizes)
-        if len(self.shape_after) == 1:
-            return self.writer.flattened(pooled, 1, 3, self.shape_after)
-        return self.writer.flattened(pooled, 2, 3, self.shape_after)
+        return self._line(self.writer.called(self._image(), self.node, module))
 
     def line_or_image(self, how: str, arguments: Any) -> Any:
         """Rearrange the pixels of an image, or of a line as an image of height 1."""
         if len(self.shape) == 3:
             return self.rearrange(how, *arguments)
+        return self._line(self.writer.rearranged(self._image(), how, *arguments))
+
+    def _image(self) -> Train:
+        """Return the spikes of lines as images of height 1."""
         x = self.writer.spikes(self.source, features=False)
-        channels, length = x.shape
-        image = self.writer.rearranged(x, "unsqueeze", shape=(channels, 1, length))
-        after = self.shape_after
-        moved = self.writer.rearranged(image, how, *arguments, shape=(channels, 1, after[1]))
-        return self.writer.flattened(moved, 2, 3, after)
+        return self.writer.rearranged(x, "unsqueeze", shape=(x.shape[0], 1, x.shape[1]))
+
+    def _line(self, image: Train) -> Train:
+        """Return images of height 1 as lines, or without pixels if the call drops these."""
+        channels, *length = self.shape_after
+        image = replace(image, shape=(channels, 1, *(length or [1])))
+        return self.writer.flattened(image, 2 if length else 1, 3, self.shape_after)
 
     def fire(
         self, bound: Any = None, slope: Slope | None = None, both: bool = False, of: Any = None, level: Any = None
@@ -312,11 +310,9 @@ class Call:
             x = self.writer.spikes(self.source)
         own = after = self.shape_after
         steps: list[Callable[[Train], Train]] = []
-        if len(self.shape) == 2:  # a line is an image of height 1
-            x = x if isinstance(x, Train) else self.writer.spikes(self.source)
-            x = self.writer.rearranged(x, "unsqueeze", shape=(x.shape[0], 1, x.shape[1]))
+        if len(self.shape) == 2:
+            x, steps = self._image(), [self._line]
             own = (after[0], 1, after[1] if len(after) > 1 else 1)
-            steps = [lambda train: self.writer.flattened(train, 1 if len(after) == 1 else 2, 3, after)]
         elif len(after) < len(self.shape):
             own = self._kept(after)
             steps = [lambda train: self._without_pixels(train, after)]
