@@ -205,3 +205,10 @@ def test_averages_of_recorded_spikes():
     for step in spikes:
         total = total + neurons(ann[:2](step) + ann[1].bias.view(-1, 1, 1) * (1 / 8 - 1))
     same(snn(SpikeTrain.from_dense(spikes)).detach(), ann[3:](total).detach())
+
+
+def test_averages_of_lines_of_features():
+    """Pairs along the last dimension move once, to the channels of the line."""
+    ann = nn.Sequential(nn.Linear(8, 6), nn.LeakyReLU(0.1), nn.AvgPool1d(2), nn.Linear(3, 2))
+    snn = convert(ann, time_steps=4, example=torch.zeros(1, 5, 8))
+    assert [name for name, _ in snn.snn.named_children() if name.startswith("pairs")] == ["pairs"]

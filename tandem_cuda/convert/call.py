@@ -304,7 +304,7 @@ class Call:
         """Pool images of spikes by averaging, as ``pool`` does. What reads the averages decides on their form."""
         x = self.input
         x = self.writer.spikes(self.source) if isinstance(x, Current) else x
-        if isinstance(x, Train):
+        if isinstance(x, Train) and len(self.shape) > 2:
             x = self._by_channel(x)
         if isinstance(x, Pooled) and x.deferred:
             x = self.writer.spikes(self.source)

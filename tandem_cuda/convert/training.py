@@ -9,7 +9,7 @@ import torch
 from torch import fx
 from torch.utils._pytree import TreeSpec
 
-from .nodes import word_of
+from .nodes import leading_to, word_of
 
 aten = torch.ops.aten
 _RANDOM = torch.Tag.nondeterministic_seeded
@@ -35,26 +35,22 @@ def as_in_eval(graph: fx.Graph) -> None:
     Dropout that drops nothing in training gets the rate 0.
     """
     for node in graph.nodes:
-        if node.target is aten.batch_norm.default and node.args[3] is not None:
-            node.args = (*node.args[:5], False, *node.args[6:])
-        elif node.target in _DROPOUTS:
+        flag = _TRAIN_FLAG.get(node.target)
+        if node.target in _DROPOUTS:
             x, p, train = node.args
             node.args = (x, p if train else 0.0, False)
-        elif node.target in _TRAIN_FLAG:
-            flag = _TRAIN_FLAG[node.target]
+        elif flag is not None and (node.target not in _NORMS or node.args[3] is not None):
             node.args = (*node.args[:flag], False, *node.args[flag + 1 :])
-        elif node.target is aten.instance_norm.default and node.args[3] is not None:
-            node.args = (*node.args[:5], False, *node.args[6:])
         elif node.target is aten.scaled_dot_product_attention.default:
-            args = [*node.args]
-            if len(args) > 4:
-                args[4] = 0.0
-            node.args = tuple(args)
+            node.args = (*node.args[:4], *(0.0 for _ in node.args[4:5]), *node.args[5:])
             node.kwargs = {key: 0.0 if key == "dropout_p" else x for key, x in node.kwargs.items()}
 
 
 _DROPOUTS = (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default)
-_TRAIN_FLAG = {aten.lstm.input: 6, aten.gru.input: 6, aten.rnn_tanh.input: 6, aten.rnn_relu.input: 6}
+_NORMS = (aten.batch_norm.default, aten.instance_norm.default)
+_RECURRENT = (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
+_TRAIN_FLAG = {**dict.fromkeys(_NORMS, 5), **dict.fromkeys(_RECURRENT, 6)}
+"""The place of the argument that says whether a call trains; of norms without running statistics, it stays."""
 
 
 def compared(ours: fx.Graph, theirs: fx.Graph, spec: TreeSpec, spec_in_training: TreeSpec, drawn: bool) -> Training:
@@ -134,7 +130,7 @@ def compared(ours: fx.Graph, theirs: fx.Graph, spec: TreeSpec, spec_in_training:
     alike = spec == spec_in_training
     if alike and all(number.get(x, x) == number.get(y, y) for x, y in zip(in_training, in_eval, strict=True)):
         return Training(notes=tuple(notes))
-    needed = _leading_to(in_training)
+    needed = leading_to(x for x in in_training if isinstance(x, fx.Node))
     unknown = [node for node in missing if node in needed and node not in scaled]
     mixed = [_place(node) for node in unknown if not noise.isdisjoint(node.all_input_nodes)]
     if drawn and not mixed:
@@ -142,8 +138,7 @@ def compared(ours: fx.Graph, theirs: fx.Graph, spec: TreeSpec, spec_in_training:
     first = next((node for node in unknown if isinstance(node.meta.get("val"), torch.Tensor)), None)
     sure = first is not None and noise.isdisjoint(first.all_input_nodes) and not drawn  # it is not random
     if mixed and not (alike and sure):  # a form of randomness that the comparison does not know
-        if mixed:
-            notes.append(f"random in training alone, and left out with all that depends on it: {', '.join(mixed[:6])}")
+        notes.append(f"random in training alone, and left out with all that depends on it: {', '.join(mixed[:6])}")
         if not alike:
             notes.append("outputs of training alone are left out: they depend on what is random")
         return Training(notes=tuple(notes))
@@ -214,23 +209,12 @@ _OF_SIZES = {
 """Calls whose result has the sizes of a tensor, but not its values."""
 
 
-def _leading_to(outputs: Any) -> set[fx.Node]:
-    found: set[fx.Node] = set()
-    waiting = [x for x in outputs if isinstance(x, fx.Node)]
-    while waiting:
-        node = waiting.pop()
-        if node not in found:
-            found.add(node)
-            waiting += node.all_input_nodes
-    return found
-
-
 def is_random(node: fx.Node) -> bool:
     """Whether a call draws random numbers."""
     return _RANDOM in getattr(node.target, "tags", ()) and node.target not in (
         *_DROPOUTS,
         aten.scaled_dot_product_attention.default,
-        *_TRAIN_FLAG,
+        *_RECURRENT,
     )
 
 
