@@ -14,14 +14,14 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils._pytree import tree_leaves
 
-from tandem_cuda import IF, convert, freeze, quantise
+from tandem_cuda import IF, TandemLinear, convert, freeze, quantise
 from tandem_cuda.convert import Calibration
 
 from .draw import Draw, Mismatch
 
 STEPS = 1024
-TOLERANCE = 0.03
-"""Of the outputs' relative error at that many steps, where no level cuts anything off."""
+TOLERANCE, INT8_TOLERANCE = 0.03, 0.1
+"""Of the outputs' relative error at that many steps, where no level cuts anything off: with real and int8 weights."""
 
 
 class Join(nn.Module):
@@ -273,6 +273,17 @@ def values(outputs):
     return torch.cat([x.flatten(1) for x in tree_leaves(outputs)], 1)
 
 
+def agree(got, want, network):
+    """Whether outputs are equal, but for a rounding of torch's own Linear.
+
+    Its product of an input that is not contiguous is another one if the weight requires a gradient.
+    """
+    own = [m for m in network.modules() if isinstance(m, nn.Linear) and not isinstance(m, TandemLinear)]
+    if own and want.numel():
+        return torch.allclose(got, want, rtol=1e-5, atol=1e-6 * float(want.abs().max()))
+    return torch.equal(got, want)
+
+
 def error(snn, ann, x):
     with torch.no_grad():
         want = values(ann(x.clone()))
@@ -397,7 +408,7 @@ def check_saved(draw, ann, snn, x, how):
         for other in (copy.deepcopy(snn), pickle.loads(pickle.dumps(snn))):
             if not torch.equal(values(other(x)), want):
                 raise Mismatch("a copy of the network differs")
-    if not torch.equal(values(freeze(snn)(x)), want):
+    if not agree(values(freeze(snn)(x)), want, snn):
         raise Mismatch("the frozen network differs")
     file = io.BytesIO()
     torch.save(snn.state_dict(), file)
@@ -445,7 +456,7 @@ def _case(draw):
         converges = how["mode"] == "constant" or neuron is None or neuron.two_phase
         if converges and draw.chance(0.5):
             near = convert(ann, STEPS, calibrate=x, neuron=neuron, percentile=100.0, **how, **settings)
-            if (found := error(near, ann, x)) > TOLERANCE:
+            if (found := error(near, ann, x)) > (INT8_TOLERANCE if how["weights"] == "int8" else TOLERANCE):
                 raise Mismatch(f"the network differs from its ANN by {found:.3f} at T = {STEPS}")
         how["example"] = x[:1]
         snn = convert(ann, draw.one((1, 2, 4, 8)), calibrate=x, neuron=neuron, **how, **settings)

@@ -19,7 +19,7 @@ from tandem_cuda import (
     synops,
 )
 
-from .conversions import REFUSED, again, check_edits, check_saved, error, network, network_of_rows, values
+from .conversions import REFUSED, again, agree, check_edits, check_saved, error, network, network_of_rows, values
 from .draw import Draw, Mismatch
 from .radix_networks import check_file, must_refuse
 
@@ -80,7 +80,7 @@ def check_every_t(draw, ann, snn, x, how):
     steps = draw.int(1, 8)
     snn.set_time_steps(steps)
     got = values(snn(x))
-    if not torch.equal(values(freeze(snn)(x)), got):
+    if not agree(values(freeze(snn)(x)), got, snn):
         raise Mismatch(f"after set_time_steps({steps}), the frozen network differs")
     if snn.calibration is not None and not any(name.endswith("log_threshold") for name, _ in snn.named_parameters()):
         new = again(ann, snn, how)
@@ -115,7 +115,11 @@ def check_file_of(draw, ann, snn, x, how):
         except ValueError as refused:
             if not re.search("no other parametrisations of weights|weights that are parameters", str(refused)):
                 raise
-    check_file(draw, freeze(snn), x, snn(x), batches=False)
+    frozen = freeze(snn)
+    want = frozen(x)
+    if not agree(values(want), values(snn(x)), snn):
+        raise Mismatch("the frozen network differs")
+    check_file(draw, frozen, x, want, batches=False)
 
 
 def check_cascade(draw, ann, snn, x, how):
@@ -156,7 +160,7 @@ def check_training(draw, snn, x):
     snn.eval()
     with torch.no_grad():
         want = values(snn(x))
-        if not torch.equal(values(freeze(snn)(x)), want):
+        if not agree(values(freeze(snn)(x)), want, snn):
             raise Mismatch("after training, the frozen network differs")
-    if not torch.equal(values(snn(x)), want):
+    if not agree(values(snn(x)), want, snn):
         raise Mismatch("with gradients, the network differs")
