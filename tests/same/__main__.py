@@ -85,6 +85,10 @@ def different(old, new):
                 yield case, aspect, before.get(aspect), after.get(aspect)
 
 
+def matches(name, patterns):
+    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+
+
 def listed():
     return tomllib.loads((TESTS / "same" / "differences.toml").read_text()).get("difference", [])
 
@@ -104,7 +108,7 @@ def summary(new, found):
     """Print what was compared and what differs; returns the exit status."""
     entries, used, open_ = listed(), Counter(), []
     for case, aspect, before, after in found:
-        reasons = [e for e in entries if fnmatch.fnmatch(case, e["case"]) and fnmatch.fnmatch(aspect, e["aspect"])]
+        reasons = [e for e in entries if matches(case, e["cases"]) and matches(aspect, e["aspects"])]
         used.update(e["reason"] for e in reasons[:1])
         open_ += [] if reasons else [(case, aspect, before, after)]
     for case, aspect, before, after in open_[:LISTED]:

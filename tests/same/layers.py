@@ -10,7 +10,7 @@ import tandem_cuda as tandem
 from fuzz.draw import Draw
 from tandem_cuda import IF, LIF, Decode, Encode, SpikeTrain, freeze, ops, quantise
 
-from .digest import attempt, digest, gradients_of, state_of
+from .digest import attempt, digest, gradients_of, refusal, state_of
 
 COUNT = 600
 
@@ -22,7 +22,10 @@ def names():
 def run(name):
     draw = Draw(int(name.split()[1]))
     torch.manual_seed(draw.int(0, 2**31))
-    layer, inputs = drawn(draw)
+    try:
+        layer, inputs = drawn(draw)
+    except AttributeError as error:  # one of the libraries has no such layer
+        return {"layer": refusal(error)}
     bits = draw.one((None, None, None, 8, 4, 16))
     said = "" if bits is None else attempt(quantise, layer, bits)
     return {"layer": f"{layer} {said}", **trained(draw, layer, inputs), **evaluated(draw, layer, inputs)}

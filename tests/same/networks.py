@@ -57,7 +57,10 @@ def run(name):
         return {"conversion": refusal(error)}
     found = {"warnings": digest(said), "network": str(snn.snn), "report": attempt(lambda: str(snn.report()))}
     found["levels"] = digest(None if snn.levels is None else dict(snn.levels))
-    found.update(trained(snn, x))
+    try:
+        found.update(trained(snn, x))
+    except RuntimeError as error:
+        return found | {"training": refusal(error)}
     found.update(evaluated(draw, ann, snn, x))
     found.update(written(snn, x))
     return found
