@@ -54,20 +54,20 @@ def test_only_listed_differences_pass(monkeypatch, capsys):
     assert tool.summary(results, []) == 0
     assert tool.summary(results, found) == 1
     assert "2 values of 2 cases: 2 differ, 2 of them not listed" in capsys.readouterr().out
-    entries = [{"case": "layers: layer ?", "aspect": "eval*", "reason": "rounds"}]
+    entries = [{"cases": ["layers: layer ?"], "aspects": ["eval*"], "reason": "rounds"}]
     monkeypatch.setattr(tool, "listed", lambda: entries)
     assert tool.summary(results, found) == 1
     printed = capsys.readouterr().out
     assert "layers: layer 2, state:\n  old: 1\n  new: 2" in printed
     assert "layer 1" not in printed
     assert "  1 rounds" in printed
-    entries.append({"case": "*", "aspect": "*", "reason": "all"})
+    entries.append({"cases": ["*"], "aspects": ["*"], "reason": "all"})
     assert tool.summary(results, found) == 0
 
 
 def test_listed_differences_have_reasons():
     for entry in tool.listed():
-        assert entry.keys() == {"case", "aspect", "reason"}
+        assert entry.keys() == {"cases", "aspects", "reason"}
         assert all(entry.values())
 
 
