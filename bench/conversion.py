@@ -260,23 +260,24 @@ NEURONS = {
     TWO_PHASE: "IF(initial=0.5, two_phase=True)",
     RADIX: "RadixIF()",
 }
-BEST = Setting(RADIX, per_channel=True, correct_bias=True)
+BEST = Setting(RADIX, correct_bias=True)
 SETTINGS = [
     BEST,
-    Setting(TWO_PHASE, per_channel=True, correct_bias=True),
+    Setting(RADIX, per_channel=True, correct_bias=True),
+    Setting(TWO_PHASE, correct_bias=True),
     Setting(RADIX),
-    Setting(HALF, per_channel=True, correct_bias=True),
-    Setting(PLAIN, per_channel=True, correct_bias=True),
+    Setting(HALF, correct_bias=True),
+    Setting(PLAIN, correct_bias=True),
     Setting(PLAIN),
 ]
 MORE_SETTINGS = [
     *(
         Setting(neuron, per_channel, correct_bias)
         for neuron in (RADIX, TWO_PHASE, HALF, PLAIN)
-        for per_channel, correct_bias in ((False, True), (True, False), (False, False))
+        for per_channel, correct_bias in ((True, True), (False, True), (True, False), (False, False))
         if Setting(neuron, per_channel, correct_bias) not in SETTINGS
     ),
-    *(Setting(neuron, True, True, percentile=99.9) for neuron in (RADIX, TWO_PHASE)),
+    *(Setting(neuron, False, True, percentile=99.9) for neuron in (RADIX, TWO_PHASE)),
 ]
 
 

@@ -29,7 +29,6 @@ Bounds = tuple[float | None, float | None]  # must, aim
 FREE: Bounds = (None, None)
 TWO_PHASE = tc.IF(initial=0.5, two_phase=True)
 RADIX, RADIX_STEPS = tc.RadixIF(level=4.0), 4
-OF_LAYERS: dict[str, Any] = {"per_channel": False, "correct_bias": False}
 
 
 def ratio(name: str, medians: dict[str, float], side: str, other: str, bounds: Bounds = FREE) -> Figure:
@@ -130,7 +129,7 @@ def converted(build: Any, shape: tuple[int, ...], neuron: Any = tc.IF(), time_st
     for batch in batches:
         net(batch)
     net.eval()
-    how: dict[str, Any] = {"neuron": neuron, "calibrate": batches[0], **OF_LAYERS}
+    how: dict[str, Any] = {"neuron": neuron, "calibrate": batches[0], "correct_bias": False}
     integer = tc.convert(copy.deepcopy(net), time_steps, **how, weights="int8")
     return tc.convert(net, time_steps, **how), integer, net, 1
 
@@ -156,7 +155,7 @@ def trained(build: Callable[[], nn.Module], shape: tuple[int, ...], neuron: tc.I
     """After an epoch of digits, thresholds calibrated: at the rates that a trained network has."""
     net, ((images, _), _) = learned(build), digits_in_colour()
     float_net, integer = (
-        tc.convert(copy.deepcopy(net), T, neuron=neuron, calibrate=images[:64], **OF_LAYERS, **weights)
+        tc.convert(copy.deepcopy(net), T, neuron=neuron, calibrate=images[:64], correct_bias=False, **weights)
         for weights in ({}, {"weights": "int8"})
     )
     return float_net, integer, net, 1

@@ -113,7 +113,7 @@ class Run:
             chosen = samples.part(order[:CALIBRATED_ON].sort().values)  # without augmentation
             x, _ = chosen[torch.arange(len(chosen)), 0]
             x = (x.count if isinstance(x, SpikeTrain) else x).to(self.device)
-            of_layers: dict[str, Any] = {"percentile": 99.9, "per_channel": False, "correct_bias": False}
+            of_layers: dict[str, Any] = {"percentile": 99.9, "correct_bias": False}
             with warnings.catch_warnings():  # of networks unlike their ANN: a picture says how unlike
                 warnings.simplefilter("ignore", UserWarning)
                 self._levels = convert(self.module.net, time_steps, **how, calibrate=x, **of_layers).levels

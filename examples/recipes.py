@@ -119,7 +119,6 @@ class Conversion(lightning.Callback):
                 neuron=module.neuron,
                 calibrate=calibrate,
                 percentile=self.percentile,
-                per_channel=False,
                 correct_bias=False,  # for the network is trained on
                 spiking_layers=count,
             )

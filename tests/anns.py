@@ -153,7 +153,7 @@ every_model = pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 
 def per_layer(neuron=IF()):
     """Settings of a calibration that finds one level for each layer and leaves biases as they are."""
-    return {"neuron": neuron, "per_channel": False, "correct_bias": False}
+    return {"neuron": neuron, "correct_bias": False}
 
 
 def made(make, **named):

@@ -49,7 +49,7 @@ def test_conversion_networks(bench, name):
     ann = conversion.NETWORKS[name][1]()
     images = torch.randn(32, 3, 16, 16)
     ann(images)  # statistics
-    counting = conversion.Setting(conversion.TWO_PHASE, per_channel=True, correct_bias=True)
+    counting = conversion.Setting(conversion.TWO_PHASE, correct_bias=True)
     for setting, steps in ((counting, 256), (conversion.BEST, 8)):
         snn = setting.convert(ann.eval(), steps, images)
         with torch.no_grad():
@@ -124,7 +124,7 @@ def test_conversion_table(bench):
     refused[1][conversion.WITHOUT_BOUNDS] = {"test": 50.0}
     results = {"vgg": runs, "mobilenet": refused}
     table = [*conversion.conversion_table(results, [conversion.BEST], [4, 8], True)]
-    row = "`RadixIF(), per_channel=True, correct_bias=True` | 45.0 ± 1.4 |  |"
+    row = "`RadixIF(), correct_bias=True` | 45.0 ± 1.4 |  |"
     assert table[2:] == [
         f"| VGG, max pooling (51.0 ± 1.4) | {row}",
         "|  | SpikingJelly's best recipe | 30.0 ± 0.0 |  |",

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import functools
 import importlib
+from unittest import mock
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from anns import Net, Pair, Residual, cnn, inputs, per_layer, whole
 from exact import same
 from pairwise import each, pairs
 from tandem_cuda import IF, RadixIF, SpikingMaxPool2d, TandemAdd, convert, freeze, quantise
-from tandem_cuda.convert import Calibration
+from tandem_cuda.convert import Calibration, corrections
 from tandem_cuda.convert.values import SpikingLayer
 from test_convert_layers import LEVELS, NEURONS, TELLING, converted, made
 
@@ -66,7 +67,7 @@ def test_forms_of_one_batch():
     more, labels = x[:8] * 3, torch.zeros(16, dtype=torch.long)
 
     def levels(data, ann=ann):
-        return convert(ann, 8, calibrate=data, per_channel=False).levels
+        return convert(ann, 8, calibrate=data).levels
 
     want = levels(x)
     loaded = next(iter(torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, labels), 16)))
@@ -97,16 +98,19 @@ def repeated(last=lambda n, h: n.out(F.relu(n.b(h)))):
 def test_integer_weights_of_a_layer_that_is_called_twice(weights):
     """The two calls read spikes of different levels of channels, which its weights cannot both contain."""
     x = torch.rand(16, 6)
+    with pytest.raises(
+        ValueError, match=r"convert: per_channel must be False with weights='int8', .* called twice: b$"
+    ):
+        convert(repeated(), 8, calibrate=x, weights=weights, per_channel=True)
     snn = convert(repeated(), 8, calibrate=x, weights=weights)
-    assert not any(torch.is_tensor(level) for level in snn.levels.values())
     same(freeze(snn)(x), snn(x).detach())
     again = convert(snn.ann(), 8, calibrate=snn.calibration, weights=weights, example=x)
     same(again(x), snn(x))
-    assert all(torch.is_tensor(level) for level in convert(repeated(), 8, calibrate=x).levels.values())
 
 
 def test_integer_weights_of_a_read_out_that_is_called_twice():
-    snn = convert(repeated(lambda n, h: n.out(h) + n.out(2 * h)), 8, calibrate=torch.rand(16, 6), weights="int8")
+    ann, x = repeated(lambda n, h: n.out(h) + n.out(2 * h)), torch.rand(16, 6)
+    snn = convert(ann, 8, calibrate=x, weights="int8", per_channel=True)
     assert all(torch.is_tensor(level) for level in snn.levels.values())
 
 
@@ -124,10 +128,37 @@ def test_batches_share_a_sample_from_different_places():
     layer = SpikingLayer("a", None)
     measure = module.LeastErrors([layer], 4, RadixIF())
     for _ in range(2):
-        measure.add(layer, torch.arange(2.0**19).unsqueeze(0), 0.5)
+        measure.add(layer, torch.arange(2.0**19).view(1, 1, -1), 0.5)
     one, other = (sample.flatten() for sample in measure.samples["a"])
     assert len(one) == len(other) == 2**17
     assert (one == other).float().mean() < 0.01
+
+
+@each(dim=[1, -1])
+def test_places_are_the_same_in_the_ann_and_in_the_layer(dim):
+    """In values by channel, and in what neurons integrate, with batches and pixels of every number."""
+    for shape in ((2, 3, 50, 40), (3, 700), (1, 5, 300), (2, 2, 7, 90, 9)):
+        values = torch.randn(shape).movedim(1, dim)
+        layer = SpikingLayer("a", None, channels=shape[1], dim=dim % len(shape))
+        by_channel = layer.by_channel(values)
+        places = corrections.Places.drawn(by_channel, share=0.001, seed=3)
+        assert (places.chosen is None) == (len(shape) == 2)
+        found = places.of_layer(values, dim)
+        assert found.dim() == values.dim()
+        same(found.movedim(dim, 0).flatten(1), places.of_channels(by_channel).flatten(1))
+
+
+def test_corrections_from_a_sample():
+    """They are near the corrections from all values, where images have too many for all to be used."""
+    torch.manual_seed(0)
+    ann = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    x = F.interpolate(torch.randn(4, 3, 20, 20), size=160, mode="bilinear")
+    found = []
+    for limit in (18, 30):
+        with mock.patch.object(corrections, "_SAMPLE", 2**limit):
+            found.append(convert(ann, 3, calibrate=x).calibration.corrections)
+    for one, other in zip(*(x.values() for x in found), strict=True):
+        assert 0 < (one - other).norm() < 0.5 * other.norm()
 
 
 def test_a_partly_quantised_ann(monkeypatch):
@@ -205,7 +236,7 @@ def test_integer_weights(neuron, weights):
 def test_channels_of_one_level_are_a_layer_of_that_level(name, neuron, training):
     """In outputs and gradients, with corrections, if poolings with neurons fire at the thresholds of their input."""
     ann, x = made(name)
-    snn = converted(name, ann, 8, calibrate=x, per_channel=False, correct_bias=True)
+    snn = converted(name, ann, 8, calibrate=x, correct_bias=True)
     found = snn.calibration
     levels = {layer: found.levels[layer] for layer in snn.spiking_layers}
     channels = {layer: torch.full_like(found.corrections[layer], levels[layer]) for layer in found.corrections}
@@ -296,13 +327,15 @@ def test_the_ann_sees_each_batch_once(weights):
 )
 def test_corrections_are_those_of_whole_forward_passes(name, neuron, learn, monkeypatch):
     """Neurons that integrate all input before they fire need one product for all steps of a correction."""
-    corrections = importlib.import_module("tandem_cuda.convert.corrections")
+
+    def fired(module, run, node, places, most):
+        anew = functools.partial(run.run_node, node)
+        return anew, lambda: corrections._decoded(anew())
+
     found = []
     for whole_passes in (False, True):
         if whole_passes:
-            monkeypatch.setattr(
-                corrections, "_result", lambda module, holder, run, node, most: functools.partial(run.run_node, node)
-            )
+            monkeypatch.setattr(corrections, "_fired", fired)
         snn = converted(name, *made(name)[:1], 3, calibrate=made(name)[1], neuron=neuron, learn_thresholds=learn)
         found.append(snn.calibration.corrections)
     assert found[0].keys() == found[1].keys()
@@ -317,14 +350,14 @@ def test_a_sum_of_spikes_has_no_correction():
         lambda n, x: n.fc(F.relu(n.c(F.relu(F.relu(n.a(x)) + F.relu(n.b(x))))).mean((2, 3))),
         a=nn.Conv2d(2, 4, 1), b=nn.Conv2d(2, 4, 1), c=nn.Conv2d(4, 4, 1), fc=nn.Linear(4, 2),
     )  # fmt: skip
-    snn = convert(ann.eval(), 4, calibrate=inputs(), per_channel=False)
+    snn = convert(ann.eval(), 4, calibrate=inputs())
     assert len(snn.calibration.corrections) == len(snn.spiking_layers) - 1
 
 
 @pytest.mark.parametrize("how", [{}, BOTH], ids=["layers", "channels"])
 def test_calibration_can_be_used_again(how):
     ann, x = trained()
-    snn = convert(ann, 6, calibrate=x, neuron=TWO, **{"per_channel": False, "correct_bias": True, **how})
+    snn = convert(ann, 6, calibrate=x, neuron=TWO, **{"correct_bias": True, **how})
     with torch.no_grad():
         want = snn(x)
         other = convert(copy.deepcopy(ann), 6, calibrate=snn.calibration, neuron=TWO, example=x)

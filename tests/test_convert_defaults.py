@@ -100,15 +100,15 @@ def test_loading_takes_over_the_calibration():
 
 def test_a_calibrated_state_does_not_load_into_other_networks():
     ann, x = Residual().eval(), inputs(16)
-    state = convert(ann, 8, calibrate=x).state_dict()
+    state = convert(ann, 8, calibrate=x, per_channel=True).state_dict()
     plain = convert(Residual().eval(), 8, example=inputs())
     with pytest.raises(RuntimeError, match=r"calibrated network.*calibrate=Calibration.of_state\(state\)"):
         plain.load_state_dict(state)
     convert(Residual().eval(), 8, calibrate=Calibration.of_state(state), example=x).load_state_dict(state)  # the advice
-    layers = convert(Residual().eval(), 8, calibrate=x, per_channel=False)
+    layers = convert(Residual().eval(), 8, calibrate=x)
     with pytest.raises(RuntimeError, match="thresholds for other channels"):
         layers.load_state_dict(state)
-    one_phase = convert(Residual().eval(), 8, calibrate=x, neuron=IF())
+    one_phase = convert(Residual().eval(), 8, calibrate=x, neuron=IF(), per_channel=True)
     with pytest.raises(RuntimeError, match="the state is of a network with RadixIF"):
         one_phase.load_state_dict(state)
     with pytest.raises(RuntimeError, match="Unexpected key"):
@@ -178,8 +178,7 @@ def test_forms_of_calibration_data(form):
     ann = two_inputs().eval()
     want = convert(ann, 8, calibrate=[(x, y)])
     snn = convert(ann, 8, calibrate=form(x, y, z))
-    for name, level in want.levels.items():
-        assert torch.equal(snn.levels[name], level)
+    assert snn.levels == want.levels
     with torch.no_grad():
         assert (snn(x, y) - ann(x, y)).norm() < 0.2 * ann(x, y).norm()
     assert snn.report().agreement > 0.8
@@ -227,7 +226,7 @@ def test_the_plain_call_has_the_best_settings(recwarn):
     ann, x = deep()
     plain = convert(ann, 4, calibrate=x)
     assert not [w for w in recwarn if "convert" in str(w.message)]
-    best = convert(ann, 4, calibrate=x, neuron=RadixIF(), per_channel=True, correct_bias=True)
+    best = convert(ann, 4, calibrate=x, neuron=RadixIF(), per_channel=False, correct_bias=True)
     assert torch.equal(plain(x), best(x))
     assert plain.report().agreement >= 0.9
 
@@ -244,11 +243,11 @@ def test_the_plain_call_where_radix_spikes_are_impossible(T, how):
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ({"neuron": IF()}, "leave out neuron,"),
-        ({"neuron": IF(), "mode": "constant"}, "leave out mode and neuron,"),
+        ({"neuron": IF()}, "leave out neuron ("),
+        ({"neuron": IF(), "mode": "constant"}, "leave out mode and neuron ("),
         (
-            {"neuron": IF(), "per_channel": False, "correct_bias": False, "percentile": 50.0},
-            "leave out neuron and percentile and per_channel and correct_bias,",
+            {"neuron": IF(), "per_channel": True, "correct_bias": False, "percentile": 50.0},
+            "leave out neuron and percentile and per_channel and correct_bias (",
         ),
     ],
 )
@@ -258,7 +257,7 @@ def test_a_conversion_that_went_badly_warns(how, said):
         snn = convert(ann, 2, calibrate=x, **how)
     text = str(warned[0].message)
     assert said in text
-    assert "use more time steps than 2" in text
+    assert "time_steps=8 (" in text
     assert warned[0].filename == __file__
     report = snn.report()
     assert report.is_unlike
@@ -268,15 +267,29 @@ def test_a_conversion_that_went_badly_warns(how, said):
     # the advice, one piece after another
     better = convert(ann, 2, calibrate=x).report()
     assert better.agreement > report.agreement
-    more = convert(ann, 256, calibrate=x, **(how | {"percentile": 100.0})).report()
-    assert not more.is_unlike
+    more = convert(ann, 8, calibrate=x, **how).report()
+    assert more.agreement > report.agreement
+
+
+@pytest.mark.parametrize("scales", [2.0 ** torch.arange(8), torch.ones(8)], ids=["channels of all sizes", "alike"])
+def test_levels_of_channels_are_advised_where_they_are_better(scales):
+    torch.manual_seed(0)
+    ann, x = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)), torch.randn(256, 8)
+    with torch.no_grad():
+        ann[0].weight.copy_(torch.eye(8) * scales.unsqueeze(1))
+        ann[2].weight.div_(scales)
+    with pytest.warns(UserWarning, match="the network gives the class of its ANN") as warned:
+        worse = convert(ann, 2, calibrate=x)
+    better = convert(ann, 2, calibrate=x, per_channel=True)
+    advised = "per_channel=True (" in str(warned[0].message)
+    assert advised == (better.report().agreement > worse.report().agreement) == (len(scales.unique()) > 1)
 
 
 def test_no_advice_to_use_more_radix_spikes_than_there_are():
     ann, x = deep()
     with pytest.warns(UserWarning, match="the network gives the class of its ANN") as warned:
         convert(ann, 8, calibrate=x, percentile=50.0)
-    advice = "To change that: leave out percentile, since the defaults are better; or train the network further."
+    advice = "To change that: leave out percentile (100.0% of the samples); or train the network further."
     assert advice in str(warned[0].message)
 
 
@@ -322,8 +335,7 @@ def test_a_loader_may_use_its_memory_again():
         for batch in batches:
             yield memory.copy_(batch)
 
-    found = convert(ann, 8, calibrate=loader()).levels["0"]
-    assert torch.equal(found, convert(ann, 8, calibrate=batches).levels["0"])
+    assert convert(ann, 8, calibrate=loader()).levels == convert(ann, 8, calibrate=batches).levels
 
 
 def test_nested_lenient_loads_leave_thresholds_out():

@@ -136,11 +136,12 @@ def test_twins_round_to_the_same_bits(change):
 def test_quantised_weights_of_two_conversions():
     """Their scales contain the thresholds of channels."""
     ann, x = cnn(), IMAGES
-    one = convert(ann, 4, calibrate=x, weights="int8")
+    how = {"weights": "int8", "per_channel": True}
+    one = convert(ann, 4, calibrate=x, **how)
     want = one(x)
     other = convert(ann, 4, calibrate=one.calibration, example=x)
     same(one(x), other(x))
-    third = convert(ann, 4, calibrate=3 * x, weights="int8", per_channel=False)
+    third = convert(ann, 4, calibrate=3 * x, **how)
     third(x)
     with pytest.raises(RuntimeError, match="another conversion of it has other thresholds"):
         one(x)
@@ -280,7 +281,7 @@ class Dense(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "how", [{}, {"per_channel": False}, {"learn_thresholds": True}], ids=["channels", "layers", "learned"]
+    "how", [{"per_channel": True}, {}, {"learn_thresholds": True}], ids=["channels", "layers", "learned"]
 )
 def test_what_the_spiking_twin_alone_holds_follows_the_ann(how):
     one, other, x = Dense().eval(), Dense().eval(), IMAGES

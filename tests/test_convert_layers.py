@@ -373,7 +373,7 @@ TELLING = ["grown cats", "residual without ReLU", "PReLU of a sum", "bilinear", 
 def test_engines_have_the_same_spikes(name, neuron):
     ann, x = made(name)
     ann, x = dyadic(ann).float(), (x.float() * 8).round() / 8
-    levels = converted(name, ann, 8, calibrate=x, per_channel=False).levels
+    levels = converted(name, ann, 8, calibrate=x).levels
     levels = {layer: 2.0 ** round(torch.tensor(level).log2().item()) for layer, level in levels.items()}
     snn, found = converted(name, ann, 8, calibrate=levels, neuron=neuron), []
     for layer in snn.spiking_layers:

@@ -69,7 +69,7 @@ def start(ann, batches):
             ann(images)
     for norm in norms:
         norm.momentum = 0.9
-    thresholds = {"percentile": 99, "per_channel": False, "correct_bias": False}
+    thresholds = {"percentile": 99, "correct_bias": False}
     return convert(ann, 8, neuron=IF(), calibrate=batches[0][0], **thresholds)
 
 

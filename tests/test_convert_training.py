@@ -96,7 +96,7 @@ def test_the_order_of_modes_does_not_matter():
     assert [m.training for m in one.modules() if isinstance(m, nn.BatchNorm2d)] == [False]
     other = convert(ann.eval(), 8, calibrate=IMAGES)
     for name, level in one.levels.items():
-        same(level, other.levels[name])
+        assert level == other.levels[name]
     for name, x in ann.state_dict().items():
         same(x, state[name])
 

@@ -106,7 +106,7 @@ def _no_grad():
         yield
 
 
-@each(name=list(READERS), per_channel={"each channel": None, "each layer": False})
+@each(name=list(READERS), per_channel={"each channel": True, "each layer": False})
 def test_calibrated_networks_are_near_their_ann(name, per_channel):
     """As many rows as features: a reader that looks along the wrong dimension finds sizes that fit."""
     ann, x = made(name)

@@ -184,7 +184,7 @@ def test_mixed_with_relu():
 
 def test_no_advice_to_leave_out_what_from_qcfs_sets():
     ann = dyadic(ResNet())
-    with pytest.warns(UserWarning, match="To change that: use more time steps than 1; or train") as said:
+    with pytest.warns(UserWarning, match=r"To change that: time_steps=\d+ \(.*% of the samples\); or train") as said:
         from_qcfs(ann, IF, 1, calibrate=images(64))
     assert "leave out" not in str(said[0].message)
 

@@ -82,7 +82,7 @@ def test_calibrations_are_taken_over():
     other = convert(ann, 3, neuron=RadixIF(), calibrate=x * 0.5)
     other.load_state_dict(snn.state_dict())
     same(other(x), snn(x))
-    levels = convert(ann, 3, neuron=RadixIF(), calibrate=snn.levels, per_channel=None, example=x)
+    levels = convert(ann, 3, neuron=RadixIF(), calibrate=snn.levels, example=x)
     assert levels.levels.keys() == snn.levels.keys()
     snn.set_time_steps(5)
     assert snn.levels.keys() == levels.levels.keys()

@@ -20,9 +20,10 @@ from ..nn.modes import evaluating
 from ..nn.quantiser import WeightQuantiser
 from ..nn.tandem import TandemLayer
 from ..ops import checks
+from .calibration_data import CalibrationData
 from .comparison import Likeness, OutputComparison
 from .conversion import Conversion
-from .corrections import Means, find_corrections, weight_layer
+from .corrections import Activations, Places, find_corrections, weight_layer
 from .graph import Graph
 from .inputs import Batch, copied, samples_of
 from .values import SpikingLayer
@@ -132,11 +133,11 @@ class Measure(Protocol):
     layers: Sequence[SpikingLayer]
 
     def add(self, layer: SpikingLayer, values: Tensor, share: float) -> None:
-        """Add the activations of a batch, [C, M], which has ``share`` of all samples."""
+        """Add the activations of a batch, [C, N, M], which has ``share`` of all samples."""
 
 
-def observe(graph: Graph, batches: Sequence[Batch], *measures: Measure) -> Any:
-    """Run the ANN on each batch once, and show its activations to all measures.
+def observe(graph: Graph, batches: Sequence[Batch], *measures: Measure, data: CalibrationData | None = None) -> Any:
+    """Run the ANN on each batch once, and show its activations to all measures, and all values to ``data``.
 
     Returns:
         The outputs for the first batch; None without batches.
@@ -151,6 +152,8 @@ def observe(graph: Graph, batches: Sequence[Batch], *measures: Measure) -> Any:
     share = 0.0
 
     def show(node: fx.Node, value: Any) -> None:
+        if data is not None:
+            data.see(node, value)
         if node not in seen or not value.numel():
             return
         if not (value.sum().isfinite() or value.isfinite().all()):  # finite numbers may have an infinite sum
@@ -211,8 +214,8 @@ class Percentiles:
         self.found: dict[str, list[Tensor]] = {layer.name: [] for layer in layers}
 
     def add(self, layer: SpikingLayer, values: Tensor, share: float) -> None:
-        """Add the activations of a batch, [C, M]."""
-        values = values.abs()
+        """Add the activations of a batch, [C, N, M]."""
+        values = values.abs().flatten(1)
         rank = max(1, math.ceil(self.percentile / 100 * values.shape[1]))
         level = values.kthvalue(rank, 1).values
         level = torch.where(level > 0, level, values.amax(1))  # the percentile is 0 where few neurons are active
@@ -242,11 +245,11 @@ class LeastErrors:
         self.samples: dict[str, list[Tensor]] = {layer.name: [] for layer in layers}
 
     def add(self, layer: SpikingLayer, values: Tensor, share: float) -> None:
-        """Add the activations of a batch, [C, M]."""
+        """Add the activations of a batch, [C, N, M]."""
         values = values.abs() if layer.signed else values
-        self.largest[layer.name] = torch.maximum(self.largest[layer.name], values.amax(1).double().cpu())
+        self.largest[layer.name] = torch.maximum(self.largest[layer.name], values.amax((1, 2)).double().cpu())
         samples = self.samples[layer.name]
-        samples.append(_sample(values, share, seed=len(samples)))
+        samples.append(Places.drawn(values, share, seed=len(samples)).of_channels(values).flatten(1))
 
     def levels(self) -> dict[str, Level]:
         """Return the level of each layer."""
@@ -278,19 +281,6 @@ def _norms(errors: Tensor) -> Tensor:
     """Return the norm of each row. It is computed in float32 at least: in float64 it would take eight times as long."""
     precision = torch.promote_types(errors.dtype, torch.float32)
     return torch.linalg.vector_norm(errors, dim=1, dtype=precision).double()
-
-
-def _sample(values: Tensor, share: float, seed: int) -> Tensor:
-    """Return up to about 2^18 times ``share`` of the values [C, M], at the same positions in each channel.
-
-    Batches must have different seeds, lest all have their samples in the same places of their images.
-    """
-    channels, number = values.shape
-    size = math.ceil(max(2**18 // channels, 512) * share)
-    if number <= size:
-        return values
-    positions = torch.randint(number, (size,), generator=torch.Generator().manual_seed(seed))
-    return values[:, positions.to(values.device)]
 
 
 def _positive(layers: Sequence[SpikingLayer], measured: Mapping[str, Tensor]) -> dict[str, Level]:
@@ -327,7 +317,7 @@ class CalibrationSettings:
 
     calibrate: Any
     percentile: float | None
-    per_channel: bool | None
+    per_channel: bool
     correct_bias: bool | None
 
     def earlier(self, time_steps: int) -> Calibration | None:
@@ -347,11 +337,15 @@ class CalibrationSettings:
             checks.check_number("convert", "percentile", self.percentile)
             if not 0 < self.percentile <= 100:
                 raise ValueError(f"convert: percentile must be in (0, 100], got {self.percentile}")
-        for name in ("per_channel", "correct_bias"):
+        for name, kinds, words in (
+            ("per_channel", bool, "True or False"),
+            ("correct_bias", (bool, type(None)), "True, False or None"),
+        ):
             value = getattr(self, name)
-            if not (value is None or isinstance(value, bool)):
-                raise TypeError(f"convert: {name} must be True, False or None, got {type(value).__name__}")
-            if value and not self.on_data:
+            if not isinstance(value, kinds):
+                raise TypeError(f"convert: {name} must be {words}, got {type(value).__name__}")
+        for name in ("per_channel", "correct_bias"):
+            if getattr(self, name) and not self.on_data:
                 got = "None" if self.calibrate is None else "the result of an earlier calibration"
                 raise ValueError(f"convert: calibrate must be inputs of the ANN with {name}=True, got {got}")
         if self.correct_bias and mode == "spikes":
@@ -381,7 +375,7 @@ class CalibrationSettings:
             return False
         if earlier is not None:
             return any(isinstance(level, Tensor) and level.dim() for level in earlier.levels.values())
-        return self.per_channel is not False
+        return self.per_channel
 
     def not_default(self, neuron: Neuron | None, time_steps: int, mode: str | None) -> list[str]:
         """Return the names of the arguments that make a network less accurate than the defaults.
@@ -393,7 +387,7 @@ class CalibrationSettings:
             "mode": mode == "constant" and best.radix,
             "neuron": neuron is not None and neuron != best,
             "percentile": self.percentile is not None,
-            "per_channel": self.per_channel is False,
+            "per_channel": self.per_channel,
             "correct_bias": self.correct_bias is False,
         }
         return [name for name, differs in worse.items() if differs]
@@ -411,8 +405,9 @@ class Calibrator:
     def __init__(self, conversion: Conversion, snn: fx.GraphModule, settings: CalibrationSettings) -> None:
         self.graph, self.writer = conversion.source, conversion.writer
         self.options, self.snn, self.settings = conversion.writer.options, snn, settings
-        self.means: Means | None = None
+        self.activations: Activations | None = None
         self.outputs_of_ann: Any = None
+        self.data = CalibrationData(self.graph)
 
     def calibration(self, batches: Sequence[Batch]) -> Calibration:
         """Measure the level of each spiking layer, and of average poolings with neurons.
@@ -429,8 +424,9 @@ class Calibrator:
         else:
             measure = LeastErrors(layers, self.options.time_steps, self.options.neuron)
         corrects = self.settings.correct_bias is not False and self.options.mode != "spikes"
-        self.means = self._means() if corrects else None
-        self.outputs_of_ann = observe(self.graph, batches, measure, *() if self.means is None else [self.means])
+        self.activations = self._activations() if corrects else None
+        measures = [measure] if self.activations is None else [measure, self.activations]
+        self.outputs_of_ann = observe(self.graph, batches, *measures, data=self.data)
         return self.fitting(Calibration(self.options.time_steps, measure.levels()))
 
     def fitting(self, earlier: Calibration) -> Calibration:
@@ -461,18 +457,18 @@ class Calibrator:
         Returns:
             The corrections, and how near the outputs for the first batch are then.
         """
-        if self.means is None or self._rounds():  # the levels may change how the ANN's weights are rounded
-            self.means = self._means()
-            self.outputs_of_ann = observe(self.graph, batches, self.means)
-        found, outputs = find_corrections(self.means, [self.graph.inputs.leaves(x) for x in batches], self.snn)
+        if self.activations is None or self._rounds():  # the levels may change how the ANN's weights are rounded
+            self.activations = self._activations()
+            self.outputs_of_ann = observe(self.graph, batches, self.activations)
+        found, outputs = find_corrections(self.activations, [self.graph.inputs.leaves(x) for x in batches], self.snn)
         answers = OutputComparison()
         answers.samples = samples_of(batches[0])
         answers.add(outputs, self.outputs_of_ann)
         return found, answers.likeness()
 
-    def _means(self) -> Means:
+    def _activations(self) -> Activations:
         corrected = [layer for layer in self.writer.layers if self._holder(layer) is not None]
-        return Means([self._measured(layer, True) for layer in corrected])
+        return Activations([self._measured(layer, True) for layer in corrected])
 
     def _rounds(self) -> bool:
         return any(isinstance(module, WeightQuantiser) for module in self.snn.modules())

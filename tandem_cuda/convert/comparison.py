@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -100,6 +101,8 @@ class Record:
     sample: Sample = field(default_factory=Sample)
     outputs: tuple[Any, Any] = (None, None)
     """The structures of forward's outputs in eval mode, and in training where it is another one."""
+    doubts: tuple[str, ...] = ()
+    """What is doubtful about the calibration data."""
     rewrite: Callable[[Any], Any] | None = None
     """What rewrites the exported graph of the ANN before it is converted."""
 
@@ -318,6 +321,19 @@ class Likeness:
         if self.agreement is not None:
             return self.agreement < _AGREEING
         return self.output_error is not None and self.output_error > _OUTPUT_ERROR
+
+    def is_nearer_than(self, other: Likeness) -> bool:
+        """Whether more samples have the ANN's class or, without classes, the outputs differ less."""
+        if self.agreement is not None and other.agreement is not None:
+            return self.agreement > other.agreement
+        errors = [math.inf if x.output_error is None else x.output_error for x in (self, other)]
+        return errors[0] < errors[1]
+
+    def in_short(self) -> str:
+        """The share of samples with the ANN's class or, without classes, the difference of the outputs."""
+        if self.agreement is not None:
+            return f"{self.agreement:.1%} of the samples"
+        return f"a difference of {self.output_error:.1%}"
 
     def __str__(self) -> str:
         parts = []

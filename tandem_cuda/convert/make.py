@@ -22,7 +22,7 @@ from ..nn.tandem import TandemLayer
 from ..nn.weights import stored
 from ..ops import checks
 from ..ops.product import ENGINES
-from .calibrate import Calibration, CalibrationSettings, Calibrator, Level
+from .calibrate import Calibration, CalibrationSettings, Calibrator, Level, most_accurate
 from .comparison import Likeness, Sample, likeness
 from .conversion import Conversion, converted
 from .graph import Graph, check_one_sample, exported
@@ -46,7 +46,7 @@ def convert(
     neuron: Neuron | None = None,
     calibrate: Tensor | Iterable[Any] | Calibration | Mapping[str, Level] | None = None,
     percentile: float | None = None,
-    per_channel: bool | None = None,
+    per_channel: bool = False,
     correct_bias: bool | None = None,
     spiking_layers: int | None = None,
     engine: str = "auto",
@@ -87,15 +87,16 @@ def convert(
     layer by layer for T steps, then tandem learning: Wu et al., "Progressive Tandem Learning for Pattern Recognition
     with Deep Spiking Neural Networks", 2022, doi:10.1109/TPAMI.2021.3114196). So threshold * count approximates the
     ANN's activation, and weights, biases and batch norms are used unchanged; in mode "constant" the input is divided by
-    T. The defaults are the most accurate settings: neurons whose spike of step t weighs 2^(T-t) (:class:`RadixIF`), a
-    threshold for each channel, and corrected biases. Such neurons take all T steps in one call. For streams and early
-    exit pass ``neuron=IF(initial=0.5)``, for NIR ``neuron=IF()``.
+    T. The defaults are the most accurate settings: neurons whose spike of step t weighs 2^(T-t) (:class:`RadixIF`), and
+    corrected biases. Such neurons take all T steps in one call. For streams and early exit pass
+    ``neuron=IF(initial=0.5)``, for NIR ``neuron=IF()``.
 
     Averages of spikes are decoded before the read-out, and folded into the weights of a spiking layer
     (:class:`SpikeWindows`) if their windows have one size that does not depend on the image; other poolings have
     neurons with a level of their own. In deep networks, rounding to whole spikes accumulates errors, which further
     training reduces. ``convert`` compares the network with its ANN on the first batch, or on 64 of its samples without
-    corrected biases, and warns if it gives the ANN's class for less than 90 % of them.
+    corrected biases, and warns if it gives the ANN's class for less than 90 % of them. The warning names what is better
+    on these samples: ``convert`` tries the defaults or, if these are in use, ``per_channel=True``, and T = 8.
 
     With ``spiking_layers=k`` the result is a hybrid: the first k spiking layers, in the order in which forward runs
     their activations, then ``Decode``, then the rest of the ANN unchanged (Wu et al. 2022). The next stage is a
@@ -123,7 +124,9 @@ def convert(
             over the batches. By default, the level is the one at which the activations, rounded to whole spikes and
             clipped at T, differ least from the ANN's (least squares). It depends on ``time_steps``.
         per_channel: find a level for each channel or feature instead of one for each layer. Gains and biases of the
-            layer, and the weights of the layers that read it, then contain the thresholds. By default (None), yes.
+            layer, and the weights of the layers that read it, then contain the thresholds. It helps at T = 2 and 3, if
+            ``calibrate`` has hundreds of samples of the data that the network will see. On other data a channel may
+            exceed by far what it reached on a few samples.
         correct_bias: shift the pre-activations of the spiking twin, layer by layer, so that the mean of each channel's
             decoded spikes is the mean of the ANN's activations on ``calibrate``. The ANN's parameters stay as they are.
             By default (None), yes, but not in mode "spikes", where ``calibrate`` has no spike trains.
@@ -179,7 +182,7 @@ def network_of(
     neuron: Neuron | None = None,
     calibrate: Any = None,
     percentile: float | None = None,
-    per_channel: bool | None = None,
+    per_channel: bool = False,
     correct_bias: bool | None = None,
     spiking_layers: int | None = None,
     engine: str = "auto",
@@ -234,7 +237,11 @@ def network_of(
             if batches and mode != "spikes":
                 has_levels = any(layer.level is not None for layer in conversion.writer.layers)
                 found = found or likeness(network, network._record, graph)
-                _warn_if_unlike(network, found, [] if has_levels else changed, neuron)
+                if found.is_unlike:
+                    by_channel = not (has_levels or _repeated_integers(snn, weights))
+                    trials = _trials(settings, options, [] if has_levels else changed, by_channel)
+                    others = {words: _likeness_of(graph, *trial, weights, batches) for words, trial in trials.items()}
+                    _warn_of_unlike(found, others)
             warn_of(names, effect)
             if network._record.analogue:
                 warnings.warn(
@@ -261,15 +268,16 @@ def _written(graph: Graph, options: Options, weights: str | None) -> tuple[Conve
     """Convert, and write the SNN.
 
     Raises:
-        ValueError: integer weights of a layer that is called several times cannot have thresholds of channels.
+        ValueError: channels shall have levels, but layers of integer weights are called twice.
     """
     conversion = converted(graph, options)
     snn = conversion.written()
-    repeated = _repeated_integers(snn, weights) if options.per_channel else ()
-    if not repeated:
-        return conversion, snn
-    conversion = converted(graph, replaced_fields(options, per_channel=False))
-    return conversion, conversion.written()
+    if options.per_channel and (repeated := _repeated_integers(snn, weights)):
+        raise ValueError(
+            f"convert: per_channel must be False with weights={weights!r}, got layers that are called twice: "
+            f"{some(repeated, 3)}"
+        )
+    return conversion, snn
 
 
 def calibrated_network(
@@ -286,6 +294,8 @@ def calibrated_network(
     else:
         calibration = calibrator.calibration(batches) if options.calibrated else None
     network, found = TandemNetwork(snn, conversion.ann, calibration, conversion), None
+    if batches and earlier is None:
+        network._record.doubts = calibrator.data.doubts(batches)
     if calibration is not None and batches and options.mode != "spikes":  # counts do not tell when the spikes come
         network._record.sample = Sample(batches[0])
         if settings.correct_bias is not False:
@@ -304,16 +314,44 @@ def _repeated_integers(snn: nn.Module, weights: str | None) -> tuple[str, ...]:
     return tuple(name for x, name in first.items() if calls[x] > 1)
 
 
-def _warn_if_unlike(network: TandemNetwork, found: Likeness, changed: Sequence[str], neuron: Neuron) -> None:
-    """Warn if a calibrated network does not compute what its ANN does, and say what to change.
+def _trials(
+    settings: CalibrationSettings, options: Options, changed: Sequence[str], by_channel: bool
+) -> dict[str, tuple[CalibrationSettings, Options]]:
+    """Return settings that may be better, by what the user would change.
 
-    ``changed``: the arguments that make the network less accurate than the defaults.
+    ``changed``: the arguments that make the network less accurate than the defaults. ``by_channel``: whether channels
+    can have levels.
     """
-    if not found.is_unlike:
-        return
-    remedies = [f"leave out {' and '.join(changed)}, since the defaults are better"] if changed else []
-    if not (neuron.radix and network.time_steps == MOST_STEPS):
-        remedies.append(f"use more time steps than {network.time_steps}")
+    found = {}
+    if changed:
+        neuron = most_accurate(options.time_steps, None)
+        mode = "impulse" if neuron.radix else "constant"
+        best = replaced_fields(options, neuron=neuron, mode=mode, per_channel=False)
+        found[f"leave out {' and '.join(changed)}"] = CalibrationSettings(settings.calibrate, None, False, None), best
+    elif by_channel:
+        channels = replaced_fields(settings, per_channel=True), replaced_fields(options, per_channel=True)
+        found["per_channel=True"] = channels
+    steps = MOST_STEPS if options.neuron.radix else 4 * options.time_steps
+    if steps > options.time_steps:
+        found[f"time_steps={steps}"] = settings, replaced_fields(options, time_steps=steps)
+    return found
+
+
+def _likeness_of(
+    graph: Graph, settings: CalibrationSettings, options: Options, weights: str | None, batches: list[Batch]
+) -> Likeness:
+    """Return how near the network with other settings is to its ANN."""
+    network, found = calibrated_network(*_written(graph, options, weights), settings, batches)
+    return found or likeness(network, network._record, graph)
+
+
+def _warn_of_unlike(found: Likeness, others: Mapping[str, Likeness]) -> None:
+    """Warn that a calibrated network does not compute what its ANN does, and say what to change.
+
+    ``others``: how near networks with other settings are, by what the user would change.
+    """
+    better = {words: other for words, other in others.items() if other.is_nearer_than(found)}
+    remedies = [f"{words} ({other.in_short()})" for words, other in better.items()]
     remedies.append(f"{'or ' if remedies else ''}train the network further")
     warnings.warn(
         f"convert: {found}. To change that: {'; '.join(remedies)}. print(snn.report()) shows the error of each layer",

@@ -57,7 +57,7 @@ def from_qcfs(
         calibrate: as for :func:`convert`. Needed if the ANN has other values before its last weight layer that get
             neurons, such as nn.ReLU's or a sum's without an activation.
         options: other arguments of :func:`convert`. By default, ``mode`` is "impulse", or "constant" for neurons that
-            spike while they integrate, and ``per_channel`` and ``correct_bias`` are False.
+            spike while they integrate, and ``correct_bias`` is False.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -106,7 +106,7 @@ def from_qcfs(
             f"{found}; pass neuron=IF(initial=0.5, two_phase=True) for other numbers"
         )
     mode = "impulse" if neuron.two_phase else "constant"
-    options = {"mode": mode, "per_channel": False, "correct_bias": False, **options}
+    options = {"mode": mode, "correct_bias": False, **options}
     scale = {name: 2**time_steps / number if neuron.radix else 1.0 for name, (_, number) in read.items()}
     known = {name: (threshold, threshold * scale[name]) for name, (threshold, _) in read.items()}
     return network_of(

@@ -221,7 +221,7 @@ def report_on(network: Converted, record: Record, inputs: Any) -> ConversionRepo
         notes=tuple(_notes(network, record, rows, sums, answers.samples)),
         warnings=(),
     )
-    return replace(report, warnings=(*_warnings(report), *answers.warnings()))
+    return replace(report, warnings=(*_warnings(report), *answers.warnings(), *record.doubts))
 
 
 def analogue_in_words(record: Record) -> str:

@@ -248,10 +248,10 @@ class SpikingLayer:
         return v.clamp(-self.bound if self.signed else 0, self.bound)
 
     def by_channel(self, v: Tensor) -> Tensor:
-        """Return values as [C, ...], or as [1, ...] if ``channels`` is None."""
+        """Return values of a batch [N, ...] as [C, N, M], or as [1, N, M] if ``channels`` is None."""
         if self.channels is None or self.channels == 1:
-            return v.flatten().unsqueeze(0)
-        return v.movedim(self.dim, 0).flatten(1)
+            return v.reshape(1, len(v), -1)
+        return v.movedim(self.dim, 0).reshape(self.channels, len(v), -1)
 
 
 aten = torch.ops.aten

@@ -47,7 +47,7 @@ def _case(draw):
     }
     initial = draw.one((0.5, 0.5, 0.0, 0.25))
     neuron = RadixIF(draw.one((1.0, 2.5)), clip=draw.chance(0.3), initial=initial)
-    settings = {"per_channel": draw.one((None, False, True)), "correct_bias": draw.one((None, False, True))}
+    settings = {"per_channel": draw.one((False, True)), "correct_bias": draw.one((None, False, True))}
     settings |= {"learn_thresholds": True} if how["weights"] is None and draw.chance(0.3) else {}
     draw.note(ann=str(ann), **how, neuron=str(neuron), **settings)
     how["example"] = x[:1]
@@ -59,7 +59,7 @@ def _case(draw):
                 raise Mismatch(f"the network differs from its ANN by {found:.3f} at T = 8")
         given = None if draw.chance(0.15) else x
         if given is None:
-            settings["per_channel"] = settings["correct_bias"] = None
+            settings |= {"per_channel": False, "correct_bias": None}
         snn = convert(ann, draw.int(1, 8), calibrate=given, neuron=neuron, **how, **settings)
         draw.note(steps=snn.time_steps, calibrated=given is not None)
         if given is not None and "learn_thresholds" not in settings:

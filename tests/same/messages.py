@@ -60,7 +60,7 @@ CALLS = {
         lambda **named: str(convert(**named)),
         {
             "ann": None, "time_steps": 4, "mode": "constant", "neuron": None, "calibrate": None, "percentile": None,
-            "per_channel": None, "correct_bias": None, "engine": "auto", "weights": None, "spiking_layers": None,
+            "per_channel": False, "correct_bias": None, "engine": "auto", "weights": None, "spiking_layers": None,
             "replace": None, "analogue": True, "example": torch.zeros(1, 3, 6, 6),
         },
     ),

@@ -37,7 +37,7 @@ def made(name):
         settings["neuron"] = draw.one((None, IF(), IF(0.5, initial=0.5), LIF(leak=0.9), IF(two_phase=True)))
     else:
         settings["neuron"] = draw.one((None, None, IF(), IF(initial=0.5), IF(initial=0.5, two_phase=True)))
-        settings["per_channel"] = draw.one((None, None, False))
+        settings["per_channel"] = draw.one((True, True, False))
         settings["correct_bias"] = draw.one((None, None, False))
         settings["percentile"] = draw.one((None, None, 99.0))
     settings = {key: value for key, value in settings.items() if value is not None} | {"example": x}
