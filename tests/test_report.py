@@ -1,6 +1,7 @@
 """What a converted network reports about itself: every figure recomputed, every note and warning provoked."""
 
 import copy
+import dataclasses
 import io
 import math
 import pickle
@@ -373,7 +374,8 @@ def test_without_samples():
     assert "threshold" in str(report)
     assert "firing rate" not in str(report)
     assert named(report)["8"].threshold == levels["8"] / 6
-    assert snn.report(x) == convert(ann, 6, calibrate=x, **per_layer()).report()
+    calibrated = convert(ann, 6, calibrate=x, **per_layer()).report()
+    assert snn.report(x) == dataclasses.replace(calibrated, warnings=())
 
 
 def test_uncalibrated():

@@ -25,26 +25,27 @@ class CalibrationData:
     """Compares calibration data with the statistics that the ANN's first batch norm has of the training data."""
 
     def __init__(self, graph: Graph) -> None:
+        self.graph = graph
         self.read: fx.Node | None = None
+        self.statistics: tuple[str, str] | None = None
         self.number = 0
         self.sum: Any = 0.0
         self.squares: Any = 0.0
         for node in graph.graph.nodes:
             if node.target is torch.ops.aten.batch_norm.default:
-                source, statistics = node.args[0], node.args[3:5]
-                if all(isinstance(x, fx.Node) and x.op == "get_attr" for x in statistics):
-                    self.mean, self.variance = (graph.tensor(x.target).detach().double().cpu() for x in statistics)
-                    if not (self.mean == 0).all() or not (self.variance == 1).all():  # as they are before training
-                        self.read = source
+                mean, variance = node.args[3:5]
+                if all(isinstance(x, fx.Node) and x.op == "get_attr" for x in (mean, variance)):
+                    self.read, self.statistics = node.args[0], (mean.target, variance.target)
                 return
 
     def see(self, node: fx.Node, value: Tensor) -> None:
         """Add the value of a node, if the batch norm reads it."""
         if node is self.read:
-            values = value.movedim(1, 0).flatten(1).double()
+            values = value.movedim(1, 0).flatten(1)
+            variance, mean = (x.double().cpu() for x in torch.var_mean(values, dim=1, correction=0))
             self.number += values.shape[1]
-            self.sum = self.sum + values.sum(1).cpu()
-            self.squares = self.squares + values.square().sum(1).cpu()
+            self.sum = self.sum + values.shape[1] * mean
+            self.squares = self.squares + values.shape[1] * (variance + mean.square())
 
     def doubts(self, batches: Sequence[Batch]) -> tuple[str, ...]:
         """Return what is doubtful about the data, in words."""
@@ -63,12 +64,15 @@ class CalibrationData:
         return tuple(found)
 
     def _scale(self) -> str:
-        used = self.variance > 0 if self.number > 1 else torch.tensor(False)
-        if not used.any():
+        if self.statistics is None or self.number < 2:
+            return ""
+        of_training, variances = (self.graph.tensor(name).detach().double().cpu() for name in self.statistics)
+        used = variances > 0
+        if not used.any() or bool((of_training == 0).all() and (variances == 1).all()):  # never trained
             return ""
         mean = self.sum / self.number
-        variance = ((self.squares / self.number - mean.square()).clamp(min=0) / self.variance)[used].median()
-        shift = ((mean - self.mean).square() / self.variance)[used].median()
+        variance = ((self.squares / self.number - mean.square()).clamp(min=0) / variances)[used].median()
+        shift = ((mean - of_training).square() / variances)[used].median()
         if 1 / _UNLIKE <= variance <= _UNLIKE and shift <= _SHIFTED:
             return ""
         return (
