@@ -92,7 +92,8 @@ GROUPS = {
     ),
     "examples": Group(
         "tests/test_train_example.py tests/test_recipes.py tests/test_mnist_example.py tests/test_analyse.py"
-        " tests/test_early_exit_example.py tests/test_convert_pretrained.py",
+        " tests/test_early_exit_example.py tests/test_training_from_random_weights.py"
+        " tests/test_pretrained_examples.py",
         "examples/**",
     ),
     "other processors": Group("tests/test_processors.py", None),

@@ -275,3 +275,39 @@ def test_onnx_runtime_side(bench):
     net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(576, 10)).eval()
     sides = bench("onnx_runtime").int8_sides(net, torch.rand(4, 3, 8, 8))
     assert sides["ONNX Runtime int8"]().shape == (4, 10)
+
+
+def test_agreement(bench, monkeypatch, tmp_path, capsys):
+    """Networks by time steps and PyTorch's by bits, each with the share of images with the ANN's class."""
+    for package in ("matplotlib", "skimage", "sklearn", "timm", "torchao"):
+        pytest.importorskip(package)
+    from PIL import Image
+
+    monkeypatch.syspath_prepend(BENCH.parent / "examples")
+    agreement, photographs = bench("agreement"), bench("photographs")
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 15 * 15, 10))
+    net(torch.randn(64, 3, 32, 32))
+    monkeypatch.setattr(photographs, "SIZES", {0: 32})
+    monkeypatch.setattr(photographs, "efficientnet_lite", lambda number: net.eval())
+    for name, number in (("CROPS", 20), ("OTHER", 12)):
+        monkeypatch.setattr(agreement, name, number)
+    Image.effect_mandelbrot((96, 64), (-2, -1, 1, 1), 50).save(tmp_path / "one.png")
+
+    options = ["--photographs", tmp_path, "--calibration", 8, "--time-steps", 8, 2, "--bits", 8, 4, "--threads", 1]
+    threads = torch.get_num_threads()
+    try:
+        agreement.main([str(option) for option in options])
+    finally:
+        torch.set_num_threads(threads)
+    head, _, *rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.split("\n\n")[-1].splitlines()]
+    assert head == ["network", "same photographs", "other photographs", "conversion"]
+    assert [row[0] for row in rows] == [
+        *("Lite0, T = 8, 8 images", "Lite0, T = 2, 8 images"),
+        *("Lite0, PyTorch, 8 bits, 8 images", "Lite0, PyTorch, 4 bits, 8 images"),
+    ]
+    for column in (1, 2):  # "95.0% (0.012)": the agreement and the error of the outputs
+        agreed, errors = zip(*(row[column].strip(")").split("% (") for row in rows), strict=True)
+        assert min(float(agreed[0]), float(agreed[2])) > 90
+        assert float(errors[0]) < 0.05 < float(errors[1])
+        assert float(errors[2]) < 0.05 < float(errors[3])

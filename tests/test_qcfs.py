@@ -184,7 +184,8 @@ def test_mixed_with_relu():
 
 def test_no_advice_to_leave_out_what_from_qcfs_sets():
     ann = dyadic(ResNet())
-    with pytest.warns(UserWarning, match=r"To change that: time_steps=\d+ \(.*% of the samples\); or train") as said:
+    words = r"To change that: time_steps=\d+ \(.*% of \d+ samples, in place of .*%\); or train"
+    with pytest.warns(UserWarning, match=words) as said:
         from_qcfs(ann, IF, 1, calibrate=images(64))
     assert "leave out" not in str(said[0].message)
 

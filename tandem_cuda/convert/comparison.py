@@ -329,11 +329,11 @@ class Likeness:
         errors = [math.inf if x.output_error is None else x.output_error for x in (self, other)]
         return errors[0] < errors[1]
 
-    def in_short(self) -> str:
-        """The share of samples with the ANN's class or, without classes, the difference of the outputs."""
-        if self.agreement is not None:
-            return f"{self.agreement:.1%} of the samples"
-        return f"a difference of {self.output_error:.1%}"
+    def in_place_of(self, other: Likeness) -> str:
+        """What was measured of two networks on the same samples."""
+        if self.agreement is None or other.agreement is None:
+            return f"a difference of {self.output_error:.1%}, in place of {other.output_error:.1%}"
+        return f"{self.agreement:.1%} of {self.samples} samples, in place of {other.agreement:.1%}"
 
     def __str__(self) -> str:
         parts = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.optim.swa_utils import AveragedModel
+from torch.utils._pytree import tree_map_only
 
 from ..neuron import Neuron
 from ..neuron.radix_if import MOST_STEPS, check_radix_steps
@@ -23,10 +25,10 @@ from ..nn.weights import stored
 from ..ops import checks
 from ..ops.product import ENGINES
 from .calibrate import Calibration, CalibrationSettings, Calibrator, Level, most_accurate
-from .comparison import Likeness, Sample, likeness
+from .comparison import Likeness, Sample, likeness, run_both
 from .conversion import Conversion, converted
 from .graph import Graph, check_one_sample, exported
-from .inputs import Batch, calibration_batches, example_of, names_inputs
+from .inputs import Batch, calibration_batches, example_of, names_inputs, samples_of
 from .network import TandemNetwork
 from .nodes import some
 from .replace import called, check_replacements, replacing, warn_of
@@ -36,6 +38,8 @@ from .values import Options
 
 _BITS = {"int8": 8, "int16": 16}
 """The bits of each value that ``weights`` can have."""
+_TRIED = 16
+"""Samples that other settings are tried on, before a warning names them."""
 
 
 def convert(
@@ -95,8 +99,9 @@ def convert(
     (:class:`SpikeWindows`) if their windows have one size that does not depend on the image; other poolings have
     neurons with a level of their own. In deep networks, rounding to whole spikes accumulates errors, which further
     training reduces. ``convert`` compares the network with its ANN on the first batch, or on 64 of its samples without
-    corrected biases, and warns if it gives the ANN's class for less than 90 % of them. The warning names what is better
-    on these samples: ``convert`` tries the defaults or, if these are in use, ``per_channel=True``, and T = 8.
+    corrected biases, and warns if it gives the ANN's class for less than 90 % of them. The warning names what is
+    better: ``convert`` tries the defaults or, if these are in use, ``per_channel=True``, and T = 8, each calibrated on
+    up to 16 of these samples and compared on as many others.
 
     With ``spiking_layers=k`` the result is a hybrid: the first k spiking layers, in the order in which forward runs
     their activations, then ``Decode``, then the rest of the ANN unchanged (Wu et al. 2022). The next stage is a
@@ -240,8 +245,7 @@ def network_of(
                 if found.is_unlike:
                     by_channel = not (has_levels or _repeated_integers(snn, weights))
                     trials = _trials(settings, options, [] if has_levels else changed, by_channel)
-                    others = {words: _likeness_of(graph, *trial, weights, batches) for words, trial in trials.items()}
-                    _warn_of_unlike(found, others)
+                    _warn_of_unlike(found, _tried(network, graph, trials, weights, batches[0]))
             warn_of(names, effect)
             if network._record.analogue:
                 warnings.warn(
@@ -337,22 +341,38 @@ def _trials(
     return found
 
 
-def _likeness_of(
-    graph: Graph, settings: CalibrationSettings, options: Options, weights: str | None, batches: list[Batch]
-) -> Likeness:
-    """Return how near the network with other settings is to its ANN."""
-    network, found = calibrated_network(*_written(graph, options, weights), settings, batches)
-    return found or likeness(network, network._record, graph)
+def _tried(
+    network: TandemNetwork,
+    graph: Graph,
+    trials: Mapping[str, tuple[CalibrationSettings, Options]],
+    weights: str | None,
+    batch: Batch,
+) -> list[str]:
+    """Return which settings are better than the network's, in words.
 
-
-def _warn_of_unlike(found: Likeness, others: Mapping[str, Likeness]) -> None:
-    """Warn that a calibrated network does not compute what its ANN does, and say what to change.
-
-    ``others``: how near networks with other settings are, by what the user would change.
+    Networks with other settings are calibrated on up to 16 samples of the batch, and compared on as many others.
     """
-    better = {words: other for words, other in others.items() if other.is_nearer_than(found)}
-    remedies = [f"{words} ({other.in_short()})" for words, other in better.items()]
-    remedies.append(f"{'or ' if remedies else ''}train the network further")
+    most = min(samples_of(batch) // 2, _TRIED)
+    fitted, judged = (
+        tree_map_only(Tensor, operator.itemgetter(at), batch) for at in (slice(most), slice(most, 2 * most))
+    )
+
+    def judgement(network: TandemNetwork) -> Likeness:
+        return run_both(network, network._record, judged, {}, graph).likeness()
+
+    found, now = [], judgement(network)
+    for words, (settings, options) in trials.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of layers that these few samples never activate
+            other, _ = calibrated_network(*_written(graph, options, weights), settings, [fitted])
+        if (near := judgement(other)).is_nearer_than(now):
+            found.append(f"{words} ({near.in_place_of(now)})")
+    return found
+
+
+def _warn_of_unlike(found: Likeness, better: Sequence[str]) -> None:
+    """Warn that a calibrated network does not compute what its ANN does, and say which settings are better."""
+    remedies = [*better, f"{'or ' if better else ''}train the network further"]
     warnings.warn(
         f"convert: {found}. To change that: {'; '.join(remedies)}. print(snn.report()) shows the error of each layer",
         stacklevel=4,

