@@ -301,7 +301,7 @@ def test_agreement(bench, monkeypatch, tmp_path, capsys):
     finally:
         torch.set_num_threads(threads)
     head, _, *rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.split("\n\n")[-1].splitlines()]
-    assert head == ["network", "same photographs", "other photographs", "conversion"]
+    assert head == ["network", "same photographs", "other photographs"]
     assert [row[0] for row in rows] == [
         *("Lite0, T = 8, 8 images", "Lite0, T = 2, 8 images"),
         *("Lite0, PyTorch, 8 bits, 8 images", "Lite0, PyTorch, 4 bits, 8 images"),
