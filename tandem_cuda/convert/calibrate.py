@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
@@ -25,8 +26,11 @@ from .comparison import Likeness, OutputComparison
 from .conversion import Conversion
 from .corrections import Activations, Places, find_corrections, weight_layer
 from .graph import Graph
-from .inputs import Batch, copied, samples_of
+from .inputs import Batch, copied, pieces, samples_of
 from .values import SpikingLayer
+
+_PIECE = 2**20
+"""Numbers of an input that the networks take at a time. All of 64 photographs take twice as long."""
 
 Level = float | Tensor
 """T times a threshold: of all neurons of a layer, or of each channel or feature, [C]."""
@@ -136,11 +140,13 @@ class Measure(Protocol):
         """Add the activations of a batch, [C, N, M], which has ``share`` of all samples."""
 
 
-def observe(graph: Graph, batches: Sequence[Batch], *measures: Measure, data: CalibrationData | None = None) -> Any:
+def observe(
+    graph: Graph, batches: Sequence[Batch], *measures: Measure, compared: int, data: CalibrationData | None = None
+) -> list[Any]:
     """Run the ANN on each batch once, and show its activations to all measures, and all values to ``data``.
 
     Returns:
-        The outputs for the first batch; None without batches.
+        The outputs for the first ``compared`` batches.
 
     Raises:
         ValueError: an activation is not finite.
@@ -167,13 +173,15 @@ def observe(graph: Graph, batches: Sequence[Batch], *measures: Measure, data: Ca
                 shown[form] = layer.by_channel(layer.activation(value))
             measure.add(layer, shown[form], share)
 
-    samples, first = sum(map(samples_of, batches)), None
+    samples = sum(map(samples_of, batches))
+    kept: list[Any] = []
     with evaluating(graph.ann), torch.no_grad():
         for batch in progress(batches, "convert: calibrating"):
             share = samples_of(batch) / max(samples, 1)
             outputs = graph.run(copied(batch), show)
-            first = outputs if batch is batches[0] else first
-    return first
+            if len(kept) < compared:
+                kept.append(outputs)
+    return kept
 
 
 def checked_levels(names: Mapping[str, int | None], pools: list[str], levels: Mapping[str, Any]) -> dict[str, Level]:
@@ -406,7 +414,7 @@ class Calibrator:
         self.graph, self.writer = conversion.source, conversion.writer
         self.options, self.snn, self.settings = conversion.writer.options, snn, settings
         self.activations: Activations | None = None
-        self.outputs_of_ann: Any = None
+        self.outputs_of_ann: list[Any] = []
         self.data = CalibrationData(self.graph)
 
     def calibration(self, batches: Sequence[Batch]) -> Calibration:
@@ -426,7 +434,8 @@ class Calibrator:
         corrects = self.settings.correct_bias is not False and self.options.mode != "spikes"
         self.activations = self._activations() if corrects else None
         measures = [measure] if self.activations is None else [measure, self.activations]
-        self.outputs_of_ann = observe(self.graph, batches, *measures, data=self.data)
+        parts, compared = self._parts(batches)
+        self.outputs_of_ann = observe(self.graph, parts, *measures, compared=compared, data=self.data)
         return self.fitting(Calibration(self.options.time_steps, measure.levels()))
 
     def fitting(self, earlier: Calibration) -> Calibration:
@@ -457,14 +466,24 @@ class Calibrator:
         Returns:
             The corrections, and how near the outputs for the first batch are then.
         """
-        if self.activations is None or self._rounds():  # the levels may change how the ANN's weights are rounded
-            self.activations = self._activations()
-            self.outputs_of_ann = observe(self.graph, batches, self.activations)
-        found, outputs = find_corrections(self.activations, [self.graph.inputs.leaves(x) for x in batches], self.snn)
         answers = OutputComparison()
         answers.samples = samples_of(batches[0])
-        answers.add(outputs, self.outputs_of_ann)
+        parts, compared = self._parts(batches)
+        if self.activations is None or self._rounds():  # the levels may change how the ANN's weights are rounded
+            self.activations = self._activations()
+            self.outputs_of_ann = observe(self.graph, parts, self.activations, compared=compared)
+        leaves = [self.graph.inputs.leaves(x) for x in parts]
+        found, outputs = find_corrections(self.activations, leaves, self.snn, compared)
+        for mine, theirs in zip(outputs, self.outputs_of_ann, strict=True):
+            answers.add(mine, theirs)
         return found, answers.likeness()
+
+    def _parts(self, batches: Sequence[Batch]) -> tuple[list[Batch], int]:
+        """Return batches whose activations fit the caches, and how many of them make up the first batch."""
+        if self.settings.percentile is not None:  # which is of a whole batch
+            return list(batches), 1
+        found = [pieces(batch, _PIECE) for batch in batches]
+        return list(chain.from_iterable(found)), len(found[0])
 
     def _activations(self) -> Activations:
         corrected = [layer for layer in self.writer.layers if self._holder(layer) is not None]

@@ -112,12 +112,12 @@ class Activations:
 
 
 def find_corrections(
-    activations: Activations, batches: Sequence[Sequence[Tensor]], snn: fx.GraphModule
-) -> tuple[dict[str, Tensor], Any]:
+    activations: Activations, batches: Sequence[Sequence[Tensor]], snn: fx.GraphModule, compared: int
+) -> tuple[dict[str, Tensor], list[Any]]:
     """Correct the biases of the spiking network, layer by layer.
 
     Returns:
-        The corrections, and the outputs of the corrected network for the first batch.
+        The corrections, and the outputs of the corrected network for the first ``compared`` batches.
 
     A layer's correction shifts its pre-activations so that each channel's decoded activation has the mean of the ANN's
     activation, given the corrected layers before it (Li et al., "A Free Lunch From ANN: Towards Efficient, Accurate
@@ -130,7 +130,7 @@ def find_corrections(
     with evaluating(snn), torch.no_grad():
         for node in snn.graph.nodes:
             if not uncorrected:
-                runs = runs[:1]  # which goes on to the outputs
+                runs = runs[:compared]  # which go on to the outputs
             layer = uncorrected.pop(str(node.target), None) if node.op == "call_module" else None
             fired: list[tuple[Callable[[], SpikeTrain], Callable[[], Tensor]]] = []
             if layer is not None:
@@ -144,7 +144,7 @@ def find_corrections(
                 run.env[node] = run.run_node(node) if layer is None else fired[i][0]()
                 for dead in run.user_to_last_uses.get(node, []):
                     del run.env[dead]
-    return corrections, runs[0].env[snn.graph.output_node()][0]
+    return corrections, [run.env[snn.graph.output_node()][0] for run in runs[:compared]]
 
 
 def _started(snn: fx.GraphModule, leaves: Sequence[Tensor]) -> fx.Interpreter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -102,6 +103,18 @@ def example_of(ann: nn.Module, example: Any) -> Batch:
 def samples_of(batch: Batch) -> int:
     """Return the number of samples in a batch."""
     return next(len(x) for x in tree_leaves(batch) if isinstance(x, Tensor))
+
+
+def part(batch: Any, samples: slice) -> Any:
+    """Return some samples of a batch."""
+    return tree_map_only(Tensor, operator.itemgetter(samples), batch)
+
+
+def pieces(batch: Batch, numbers: int) -> list[Batch]:
+    """Split a batch into pieces of up to ``numbers`` numbers of an input, and at least one sample."""
+    largest = max(x[0].numel() for x in tree_leaves(batch) if isinstance(x, Tensor))
+    step = max(1, numbers // max(1, largest))
+    return [part(batch, slice(i, i + step)) for i in range(0, samples_of(batch), step)]
 
 
 def copied(batch: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.optim.swa_utils import AveragedModel
-from torch.utils._pytree import tree_map_only
 
 from ..neuron import Neuron
 from ..neuron.radix_if import MOST_STEPS, check_radix_steps
@@ -28,7 +26,7 @@ from .calibrate import Calibration, CalibrationSettings, Calibrator, Level, most
 from .comparison import Likeness, Sample, likeness, run_both
 from .conversion import Conversion, converted
 from .graph import Graph, check_one_sample, exported
-from .inputs import Batch, calibration_batches, example_of, names_inputs, samples_of
+from .inputs import Batch, calibration_batches, example_of, names_inputs, part, samples_of
 from .network import TandemNetwork
 from .nodes import some
 from .replace import called, check_replacements, replacing, warn_of
@@ -353,9 +351,7 @@ def _tried(
     Networks with other settings are calibrated on up to 16 samples of the batch, and compared on as many others.
     """
     most = min(samples_of(batch) // 2, _TRIED)
-    fitted, judged = (
-        tree_map_only(Tensor, operator.itemgetter(at), batch) for at in (slice(most), slice(most, 2 * most))
-    )
+    fitted, judged = part(batch, slice(most)), part(batch, slice(most, 2 * most))
 
     def judgement(network: TandemNetwork) -> Likeness:
         return run_both(network, network._record, judged, {}, graph).likeness()
