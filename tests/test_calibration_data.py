@@ -1,6 +1,7 @@
 """What a report says about calibration data that are unlike the training data."""
 
 import re
+from importlib import import_module
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 from exact import generator
 from tandem_cuda import convert
+from tandem_cuda.convert.inputs import pieces, samples_of
 
 
 def images(n, seed):
@@ -34,6 +36,25 @@ def warnings_of(x, ann=None):
 def test_other_images_of_the_same_scale():
     assert warnings_of(images(16, 1)) == ()
     assert warnings_of(list(images(32, 2).split(8))) == ()
+
+
+@pytest.mark.parametrize("how", [{}, {"percentile": 99.0}, {"per_channel": True}])
+def test_a_batch_in_pieces(how, monkeypatch):
+    """Networks take a large batch in pieces; what is found is that of the whole, and a percentile is of the whole."""
+    ann = trained()
+    batches = [images(32, 1), images(9, 2)]
+    whole = convert(ann, 8, calibrate=batches, **how)
+    monkeypatch.setattr(import_module("tandem_cuda.convert.calibrate"), "_PIECE", 5 * 192 + 1)
+    parts = convert(ann, 8, calibrate=batches, **how)
+    for name, level in whole.calibration.levels.items():
+        torch.testing.assert_close(torch.as_tensor(parts.levels[name]), torch.as_tensor(level), rtol=1e-5, atol=0)
+    for name, correction in whole.calibration.corrections.items():
+        torch.testing.assert_close(parts.calibration.corrections[name], correction, rtol=0, atol=1e-4)
+    assert parts.report().agreement == whole.report().agreement
+    with pytest.warns(UserWarning, match="of 32 samples"):  # the first batch, all its pieces
+        convert(ann, 1, calibrate=batches, **how)
+    assert [samples_of(x) for x in pieces((images(32, 1),), 5 * 192 + 1)] == [5] * 6 + [2]
+    assert [samples_of(x) for x in pieces((images(2, 1),), 1)] == [1, 1]
 
 
 @pytest.mark.parametrize(
