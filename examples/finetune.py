@@ -6,8 +6,7 @@
 
 The spiking network is the student, and a copy of the ANN the teacher. The student gets the teacher's outputs right by
 the tandem rule: its spikes run forward, and gradients flow through its own ANN. Batch norm's statistics stay as they
-are. Both networks see random crops of photographs and mixtures of two crops; nothing is downloaded, and no labels are
-needed.
+are. Both networks see random crops of photographs; nothing is downloaded, and no labels are needed.
 """
 
 from __future__ import annotations
@@ -48,14 +47,7 @@ class Crops(IterableDataset[Tensor]):
             chosen = torch.randperm(len(self.images), generator=order).tolist()
             batch = [self.images[i] for i in (chosen * math.ceil(self.batch_size / len(chosen)))[: self.batch_size]]
             start += 1
-            yield mixed(photographs.crops(batch, self.batch_size, self.size, seed=start, least=0.2), order)
-
-
-def mixed(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Half of the images, and sums of two in random shares: photographs are few, and their mixtures are many."""
-    shares = torch.rand(len(images), 1, 1, 1, generator=generator)
-    shares[::2] = 1.0
-    return shares * images + (1 - shares) * images[torch.randperm(len(images), generator=generator)]
+            yield photographs.crops(batch, self.batch_size, self.size, seed=start, least=0.3)
 
 
 class Distillation(lightning.LightningModule):
