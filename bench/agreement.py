@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -52,16 +51,8 @@ def row(name: str, net: Callable[[Tensor], Tensor], answers: dict[str, Tensor], 
     cells = []
     for source, images in sets.items():
         mine, ann = photographs.outputs(net, images), answers[source]
-        agreement = float((mine.argmax(1) == ann.argmax(1)).double().mean())
-        cells.append(f"{agreement:.1%} ({float((mine - ann).norm() / ann.norm()):.3f})")
+        cells.append(f"{photographs.agreement(mine, ann):.1%} ({photographs.error(mine, ann):.3f})")
     return f"| {name} | {' | '.join(cells)} |"
-
-
-def converted(net: nn.Module, T: int, images: Tensor, **how: Any) -> tc.TandemNetwork:
-    """The SNN of a copy of the network."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of networks unlike their ANN: the table says how unlike
-        return tc.convert(deepcopy(net), T, calibrate=images, **how)
 
 
 def kept(number: int, sets: dict[str, Tensor], args: argparse.Namespace) -> list[str]:
@@ -78,7 +69,7 @@ def kept(number: int, sets: dict[str, Tensor], args: argparse.Namespace) -> list
     for images in (crops[:n] for n in args.calibration):
         for T in args.time_steps:
             words = "" if args.weights is None else f", {args.weights} weights"
-            add(f"T = {T}{words}", converted(net, T, images, weights=args.weights))
+            add(f"T = {T}{words}", photographs.converted(net, T, images, weights=args.weights))
         for bits in args.bits:
             add(f"PyTorch, {bits} bits", photographs.int8(net, images, bits))
     return lines
@@ -91,10 +82,10 @@ def times(number: int, args: argparse.Namespace, run: Run) -> list[Any]:
     frozen, found = {}, []
     for T in args.time_steps:
         begun = time.perf_counter()
-        frozen[T] = converted(net, T, crops, weights="int8")
+        snn = photographs.converted(net, T, crops, weights="int8")
         seconds = time.perf_counter() - begun
         found.append(Figure(f"Lite{number}, T = {T}: convert, 64 images", seconds, "s", higher_is_better=False))
-        frozen[T] = tc.freeze(frozen[T])
+        frozen[T] = tc.freeze(snn)
     for batch in args.batches:
         x = crops[:batch].contiguous(memory_format=torch.channels_last)
         ann = deepcopy(net).to(memory_format=torch.channels_last)

@@ -12,11 +12,9 @@ are. Both networks see random crops of photographs; nothing is downloaded, and n
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import math
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, IterableDataset
 
-from tandem_cuda import TandemNetwork, convert
+from tandem_cuda import TandemNetwork
 
 
 class Crops(IterableDataset[Tensor]):
@@ -102,8 +100,7 @@ class Distillation(lightning.LightningModule):
 def agreement(snn: TandemNetwork, answers: dict[str, Tensor], sets: dict[str, Tensor]) -> dict[str, float]:
     """The share of images for which both networks give one class, by where the images come from."""
     snn.eval()
-    found = {name: photographs.outputs(snn, images).argmax(1) == answers[name] for name, images in sets.items()}
-    return {name: float(equal.double().mean()) for name, equal in found.items()}
+    return {name: photographs.agreement(photographs.outputs(snn, x), answers[name]) for name, x in sets.items()}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -150,12 +147,10 @@ def main() -> None:
     if args.held_out is not None:
         others = photographs.opened(args.held_out, args.images)
         sets["photographs held out"] = photographs.crops(others, args.images, size, seed=2)
-    answers = {name: photographs.outputs(teacher, images).argmax(1) for name, images in sets.items()}
+    answers = {name: photographs.outputs(teacher, images) for name, images in sets.items()}
     trained_on = ten + ([] if args.photographs is None else photographs.opened(args.photographs, 1000))
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of a network unlike its ANN: that is why it is trained
-        snn = convert(copy.deepcopy(teacher), args.time_steps, calibrate=crops[: args.calibration])
+    snn = photographs.converted(teacher, args.time_steps, crops[: args.calibration])
     before = agreement(snn, answers, sets)
     print(f"Training EfficientNet-Lite{args.network}, T = {args.time_steps}, on {len(trained_on)} photographs:")
     trainer = lightning.Trainer(

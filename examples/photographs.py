@@ -9,6 +9,7 @@ import random
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,8 @@ except ImportError as error:
         f"Networks with their weights and photographs need timm, scikit-image, scikit-learn and matplotlib: {error}\n"
         "Install them with: pip install 'tandem_cuda[pretrained]'   (in a checkout: pip install -e '.[pretrained]')"
     ) from error
+
+from tandem_cuda import TandemNetwork, convert
 
 SIZES = {0: 224, 1: 240, 2: 260}
 """The sides of the images that EfficientNet-Lite0, 1 and 2 were trained on."""
@@ -93,6 +96,23 @@ def middle(image: Image.Image) -> Image.Image:
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return image.crop((left, top, left + side, top + side))
+
+
+def converted(net: nn.Module, time_steps: int, calibration: Tensor, **how: Any) -> TandemNetwork:
+    """The spiking network of a copy of an ANN. ``how``: further arguments of convert."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of networks unlike their ANN: the programs say how unlike
+        return convert(copy.deepcopy(net), time_steps, calibrate=calibration, **how)
+
+
+def agreement(mine: Tensor, theirs: Tensor) -> float:
+    """The share of images for which two outputs [N, classes] are largest for one class."""
+    return float((mine.argmax(1) == theirs.argmax(1)).double().mean())
+
+
+def error(mine: Tensor, theirs: Tensor) -> float:
+    """The norm of the difference of two outputs, over the norm of the second."""
+    return float((mine - theirs).norm() / theirs.norm())
 
 
 def outputs(net: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:

@@ -25,17 +25,10 @@ import photographs
 import torch
 from torch import Tensor, nn
 
-from tandem_cuda import TandemNetwork, convert, freeze, synops
+from tandem_cuda import TandemNetwork, freeze, synops
 
 SHOWN = (0, 1, 2, 3)
 """The photographs whose classes are printed and drawn: an astronaut, a cat, a cup of coffee, and a rocket."""
-
-
-def converted(net: nn.Module, time_steps: int, calibration: Tensor, **how: Any) -> TandemNetwork:
-    """The SNN of a copy of the network."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of networks unlike their ANN: the program says how unlike
-        return convert(copy.deepcopy(net), time_steps, calibrate=calibration, **how)
 
 
 def compared(snn: TandemNetwork, answers: dict[str, Tensor], sets: dict[str, Tensor]) -> dict[str, float]:
@@ -43,12 +36,11 @@ def compared(snn: TandemNetwork, answers: dict[str, Tensor], sets: dict[str, Ten
     found = {}
     for source, images in sets.items():
         mine, ann = photographs.outputs(snn, images), answers[source]
-        found[source] = float((mine.argmax(1) == ann.argmax(1)).double().mean())
+        found[source] = photographs.agreement(mine, ann)
         second = float((mine.topk(5).indices == ann.argmax(1, keepdim=True)).any(1).double().mean())
-        error = float((mine - ann).norm() / ann.norm())
         print(
             f"  {source}: the ANN's class for {found[source]:.1%} of {len(images)}, among the first five for "
-            f"{second:.1%}; the outputs differ by {error:.3f} of their norm"
+            f"{second:.1%}; the outputs differ by {photographs.error(mine, ann):.3f} of their norm"
         )
     return found
 
@@ -72,7 +64,8 @@ def milliseconds(net: Callable[[Tensor], Tensor], image: Tensor, repeats: int = 
 
 def fast(net: nn.Module, image: Tensor) -> Callable[[Tensor], Tensor]:
     """The network compiled for this image; its weights are constants."""
-    with torch.no_grad(), torch._inductor.config.patch(freezing=True):
+    with warnings.catch_warnings(), torch.no_grad(), torch._inductor.config.patch(freezing=True):
+        warnings.simplefilter("ignore")  # the compiler warns of its own code for int8
         compiled: Callable[[Tensor], Tensor] = torch.compile(net, dynamic=False)
         compiled(image)
     return compiled
@@ -140,7 +133,7 @@ def main() -> None:
     results: dict[str, Any] = {"agreement": {}, "operations_per_mac": {}, "convert_seconds": {}}
     for T in args.time_steps:
         name, start = f"SNN, T = {T}", time.perf_counter()
-        snn = converted(net, T, calibration)
+        snn = photographs.converted(net, T, calibration)
         results["convert_seconds"][name] = time.perf_counter() - start
         results["operations_per_mac"][name] = operations(snn, sets["other crops of these photographs"][:16])
         print(
@@ -150,7 +143,7 @@ def main() -> None:
         results["agreement"][name] = compared(snn, answers, sets)
         named[name] = photographs.classes(photographs.outputs(snn, whole))
         if args.times:
-            frozen[f"{name}, int8 weights, frozen"] = freeze(converted(net, T, calibration, weights="int8"))
+            frozen[f"{name}, int8 weights, frozen"] = freeze(photographs.converted(net, T, calibration, weights="int8"))
     print("\nThe likeliest classes of four photographs:")
     print_classes(named)
     photographs.draw(whole, named, args.out / "pretrained.png")

@@ -44,8 +44,11 @@ def test_a_batch_in_pieces(how, monkeypatch):
     ann = trained()
     batches = [images(32, 1), images(9, 2)]
     whole = convert(ann, 8, calibrate=batches, **how)
-    monkeypatch.setattr(import_module("tandem_cuda.convert.calibrate"), "_PIECE", 5 * 192 + 1)
+    calibrate, split = import_module("tandem_cuda.convert.calibrate"), []
+    monkeypatch.setattr(calibrate, "_PIECE", 5 * 192 + 1)
+    monkeypatch.setattr(calibrate, "pieces", lambda batch, most: split.append(most) or pieces(batch, most))
     parts = convert(ann, 8, calibrate=batches, **how)
+    assert set(split) == (set() if "percentile" in how else {5 * 192 + 1})
     for name, level in whole.calibration.levels.items():
         torch.testing.assert_close(torch.as_tensor(parts.levels[name]), torch.as_tensor(level), rtol=1e-5, atol=0)
     for name, correction in whole.calibration.corrections.items():

@@ -127,9 +127,9 @@ def convert(
             over the batches. By default, the level is the one at which the activations, rounded to whole spikes and
             clipped at T, differ least from the ANN's (least squares). It depends on ``time_steps``.
         per_channel: find a level for each channel or feature instead of one for each layer. Gains and biases of the
-            layer, and the weights of the layers that read it, then contain the thresholds. It helps at T = 2 and 3, if
-            ``calibrate`` has hundreds of samples of the data that the network will see. On other data a channel may
-            exceed by far what it reached on a few samples.
+            layer, and the weights of the layers that read it, then contain the thresholds. It can help at few time
+            steps, if ``calibrate`` has hundreds of samples of the data that the network will see. On other data a
+            channel may exceed by far what it reached on a few samples.
         correct_bias: shift the pre-activations of the spiking twin, layer by layer, so that the mean of each channel's
             decoded spikes is the mean of the ANN's activations on ``calibrate``. The ANN's parameters stay as they are.
             By default (None), yes, but not in mode "spikes", where ``calibrate`` has no spike trains.
