@@ -135,7 +135,10 @@ def int8(net: nn.Module, images: Tensor, bits: int = 8) -> nn.Module:
         exported = torch.export.export(copy.deepcopy(net).eval(), (images[:2],), dynamic_shapes=free).module()
         prepared = quantize_pt2e.prepare_pt2e(exported, x86.X86InductorQuantizer().set_global(settings))
         outputs(prepared, images)
-        return quantize_pt2e.convert_pt2e(prepared)
+        found = quantize_pt2e.convert_pt2e(prepared)
+    if not any("quantize_per_tensor" in str(node.target) for node in found.graph.nodes):
+        raise SystemExit(f"torchao's quantiser quantised nothing under torch {torch.__version__}; it needs torch 2.13")
+    return found
 
 
 Classes = list[list[tuple[str, float]]]

@@ -189,14 +189,15 @@ def test_both_twins_see_the_same_weights(make, order):
 @every_model
 @pytest.mark.parametrize(("weights", "bits"), [("int8", 8), ("int16", 16)])
 def test_convert_quantises_from_the_start(make, weights, bits):
-    """As if the ANN had been quantised before."""
-    ann, other = trained(make), trained(make)
+    """The levels are those of the ANN as it is before. Then both twins are quantised."""
     x = inputs()
     for k in (None, 1):
+        ann, other = trained(make), trained(make)
         snn = convert(ann, 8, calibrate=x, spiking_layers=k, weights=weights)
+        levels = convert(trained(make), 8, calibrate=x, spiking_layers=k).levels
+        torch.testing.assert_close(snn.levels, levels, rtol=0, atol=0)
         quantise(other, bits)
-        want = convert(other, 8, calibrate=x, spiking_layers=k)
-        torch.testing.assert_close(snn.levels, want.levels, rtol=0, atol=0)
+        want = convert(other, 8, calibrate=snn.calibration, spiking_layers=k, example=x)
         same(snn(x).detach(), want(x).detach())
         same(snn.ann()(x).detach(), other(x).detach())
         assert list(snn.state_dict()) == list(want.state_dict())

@@ -18,7 +18,6 @@ from ..neuron import IF, Neuron, RadixIF, check_neuron, of_settings
 from ..neuron.radix_if import MOST_STEPS
 from ..nn import TandemNeurons
 from ..nn.modes import evaluating
-from ..nn.quantiser import WeightQuantiser
 from ..nn.tandem import TandemLayer
 from ..ops import checks
 from .calibration_data import CalibrationData
@@ -470,7 +469,7 @@ class Calibrator:
         answers = OutputComparison()
         answers.samples = samples_of(batches[0])
         parts, compared = self._parts(batches)
-        if self.activations is None or self._rounds():  # the levels may change how the ANN's weights are rounded
+        if self.activations is None or self.graph.rounds:  # the levels may change how the ANN's weights are rounded
             self.activations = self._activations()
             self.outputs_of_ann = observe(self.graph, parts, self.activations, compared=compared)
         leaves = [self.graph.inputs.leaves(x) for x in parts]
@@ -489,9 +488,6 @@ class Calibrator:
     def _activations(self) -> Activations:
         corrected = [layer for layer in self.writer.layers if self._holder(layer) is not None]
         return Activations([self._measured(layer, True) for layer in corrected])
-
-    def _rounds(self) -> bool:
-        return any(isinstance(module, WeightQuantiser) for module in self.snn.modules())
 
     def _holder(self, layer: SpikingLayer) -> TandemLayer | None:
         return weight_layer(self.snn.get_submodule(layer.name))

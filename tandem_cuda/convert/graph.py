@@ -59,16 +59,27 @@ class Graph:
     """What forward does differently in training."""
 
     def tensor(self, name: str) -> Any:
-        """Return a parameter, buffer or constant by its name."""
+        """Return a parameter, buffer or constant by its name: rounded if the ANN rounded it when it was exported."""
         if name in self.constants:
             return self.constants[name]
         path, _, key = name.rpartition(".")
-        if key == "original" and self._is_rounded(self.ann.get_submodule(path)):
+        if self._is_rounded(name):
             path, _, key = path.replace(".parametrizations.", ".").removeprefix("parametrizations.").rpartition(".")
-        return getattr(self.ann.get_submodule(path), key)
+            return getattr(self.ann.get_submodule(path), key)
+        with WeightQuantiser.transparent():
+            return getattr(self.ann.get_submodule(path), key)
 
-    def _is_rounded(self, holder: nn.Module) -> bool:
+    def _is_rounded(self, name: str) -> bool:
+        path, _, key = name.rpartition(".")
+        if key != "original":
+            return False
+        holder = self.ann.get_submodule(path)
         return isinstance(holder, ParametrizationList) and isinstance(holder[0], WeightQuantiser)
+
+    @property
+    def rounds(self) -> bool:
+        """Whether the ANN rounded weights when it was exported."""
+        return any(node.op == "get_attr" and self._is_rounded(str(node.target)) for node in self.graph.nodes)
 
     @property
     def description(self) -> str:

@@ -144,8 +144,8 @@ def convert(
             ``correct_bias=False`` they stay.
         analogue: whether calls without a spiking form are computed on real values. With False they are refused.
         weights: "int8" or "int16" to compute with integer weights of 8 or 16 bits in both twins, as
-            :func:`tandem_cuda.quantise` does: the ANN is changed, too. Calibration measures the quantised ANN. By
-            default weights stay as they are.
+            :func:`tandem_cuda.quantise` does: the ANN is changed, too. Calibration measures the ANN as it is before, so
+            that corrected biases also make up for what rounding does to means. By default weights stay as they are.
         example: the arguments of forward: a Tensor, a tuple of tensors, or of lists and dicts of tensors, or a dict of
             arguments by name, of at least one sample; by default, from ``calibrate``. The network takes any number of
             samples, but other sizes of images are refused.
