@@ -298,7 +298,9 @@ def test_agreement(bench, monkeypatch, tmp_path, capsys):
     threads = torch.get_num_threads()
     try:
         if torch.__version__ < torch.torch_version.TorchVersion("2.13"):
-            with pytest.raises(SystemExit, match="torchao's quantiser quantised nothing under torch .*; it needs torch"):
+            with pytest.raises(
+                SystemExit, match="torchao's quantiser quantised nothing under torch .*; it needs torch"
+            ):
                 agreement.main([str(option) for option in options])
             return
         agreement.main([str(option) for option in options])
