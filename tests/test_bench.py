@@ -299,7 +299,7 @@ def test_agreement(bench, monkeypatch, tmp_path, capsys):
     try:
         if torch.__version__ < torch.torch_version.TorchVersion("2.13"):
             with pytest.raises(
-                SystemExit, match="torchao's quantiser quantised nothing under torch .*; it needs torch"
+                SystemExit, match=r"torchao's quantiser quantised nothing under torch .*; it needs torch"
             ):
                 agreement.main([str(option) for option in options])
             return
