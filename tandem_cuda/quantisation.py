@@ -20,11 +20,11 @@ def quantise(model: nn.Module, bits: int) -> None:
     ``weight`` attribute returns the rounded values. Biases and batch norm are not quantised. ``state_dict`` keeps its
     names and full precision, so quantised and other networks can load each other's checkpoints.
 
-    A TandemNetwork is quantised in both twins; converting a quantised ANN with :func:`tandem_cuda.convert`, or
-    converting with ``weights="int8"`` or ``"int16"``, has the same effect. The spiking twin computes with the integers
-    themselves: their sums are exact, so that the spikes are the same to the bit on every engine, instruction set and
-    device. (float64 layers compute with rounded floats.) :func:`tandem_cuda.freeze` keeps the integers. Like every
-    parametrised module, a quantised network supports ``copy.deepcopy`` but not pickling.
+    A TandemNetwork is quantised in both twins. :func:`tandem_cuda.convert` takes a quantised ANN, too. With
+    ``weights="int8"`` or ``"int16"`` it calibrates on the ANN as it is, and then quantises both twins. The spiking twin
+    computes with the integers themselves: their sums are exact, so that the spikes are the same to the bit on every
+    engine, instruction set and device. (float64 layers compute with rounded floats.) :func:`tandem_cuda.freeze` keeps
+    the integers. Like every parametrised module, a quantised network supports ``copy.deepcopy`` but not pickling.
 
     Args:
         model: the network; its tandem layers, nn.Linear and convolutions are changed in place.

@@ -183,7 +183,7 @@ def test_corrections_of_a_quantised_ann(monkeypatch):
         ann, x = ann.float(), x.float()
         quantise(ann, 2)
         if patch:
-            monkeypatch.setattr(importlib.import_module("tandem_cuda.convert.graph").Graph, "rounds", False)
+            monkeypatch.setattr(importlib.import_module("tandem_cuda.convert.graph").Graph, "rounded", frozenset())
         found.append(convert(ann, 4, calibrate=x).calibration.corrections)
     assert any((one - other).abs().max() > 1e-3 for one, other in zip(*(x.values() for x in found), strict=True))
 

@@ -1,5 +1,6 @@
 """What convert does without further arguments: forms of data, how well it went, and what is saved of it."""
 
+import copy
 import io
 import itertools
 import re
@@ -10,7 +11,19 @@ import torch.nn.functional as F
 from torch import nn
 
 from anns import Pair, Residual, cnn, inputs
-from tandem_cuda import IF, Decode, RadixIF, SpikeTrain, SpikingMaxPool2d, TandemConv2d, TandemLinear, convert, freeze
+from exact import same
+from tandem_cuda import (
+    IF,
+    Decode,
+    RadixIF,
+    SpikeTrain,
+    SpikingMaxPool2d,
+    TandemConv2d,
+    TandemLinear,
+    convert,
+    freeze,
+    quantise,
+)
 from tandem_cuda.convert import Calibration
 
 
@@ -284,6 +297,29 @@ def test_levels_of_channels_are_advised_where_they_are_better(scales):
     better = convert(ann, 2, calibrate=x, per_channel=True)
     advised = "per_channel=True (" in str(warned[0].message)
     assert advised == (better.report().agreement > worse.report().agreement) == (len(scales.unique()) > 1)
+
+
+@pytest.mark.parametrize(("bits", "weights"), [(4, None), (None, "int8")])
+def test_advice_for_integer_weights_is_measured_with_them(bits, weights):
+    """The trials leave the ANN's rounding alone, and are what a user who follows the advice gets."""
+    torch.manual_seed(0)
+    ann, x = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).eval(), torch.randn(64, 8)
+    with torch.no_grad():
+        scales = 2.0 ** torch.arange(8)
+        ann[0].weight.copy_(torch.eye(8) * scales.unsqueeze(1))
+        ann[2].weight.div_(scales)
+    if bits:
+        quantise(ann, bits)
+    given = copy.deepcopy(ann)
+    with pytest.warns(UserWarning, match="the network gives the class of its ANN") as warned:
+        worse = convert(ann, 2, calibrate=x, weights=weights)
+    want = worse(x).detach()
+    advised = copy.deepcopy(given)
+    better = convert(advised, 2, calibrate=x[:16], per_channel=True, weights=weights)
+    share = (better(x[16:32]).argmax(1) == given(x[16:32]).argmax(1)).float().mean()
+    assert f"per_channel=True ({share:.1%} of 16 samples, in place of " in str(warned[0].message)
+    assert all(layer.parametrizations.weight[0].input_scale is None for layer in (ann[0], ann[2]))
+    same(freeze(worse)(x), want)
 
 
 def test_no_advice_to_use_more_radix_spikes_than_there_are():

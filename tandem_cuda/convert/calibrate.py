@@ -469,7 +469,7 @@ class Calibrator:
         answers = OutputComparison()
         answers.samples = samples_of(batches[0])
         parts, compared = self._parts(batches)
-        if self.activations is None or self.graph.rounds:  # the levels may change how the ANN's weights are rounded
+        if self.activations is None or self.graph.rounded:  # the levels may change how the ANN's weights are rounded
             self.activations = self._activations()
             self.outputs_of_ann = observe(self.graph, parts, self.activations, compared=compared)
         leaves = [self.graph.inputs.leaves(x) for x in parts]

@@ -183,12 +183,12 @@ def _numbers_of(x: Any) -> Any:
 
 
 def _graph_again(ann: nn.Module, record: Record, wanted: Collection[str] | None, graph: Graph | None) -> Graph | None:
-    """Return the ANN's graph as it was in the conversion, which has the ``wanted`` nodes; None if none are wanted.
+    """Return the graph, or the ANN's as it was in the conversion, with the ``wanted`` nodes; None if none are wanted.
 
     Graphs cannot be pickled, so networks do not keep theirs.
     """
     if wanted is None or graph is not None:
-        return graph if wanted is not None else None
+        return graph
     found = exported(ann, record.inputs.example(ann))
     if record.rewrite is not None:
         record.rewrite(found)
@@ -400,7 +400,8 @@ def run_both(
         record: what its conversion knows.
         batches: a batch for each argument.
         sums: the sums of layers with neurons, to be added to.
-        graph: the graph of the ANN; by default it is exported again.
+        graph: the graph of the ANN in its conversion, whose weights are rounded as they were then. By default the
+            ANN is run as it is, and exported again where ``sums`` want its activations.
     """
     ann, snn, answers = network.ann(), network.snn, OutputComparison()
     origins = {origin.name: origin for origin in record.origins}

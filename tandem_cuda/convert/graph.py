@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import inspect
 import io
@@ -12,7 +13,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.utils._pytree import TreeSpec, tree_leaves, tree_map_only, tree_unflatten
 
 from ..nn.modes import evaluating
+from ..nn.quantised import unquantise_layers, weight_layers
 from ..nn.quantiser import WeightQuantiser
 from .functional import Unwritable, functional, inlined
 from .inputs import Inputs, copied
@@ -59,14 +61,12 @@ class Graph:
     """What forward does differently in training."""
 
     def tensor(self, name: str) -> Any:
-        """Return a parameter, buffer or constant by its name: rounded if the ANN rounded it when it was exported."""
+        """Return a parameter, buffer or constant by its name. A weight is rounded if it was so at the export."""
         if name in self.constants:
             return self.constants[name]
-        path, _, key = name.rpartition(".")
-        if self._is_rounded(name):
-            path, _, key = path.replace(".parametrizations.", ".").removeprefix("parametrizations.").rpartition(".")
-            return getattr(self.ann.get_submodule(path), key)
-        with WeightQuantiser.transparent():
+        rounded = self._is_rounded(name)
+        path, _, key = (_ROUNDED.sub(r"\1\2", name) if rounded else name).rpartition(".")
+        with contextlib.nullcontext() if rounded else WeightQuantiser.transparent():
             return getattr(self.ann.get_submodule(path), key)
 
     def _is_rounded(self, name: str) -> bool:
@@ -77,9 +77,16 @@ class Graph:
         return isinstance(holder, ParametrizationList) and isinstance(holder[0], WeightQuantiser)
 
     @property
-    def rounds(self) -> bool:
-        """Whether the ANN rounded weights when it was exported."""
-        return any(node.op == "get_attr" and self._is_rounded(str(node.target)) for node in self.graph.nodes)
+    def rounded(self) -> frozenset[str]:
+        """The names of the weights that the ANN rounded when it was exported."""
+        names = {str(node.target) for node in self.graph.nodes if node.op == "get_attr"}
+        return frozenset(_ROUNDED.sub(r"\1\2", name) for name in names - {*self.constants} if self._is_rounded(name))
+
+    def copied(self) -> Graph:
+        """Return the graph of a copy of the ANN, which rounds the weights that the ANN rounded at the export."""
+        ann, rounded = copy.deepcopy(self.ann), self.rounded
+        unquantise_layers(x for name, x in weight_layers(ann) if f"{name}.weight".lstrip(".") not in rounded)
+        return replace(self, ann=ann)
 
     @property
     def description(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace as replaced_fields
 from typing import Any
 
@@ -234,7 +234,7 @@ def network_of(
         check_one_sample(graph, arguments)
         conversion, snn = _written(graph, options, weights)
         check_quantisable("convert", "ann", weight_layers(snn) if weights else [])
-        with quantised_layers(weight_layers(ann, snn), _BITS[weights]) if weights else nullcontext():
+        with _quantised(ann, snn, weights):
             network, found = calibrated_network(conversion, snn, settings, batches)
             network._record.replaced = names
             if batches and mode != "spikes":
@@ -307,6 +307,11 @@ def calibrated_network(
     return network, found
 
 
+def _quantised(ann: nn.Module, snn: nn.Module, weights: str | None) -> AbstractContextManager[None]:
+    """Return a context in which both twins get integer weights, and keep them if it does not fail."""
+    return quantised_layers(weight_layers(ann, snn), _BITS[weights]) if weights else nullcontext()
+
+
 def _repeated_integers(snn: nn.Module, weights: str | None) -> tuple[str, ...]:
     """Return the names of layers that share their integer weights with another layer of neurons."""
     layers = [(name, x) for name, x in snn.named_modules() if isinstance(x, TandemLayer)]
@@ -358,9 +363,13 @@ def _tried(
 
     found, now = [], judgement(network)
     for words, (settings, options) in trials.items():
+        # Levels change how weights are rounded, which must not happen to the ANN.
+        source = graph.copied() if weights or graph.rounded else graph
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of layers that these few samples never activate
-            other, _ = calibrated_network(*_written(graph, options, weights), settings, [fitted])
+            conversion, snn = _written(source, options, weights)
+            with _quantised(source.ann, snn, weights):
+                other, _ = calibrated_network(conversion, snn, settings, [fitted])
         if (near := judgement(other)).is_nearer_than(now):
             found.append(f"{words} ({near.in_place_of(now)})")
     return found
